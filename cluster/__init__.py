@@ -1,0 +1,1 @@
+"""Where a sweep runs. Nothing of ours is imported here."""

@@ -1,0 +1,144 @@
+"""What one trial is: the `pipeline:` section. Frozen pydantic; only pydantic and the standard library are imported.
+
+Names are Axolotl's where Axolotl has one. Any key can be swept; cross-field rules stand on the smallest class that sees
+both fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+
+class Config(BaseModel):
+    """Base of every part of the file: frozen, unknown keys fail, the text under a field documents it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataFile(Config):
+    """A dataset of its own."""
+
+    path: str
+    """JSONL file; relative paths are relative to the sweep file."""
+    type: Literal["chat", "prompt_completion", "text"]
+    """Shape of a row: `chat` (a list of messages), `prompt_completion` (two texts), `text` (one)."""
+    field_messages: str = "messages"
+    """Key of the message list of `chat` rows."""
+    field_prompt: str = "prompt"
+    """Key of the prompt of `prompt_completion` rows."""
+    field_completion: str = "completion"
+    """Key of the completion of `prompt_completion` rows."""
+    field_text: str = "text"
+    """Key of the text of `text` rows."""
+    group_by: str | None = None
+    """Key whose value keeps rows together in splits and clusters errors; default: the prompt."""
+    limit: int | None = Field(default=None, ge=1)
+    """Rows used at most, the first ones in file order; all by default."""
+
+
+class Fraction(Config):
+    """A share of `train`, by hash of the prompt: stable and disjoint."""
+
+    fraction: float = Field(gt=0, lt=1)
+    """Share of the prompts of `train`."""
+
+
+class Datasets(Config):
+    """The four splits."""
+
+    train: DataFile
+    """What is trained on."""
+    tune: DataFile | Fraction = Fraction(fraction=0.1)
+    """Decides during the sweep."""
+    select: DataFile | Fraction | None = None
+    """Chooses soups; needed when there is a soup."""
+    test: DataFile | Fraction | None = None
+    """Opened once, by the final step."""
+    on_duplicate: Literal["error", "drop_train"] = "error"
+    """A prompt that stands in two splits' files: an error, or it is dropped from train."""
+
+
+class SFTConfig(Config):
+    """Supervised fine-tuning with TRL's SFTTrainer, LoRA or full."""
+
+    type: Literal["sft"] = "sft"
+    base_model: str
+    """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
+    datasets: Datasets
+    """The four splits."""
+    adapter: Literal["lora", "none"] = "lora"
+    """`lora` trains a PEFT adapter, `none` all weights."""
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of the adapter."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Numerator of the adapter's scaling; default 2 x `lora_r`."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Modules that get an adapter, by the end of their names."""
+    use_rslora: bool = False
+    """Scale by alpha/sqrt(r) instead of alpha/r."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the schedule after warm-up, laid out to the total."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """First-moment decay of AdamW."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Second-moment decay of AdamW."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    micro_batch_size: int = Field(default=2, ge=1)
+    """Rows in one forward pass of one device."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes an optimizer step; the loss is a mean over tokens of all of them."""
+    eval_batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass of an evaluation."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps in all; give this or `num_epochs`."""
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over train in all; give this or `max_steps`."""
+    sequence_len: int = Field(default=1024, ge=8)
+    """Tokens a row at most; longer rows are cut at the end and counted."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16` is autocast over fp32 weights."""
+    seed_data: int = 0
+    """Seed of the split hashes; the same in all trials."""
+    loss_multiple: float = Field(default=5.0, gt=1)
+    """A training loss past this multiple of the run's first one counts as diverged."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only if you trust it."""
+
+
+class CustomConfig(Config):
+    """A pipeline of your own: a class with `resource`, `run` and optionally `evaluate` (see CONTRIBUTING)."""
+
+    type: Literal["custom"] = "custom"
+    import_path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    """`module:Class`, importable where trials run; the sweep file's folder is on the path."""
+    kwargs: dict[str, Any] = Field(default_factory=dict)
+    """Handed to the class; any key below can be swept as `kwargs.NAME`."""
+    total: int = Field(ge=1)
+    """The resource of a whole run."""
+    metrics: dict[str, Literal["minimize", "maximize"]] = Field(default_factory=dict)
+    """Scores it reports on `tune`, without the split, and which way is better."""
+
+
+PipelineConfig = Annotated[SFTConfig | CustomConfig, Field(discriminator="type")]
+_ADAPTER: TypeAdapter[SFTConfig | CustomConfig] = TypeAdapter(PipelineConfig)
+
+
+def parse_pipeline(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:
+    """The typed form of a resolved configuration, on a worker.
+
+    Raises:
+        pydantic.ValidationError: never after the door has passed it.
+    """
+    return _ADAPTER.validate_python(dict(config))

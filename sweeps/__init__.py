@@ -1,0 +1,1 @@
+"""The sweep: its file, search, engine, ledger and pages."""

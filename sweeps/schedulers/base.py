@@ -1,0 +1,89 @@
+"""What a scheduler is: it reads the rungs as the ledger has them and decides about any run. It keeps no state of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from sweeps.trial import Run
+
+Action = Literal["continue", "stop", "promote"]
+RunState = Literal["waiting", "running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """About one run at one resource.
+
+    `continue`: the reporting lease goes on (no decision point, or promoted on the spot). `stop`: the lease ends here; the
+    run waits and may be promoted later. `promote`: a waiting run gets a lease to its next milestone.
+    """
+
+    run: Run
+    action: Action
+    resource: int
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run as schedulers see it.
+
+    Attributes:
+        run: which.
+        order: its trial's order, the tie-break everywhere.
+        state: `waiting` runs hold a checkpoint at a rung and may be promoted.
+        values: resource -> metric at that milestone, oriented so that smaller is better; NaN where it diverged.
+        target: the milestone its present or last lease was meant for.
+    """
+
+    run: Run
+    order: int
+    state: RunState
+    values: Mapping[int, float] = field(default_factory=dict)
+    target: int = 0
+
+
+@dataclass(frozen=True)
+class SweepView:
+    """The sweep as schedulers see it.
+
+    Attributes:
+        runs: all runs in order.
+        more_to_come: whether new trials will still be suggested.
+        milestones: all rungs, ascending; the last is the pipeline's total.
+    """
+
+    runs: Sequence[RunView]
+    more_to_come: bool
+    milestones: tuple[int, ...]
+
+
+class Scheduler(Protocol):
+    """Decides from the view alone, so that a fold of the ledger gives the same decisions."""
+
+    milestones: tuple[int, ...]
+
+    def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
+        """Decisions after `run` reported at a milestone; `view` already holds the report. Exactly one concerns `run`."""
+        ...
+
+    def next_lease(self, view: SweepView) -> Decision | None:
+        """A waiting run to promote now that a slot is free; None when a new trial should start (or nothing is left)."""
+        ...
+
+
+class RunToEnd:
+    """`early_terminate: none`: every run goes to the pipeline's total; milestones only report."""
+
+    def __init__(self, total: int) -> None:
+        self.milestones: tuple[int, ...] = (total,)
+
+    def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
+        """Goes on until the total."""
+        return [Decision(run, "stop" if resource >= self.milestones[-1] else "continue", resource)]
+
+    def next_lease(self, view: SweepView) -> Decision | None:
+        """Nothing ever waits."""
+        return None

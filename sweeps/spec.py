@@ -1,0 +1,183 @@
+"""The sweep file, typed. Read once at the door (`sweeps.load`), it travels whole; nobody below it reads YAML.
+
+Only pydantic and the standard library are imported, so that `stockpot check` needs neither torch nor ray.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from evaluators.config import AnyEvaluatorConfig
+from pipelines.config import Config, PipelineConfig
+
+
+class RandomConfig(Config):
+    """Independent draws."""
+
+    type: Literal["random"] = "random"
+    seed: int = 0
+    """Seed of the draws."""
+
+
+class GridConfig(Config):
+    """Every combination, in the file's order or shuffled."""
+
+    type: Literal["grid"] = "grid"
+    seed: int = 0
+    """Seed of the shuffle."""
+    shuffle: bool = False
+    """Random order, so that a grid cut short by the budget is a fair sample."""
+
+
+class TPEConfig(Config):
+    """Tree-structured Parzen estimators (Optuna), multivariate, grouped by branch."""
+
+    type: Literal["tpe"] = "tpe"
+    seed: int = 0
+    """Seed of the sampler."""
+    n_startup_trials: int = Field(default=8, ge=1)
+    """Random draws before the model is used."""
+
+
+MethodConfig = Annotated[RandomConfig | GridConfig | TPEConfig, Field(discriminator="type")]
+
+
+class Budget(Config):
+    """When to stop asking. At least one is given."""
+
+    trials: int | None = Field(default=None, ge=1)
+    """Trials in all."""
+    hours: float | None = Field(default=None, gt=0)
+    """Hours of wall time of all drivers together; running leases end at their next report, and the final step still runs."""
+
+
+class NoneConfig(Config):
+    """Every trial runs to the end."""
+
+    type: Literal["none"] = "none"
+
+
+class ASHAConfig(Config):
+    """Asynchronous successive halving, by promotion."""
+
+    type: Literal["asha"] = "asha"
+    min: int = Field(ge=1)
+    """First rung, in the pipeline's resource."""
+    max: int | None = Field(default=None, ge=1)
+    """The pipeline's total; anything else is an error."""
+    eta: int = Field(default=3, ge=2)
+    """One in eta goes on."""
+    finalists: int | None = Field(default=None, ge=1)
+    """Trials guaranteed to reach the total; default `soup.top`, at most half of the trials."""
+
+
+EarlyTerminateConfig = Annotated[NoneConfig | ASHAConfig, Field(discriminator="type")]
+
+
+class Seeds(Config):
+    """Seeds of tuning and, disjoint from them, of the final step."""
+
+    tune: tuple[int, ...] = (0,)
+    """Each configuration is run with each of these."""
+    test: tuple[int, ...] = ()
+    """The winner and the baseline are retrained with these; empty: the interval then covers data, not training."""
+
+
+class Resources(Config):
+    """What one trial gets."""
+
+    cpus: float | Literal["auto"] = "auto"
+    """CPU threads; `auto` shares the machine's evenly among the trials that run at once."""
+    gpus: float | Literal["auto"] = "auto"
+    """GPUs; `auto` is one where the cluster has one."""
+
+
+class OnFailure(Config):
+    """What happens when a trial fails, by the kind of failure."""
+
+    oom: Literal["halve_micro_batch", "stop"] = "halve_micro_batch"
+    """Out of memory: go again with half the micro batch and double accumulation, or fail."""
+    nan: Literal["stop"] = "stop"
+    """Diverged: the trial ends at once."""
+    node: Literal["retry", "stop"] = "retry"
+    """A worker or node was lost: go again from the newest whole checkpoint."""
+    max_restarts: int = Field(default=3, ge=0)
+    """Restarts of one run, all kinds together."""
+    abort_after_same_error: int = Field(default=3, ge=1)
+    """The sweep stops when its first this-many ended trials all failed with the same error."""
+
+
+class Keep(Config):
+    """Which checkpoints stay, across the sweep."""
+
+    best: int | None = Field(default=None, ge=1)
+    """Runs whose newest checkpoint is kept; default `soup.top`, at least 1."""
+    disk_gb: float | None = Field(default=None, gt=0)
+    """Gigabytes of checkpoints at most."""
+
+
+class SoupConfig(Config):
+    """The soup made when the sweep ends; scored on `select`, judged on `test`."""
+
+    method: Literal["uniform", "greedy"] = "greedy"
+    """`uniform` averages all, `greedy` adds one at a time while the score does not fall."""
+    top: int = Field(default=5, ge=2)
+    """Runs considered: the best at the highest rung."""
+    tie: Literal["accept", "reject"] = "accept"
+    """Greedy: whether an equal score lets an ingredient in (the paper: accept)."""
+    metric: str | None = None
+    """Which metric chooses on `select`; default the sweep's."""
+
+
+class MetricConfig(Config):
+    """What the sweep optimises."""
+
+    name: str
+    """`<split>/<evaluator>[.<field>]`; a bare name means `tune/`."""
+    goal: Literal["minimize", "maximize"] | None = None
+    """Only for custom and telemetry metrics; elsewhere the evaluator owns the direction."""
+
+
+class SweepSpec(Config):
+    """One sweep file."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    """The sweep's name, also its folder under `storage`."""
+    storage: str = "./stockpot-runs"
+    """Folder of all sweeps."""
+    pipeline: PipelineConfig
+    """What one trial is."""
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    """The search space, as written; `sweeps.load` turns it into `sweeps.space.Space`."""
+    method: MethodConfig = RandomConfig()
+    """How configurations are chosen."""
+    metric: MetricConfig
+    """What is optimised."""
+    budget: Budget = Budget()
+    """When to stop asking; a finite space needs none."""
+    early_terminate: EarlyTerminateConfig = NoneConfig()
+    """How trials are compared on the way."""
+    seeds: Seeds = Seeds()
+    """Seeds."""
+    resources: Resources = Resources()
+    """What one trial gets."""
+    on_failure: OnFailure = OnFailure()
+    """What happens when a trial fails."""
+    keep: Keep = Keep()
+    """Which checkpoints stay."""
+    evaluate: tuple[AnyEvaluatorConfig, ...] = ()
+    """What else is scored at a run's end and in the final step."""
+    soup: SoupConfig | None = None
+    """The soup; none without this section."""
+    baseline: dict[str, Any] | None = None
+    """A configuration to compare with, as changes to `pipeline`; default: the untuned model."""
+    max_concurrent_trials: int | None = Field(default=None, ge=1)
+    """Trials at once at most; default: as many as fit."""
+    report_every: int | None = Field(default=None, ge=1)
+    """Resource between reports of telemetry."""
+    stall_after: float = Field(default=1800.0, gt=0)
+    """Seconds without a report after which a trial counts as stalled."""
+    env: dict[str, str] = Field(default_factory=dict)
+    """Environment variables of trials; secrets are named here as `NAME: ${NAME}` and never stored."""
