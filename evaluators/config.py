@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Direction = Literal["minimize", "maximize"]
 
@@ -50,6 +51,16 @@ class ExactMatchConfig(EvaluatorConfig):
     """Compare without case, punctuation, articles and extra blanks (SQuAD's rule)."""
     answer_regex: str | None = None
     """Compare only what this regular expression's first group (or the whole match) finds, last match counts: `#### (.*)` for GSM8K."""
+
+    @field_validator("answer_regex")
+    @classmethod
+    def answer_regex_is_a_regular_expression(cls, value: str | None) -> str | None:
+        """Python's `re` can compile it."""
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is not a regular expression: {error}") from None
+        return value
 
 
 class JSONFieldsConfig(EvaluatorConfig):
