@@ -6,16 +6,23 @@ both fields.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
+from pydantic_core import PydanticCustomError
 
 
 class Config(BaseModel):
     """Base of every part of the file: frozen, unknown keys fail, the text under a field documents it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def wrong(field: str, message: str) -> PydanticCustomError:
+    """What a cross-field rule raises: the field to point at, and what is wrong with the mend."""
+    return PydanticCustomError("rule", "{message}", {"field": field, "message": message})
 
 
 class DataFile(Config):
@@ -46,19 +53,46 @@ class Fraction(Config):
     """Share of the prompts of `train`."""
 
 
+def _split_form(value: Any) -> str:
+    fraction = "fraction" in value if isinstance(value, Mapping) else isinstance(value, Fraction)
+    return "<fraction>" if fraction else "<file>"
+
+
+HeldOut = Annotated[
+    Annotated[DataFile, Tag("<file>")] | Annotated[Fraction, Tag("<fraction>")], Discriminator(_split_form)
+]
+"""A split that is not trained on: a file of its own, or a share of `train`."""
+
+
 class Datasets(Config):
     """The four splits."""
 
     train: DataFile
     """What is trained on."""
-    tune: DataFile | Fraction = Fraction(fraction=0.1)
+    tune: HeldOut = Fraction(fraction=0.1)
     """Decides during the sweep."""
-    select: DataFile | Fraction | None = None
+    select: HeldOut | None = None
     """Chooses soups; needed when there is a soup."""
-    test: DataFile | Fraction | None = None
+    test: HeldOut | None = None
     """Opened once, by the final step."""
     on_duplicate: Literal["error", "drop_train"] = "error"
     """A prompt that stands in two splits' files: an error, or it is dropped from train."""
+
+    @property
+    def fractions(self) -> dict[str, float]:
+        """The splits that are shares of `train`."""
+        named = {"tune": self.tune, "select": self.select, "test": self.test}
+        return {name: split.fraction for name, split in named.items() if isinstance(split, Fraction)}
+
+    @model_validator(mode="after")
+    def fractions_leave_rows_to_train_on(self) -> Datasets:
+        """The fractions sum to less than 1."""
+        total = math.fsum(self.fractions.values())
+        if total >= 1:
+            listed = " + ".join(f"{name} {value:g}" for name, value in self.fractions.items())
+            name = next(iter(self.fractions))
+            raise wrong(name, f"the fractions {listed} leave nothing to train on; they must sum to less than 1")
+        return self
 
 
 class SFTConfig(Config):
@@ -67,6 +101,8 @@ class SFTConfig(Config):
     type: Literal["sft"] = "sft"
     base_model: str
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
+    base_model_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the weights; filled in for `sweep://` sources, so that other weights make another trial."""
     datasets: Datasets
     """The four splits."""
     adapter: Literal["lora", "none"] = "lora"
@@ -116,6 +152,26 @@ class SFTConfig(Config):
     trust_remote_code: bool = False
     """Run Python code that comes with the model. Only if you trust it."""
 
+    @model_validator(mode="after")
+    def length_is_given_once(self) -> SFTConfig:
+        """Exactly one of `max_steps` and `num_epochs`."""
+        if self.max_steps is not None and self.num_epochs is not None:
+            raise wrong("max_steps", "max_steps and num_epochs are both given; delete one")
+        if self.max_steps is None and self.num_epochs is None:
+            raise wrong("max_steps", "is missing; give the length of a run: max_steps (or num_epochs)")
+        return self
+
+    def moot(self) -> dict[str, str]:
+        """Keys that were given a value but have no effect, and why."""
+        found: dict[str, str] = {}
+        if self.adapter == "none":
+            for name in sorted(self.model_fields_set):
+                if name.startswith("lora_") or name == "use_rslora":
+                    found[name] = "adapter is none"
+        if self.lr_scheduler == "constant" and "warmup_ratio" in self.model_fields_set and self.warmup_ratio:
+            found["warmup_ratio"] = "lr_scheduler is constant; constant_with_warmup warms up"
+        return found
+
 
 class CustomConfig(Config):
     """A pipeline of your own: a class with `resource`, `run` and optionally `evaluate` (see CONTRIBUTING)."""
@@ -130,9 +186,30 @@ class CustomConfig(Config):
     metrics: dict[str, Literal["minimize", "maximize"]] = Field(default_factory=dict)
     """Scores it reports on `tune`, without the split, and which way is better."""
 
+    def moot(self) -> dict[str, str]:
+        """Nothing is known of the keys of a pipeline of your own."""
+        return {}
+
 
 PipelineConfig = Annotated[SFTConfig | CustomConfig, Field(discriminator="type")]
+PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, CustomConfig)
+"""The members of `PipelineConfig`, for those who ask which keys there are."""
 _ADAPTER: TypeAdapter[SFTConfig | CustomConfig] = TypeAdapter(PipelineConfig)
+
+
+def total_resource(config: SFTConfig | CustomConfig, count_rows: Callable[[Datasets], int]) -> int:
+    """The resource of a whole run: optimizer steps of a fine-tune, `total` of a pipeline of your own.
+
+    Args:
+        config: the trial's configuration.
+        count_rows: counts the rows of train (`pipelines.splits.count_train`); called for `num_epochs` only.
+    """
+    if isinstance(config, CustomConfig):
+        return config.total
+    if config.max_steps is not None:
+        return config.max_steps
+    a_step = config.micro_batch_size * config.gradient_accumulation_steps
+    return max(1, math.ceil((config.num_epochs or 0.0) * math.ceil(count_rows(config.datasets) / a_step)))
 
 
 def parse_pipeline(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from evaluators.config import AnyEvaluatorConfig
-from pipelines.config import Config, PipelineConfig
+from pipelines.config import Config, PipelineConfig, wrong
+
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What every generator of random numbers takes."""
 
 
 class RandomConfig(Config):
     """Independent draws."""
 
     type: Literal["random"] = "random"
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""
 
 
@@ -25,7 +29,7 @@ class GridConfig(Config):
     """Every combination, in the file's order or shuffled."""
 
     type: Literal["grid"] = "grid"
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the shuffle."""
     shuffle: bool = False
     """Random order, so that a grid cut short by the budget is a fair sample."""
@@ -35,7 +39,7 @@ class TPEConfig(Config):
     """Tree-structured Parzen estimators (Optuna), multivariate, grouped by branch."""
 
     type: Literal["tpe"] = "tpe"
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the sampler."""
     n_startup_trials: int = Field(default=8, ge=1)
     """Random draws before the model is used."""
@@ -72,6 +76,14 @@ class ASHAConfig(Config):
     finalists: int | None = Field(default=None, ge=1)
     """Trials guaranteed to reach the total; default `soup.top`, at most half of the trials."""
 
+    def milestones(self, total: int) -> tuple[int, ...]:
+        """The rungs min, min x eta, min x eta^2, ... below the total, and the total."""
+        rungs, rung = [], self.min
+        while rung < total:
+            rungs.append(rung)
+            rung *= self.eta
+        return (*rungs, total)
+
 
 EarlyTerminateConfig = Annotated[NoneConfig | ASHAConfig, Field(discriminator="type")]
 
@@ -79,19 +91,36 @@ EarlyTerminateConfig = Annotated[NoneConfig | ASHAConfig, Field(discriminator="t
 class Seeds(Config):
     """Seeds of tuning and, disjoint from them, of the final step."""
 
-    tune: tuple[int, ...] = (0,)
+    tune: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Each configuration is run with each of these."""
-    test: tuple[int, ...] = ()
+    test: tuple[Seed, ...] = ()
     """The winner and the baseline are retrained with these; empty: the interval then covers data, not training."""
+
+    @model_validator(mode="after")
+    def no_seed_serves_twice(self) -> Seeds:
+        """Seeds are different, and those of the final step were not tuned on."""
+        for name, seeds in (("tune", self.tune), ("test", self.test)):
+            if len(set(seeds)) < len(seeds):
+                raise wrong(name, f"{list(seeds)} names a seed twice; each one counts once")
+        if shared := sorted(set(self.tune) & set(self.test)):
+            raise wrong("test", f"seeds {shared} stand under tune as well; the final step needs seeds of its own")
+        return self
 
 
 class Resources(Config):
     """What one trial gets."""
 
-    cpus: float | Literal["auto"] = "auto"
+    cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     """CPU threads; `auto` shares the machine's evenly among the trials that run at once."""
-    gpus: float | Literal["auto"] = "auto"
-    """GPUs; `auto` is one where the cluster has one."""
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs, a fraction shares one; `auto` is one where the cluster has one."""
+
+    @model_validator(mode="after")
+    def gpus_are_a_fraction_or_whole(self) -> Resources:
+        """Ray gives a share of one GPU or whole GPUs."""
+        if isinstance(self.gpus, float) and self.gpus > 1 and not self.gpus.is_integer():
+            raise wrong("gpus", f"{self.gpus:g} is neither a share of one GPU nor a whole number of them")
+        return self
 
 
 class OnFailure(Config):
@@ -143,10 +172,10 @@ class MetricConfig(Config):
 class SweepSpec(Config):
     """One sweep file."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    name: str = Field(pattern=NAME_PATTERN)
     """The sweep's name, also its folder under `storage`."""
     storage: str = "./stockpot-runs"
-    """Folder of all sweeps."""
+    """Folder of all sweeps; relative to the sweep file where the file names it, else to where the command runs."""
     pipeline: PipelineConfig
     """What one trial is."""
     parameters: dict[str, Any] = Field(default_factory=dict)
