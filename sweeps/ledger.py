@@ -28,12 +28,17 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     sweep_finished    {trials, failed, best, seconds}
 
 Reports of any attempt of a run but the newest are dropped by the fold, and a report of a (run, resource) that is already
-there is not appended again.
+there is not appended again. `sweeps.state` says precisely which reports count and what further keys the engine writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +47,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.base import ItemSet, Score
+from sweeps.lock import DriverLock, LockHeld
+from sweeps.paths import SweepPaths
+from sweeps.segments import Segments, SegmentsDamaged, SegmentSource, restore
+
+SHIP_SECONDS = 2.0
+"""Events wait at most this long for their segment."""
+SHIP_EVENTS = 100
+"""A segment is written as soon as this many events wait."""
+_PAGE = 1000
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS item_sets (hash TEXT PRIMARY KEY, seq INTEGER NOT NULL, body TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS items (
+    owner TEXT NOT NULL, resource INTEGER NOT NULL, name TEXT NOT NULL, split TEXT NOT NULL,
+    seq INTEGER NOT NULL, item_set TEXT NOT NULL, scores BLOB NOT NULL,
+    PRIMARY KEY (owner, resource, name, split)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS items_by_seq ON items (seq);
+CREATE INDEX IF NOT EXISTS item_sets_by_seq ON item_sets (seq);
+"""
 
 
 @dataclass(frozen=True)
@@ -76,39 +102,244 @@ class LedgerError(RuntimeError):
 
 
 class Ledger:
-    """Open with `create`, `open` (a driver, takes the lock) or `read` (any number of readers, no lock)."""
+    """Open with `create`, `open` (a driver, takes the lock) or `read` (any number of readers, no lock).
+
+    Attributes:
+        root: the sweep's folder.
+        clock: seconds since the epoch; a simulation puts its virtual clock here.
+    """
+
+    def __init__(self, root: Path, database: sqlite3.Connection, lock: DriverLock | None, segments: Segments) -> None:
+        """Not for callers: `create`, `open` and `read` make ledgers."""
+        self.root = root
+        self.clock: Callable[[], float] = time.time
+        self._database = database
+        self._held = lock
+        self._segments = segments
+        self._guard = threading.RLock()
+        self._seq: int = database.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+        self._shipped = 0 if lock is None else segments.last
+        self._shipped_at = time.monotonic()
+        self._known_sets = {row[0] for row in database.execute("SELECT hash FROM item_sets")}
 
     @classmethod
-    def create(cls, root: Path) -> Ledger:
-        """A new sweep's ledger, locked. Raises LedgerError when one is there already."""
-        raise NotImplementedError
+    def create(cls, root: Path, *, durable: bool = True) -> Ledger:
+        """A new sweep's ledger, locked.
+
+        Args:
+            root: the sweep's folder, made where it is missing.
+            durable: False lets the operating system write when it likes: for simulations only.
+
+        Raises:
+            LedgerError: when one with events is there already, or another driver holds the lock.
+        """
+        paths = SweepPaths(root)
+        root.mkdir(parents=True, exist_ok=True)
+        lock = _take(paths)
+        try:
+            database = _connect(paths.ledger, durable)
+            ledger = cls(root, database, lock, Segments(paths.segments))
+            if ledger._seq or ledger._segments.numbers():
+                database.close()
+                raise LedgerError(
+                    f"{root} holds a sweep already: go on with `stockpot resume {root.name}`, or choose another name"
+                )
+            return ledger
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
-    def open(cls, root: Path) -> Ledger:
-        """An existing ledger, locked for this driver. Raises LedgerError naming the holder's pid and host."""
-        raise NotImplementedError
+    def open(cls, root: Path, *, durable: bool = True) -> Ledger:
+        """An existing ledger, locked for this driver; rebuilt from the segments where the live file lacks their events.
+
+        Raises:
+            LedgerError: when there is none, when it is damaged, or when another driver holds it (naming pid and host).
+        """
+        paths = SweepPaths(root)
+        segments = Segments(paths.segments)
+        if not paths.ledger.is_file() and not segments.numbers():
+            raise LedgerError(f"there is no sweep in {root}")
+        lock = _take(paths)
+        try:
+            database = _connect(paths.ledger, durable)
+            _restore(segments, database, paths)
+            return cls(root, database, lock, segments)
+        except BaseException:
+            lock.release()
+            raise
 
     @classmethod
     def read(cls, root: Path) -> Ledger:
-        """Read only, beside a running driver. Raises LedgerError when there is none."""
-        raise NotImplementedError
+        """Read only, beside a running driver; from the segments alone where only they are left.
+
+        Raises:
+            LedgerError: when there is none, or it is damaged.
+        """
+        paths = SweepPaths(root)
+        segments = Segments(paths.segments)
+        if paths.ledger.is_file():
+            try:
+                database = sqlite3.connect(
+                    f"{paths.ledger.as_uri()}?mode=ro", uri=True, timeout=10, check_same_thread=False
+                )
+                return cls(root, database, None, segments)
+            except sqlite3.Error as error:
+                raise LedgerError(f"{paths.ledger} can't be read: {error}") from error
+        if not segments.numbers():
+            raise LedgerError(f"there is no sweep in {root}")
+        database = sqlite3.connect(":memory:", check_same_thread=False)
+        database.executescript(_SCHEMA)
+        _restore(segments, database, paths)
+        return cls(root, database, None, segments)
+
+    @property
+    def holder(self) -> Mapping[str, Any] | None:
+        """Who drives the sweep now ({pid, host, started}), as its lock file says; None when nobody does."""
+        return DriverLock.holder(SweepPaths(self.root).lock)
 
     def append(self, events: Sequence[Event], items: Sequence[Items] = ()) -> list[Event]:
-        """Write events and items in one transaction, durable on return."""
-        raise NotImplementedError
+        """Write events and items in one transaction, durable on return.
+
+        Args:
+            events: at least one; their `seq` and `time` are ignored.
+            items: item scores that belong to the last event; scores without items are passed over.
+
+        Returns:
+            The events as stored.
+
+        Raises:
+            LedgerError: when this ledger was opened with `read` or is closed.
+            ValueError: when a body holds NaN or infinity.
+        """
+        if self._held is None or not events:
+            raise LedgerError(f"{self.root}: nothing can be written through a reader" if events else "no events given")
+        with self._guard:
+            now = self.clock()
+            stored = [Event(event.kind, event.body, self._seq + 1 + i, now) for i, event in enumerate(events)]
+            rows = [(event.seq, now, event.kind, _dumps(event.body)) for event in stored]
+            sets, values = self._rows(items, stored[-1].seq)
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
+                if values:
+                    self._database.executemany("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", sets)
+                    self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+            self._seq = stored[-1].seq
+            self._known_sets.update(row[0] for row in sets)
+            return stored
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """Events with seq > after, in order."""
-        raise NotImplementedError
+        """Events with seq > after, in order. No read transaction stays open between pages, so writers are never held up."""
+        while True:
+            with self._guard:
+                rows = self._database.execute(
+                    "SELECT seq, time, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, _PAGE)
+                ).fetchall()
+            for seq, when, kind, body in rows:
+                yield Event(kind, json.loads(body), seq, when)
+                after = seq
+            if len(rows) < _PAGE:
+                return
 
     def items(self, owner: str, resource: int, name: str, split: str) -> StoredItems | None:
         """The item scores behind a score, or None."""
-        raise NotImplementedError
+        with self._guard:
+            row = self._database.execute(
+                "SELECT s.body, i.scores FROM items i JOIN item_sets s ON s.hash = i.item_set"
+                " WHERE i.owner = ? AND i.resource = ? AND i.name = ? AND i.split = ?",
+                (owner, resource, name, split),
+            ).fetchone()
+        if row is None:
+            return None
+        ids, weights, groups = json.loads(row[0])
+        item_set = ItemSet(tuple(ids), _tuple(weights), _tuple(groups))
+        return StoredItems(item_set, np.frombuffer(row[1], dtype="<f4").astype(np.float32))
 
     def ship(self, force: bool = False) -> None:
-        """Write the next segment when it is due."""
-        raise NotImplementedError
+        """Write the next segment when it is due: 100 events wait, or the oldest for 2 s. `force` writes what there is."""
+        if self._held is None or self._seq == self._shipped:
+            return
+        waited = time.monotonic() - self._shipped_at
+        if not force and self._seq - self._shipped < SHIP_EVENTS and waited < SHIP_SECONDS:
+            return
+        with self._guard:
+            self._segments.write(SegmentSource(self._database, self._shipped, self._seq))
+            self._shipped = self._seq
+            self._shipped_at = time.monotonic()
 
     def close(self) -> None:
         """Ship what is left, give the lock back."""
-        raise NotImplementedError
+        self.ship(force=True)
+        self.drop()
+
+    def drop(self) -> None:
+        """Let go without shipping, as a killed driver does; what was appended is durable all the same."""
+        self._database.close()
+        if self._held is not None:
+            self._held.release()
+            self._held = None
+
+    def _rows(self, items: Sequence[Items], seq: int) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+        sets: dict[str, tuple[Any, ...]] = {}
+        values: list[tuple[Any, ...]] = []
+        for entry in items:
+            score = entry.score
+            if score.items is None or score.item_set is None:
+                continue
+            key = score.item_set.hash
+            if key not in self._known_sets:
+                body = [score.item_set.ids, score.item_set.weights, score.item_set.groups]
+                sets[key] = (key, seq, _dumps(body))
+            blob = np.ascontiguousarray(score.items, dtype="<f4").tobytes()
+            values.append((entry.owner, entry.resource, score.name, score.split, seq, key, blob))
+        return list(sets.values()), values
+
+
+def number(value: float) -> float | str | None:
+    """A float as events hold it: NaN is null, infinities are text (`inf`, `-inf`)."""
+    if math.isfinite(value):
+        return float(value)
+    return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+def _connect(path: Path, durable: bool) -> sqlite3.Connection:
+    try:
+        database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
+        database.executescript(_SCHEMA)
+    except sqlite3.Error as error:
+        raise LedgerError(
+            f"{path} is damaged ({error}): move it away and resume; it is rebuilt from the segments in {path.with_suffix('')}/"
+        ) from error
+    return database
+
+
+def _restore(segments: Segments, database: sqlite3.Connection, paths: SweepPaths) -> None:
+    try:
+        restore(segments, database)
+    except SegmentsDamaged as error:
+        database.close()
+        raise LedgerError(f"{paths.segments}: {error}") from error
+    except sqlite3.Error as error:
+        database.close()
+        raise LedgerError(f"{paths.ledger} is damaged ({error}): move it away and resume") from error
+
+
+def _take(paths: SweepPaths) -> DriverLock:
+    try:
+        return DriverLock.take(paths.lock)
+    except LockHeld as held:
+        raise LedgerError(
+            f"sweep {paths.name} is driven by pid {held.holder.get('pid')} on {held.holder.get('host')} since "
+            f"{held.holder.get('started')}: wait for it, or `stockpot stop {paths.name}`"
+        ) from held
+
+
+def _dumps(body: Any) -> str:
+    return json.dumps(body, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def _tuple(values: list[Any] | None) -> tuple[Any, ...] | None:
+    return None if values is None else tuple(values)

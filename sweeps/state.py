@@ -1,9 +1,24 @@
-"""The fold: what the ledger's events amount to. The engine, the leaderboard and every page read this and nothing else."""
+"""The fold: what the ledger's events amount to. The engine, the leaderboard and every page read this and nothing else.
+
+Which reports count
+    A run keeps one report a resource: the first that the ledger has. A report of an older attempt than the run's newest is
+    dropped. What an older attempt had reported before stays for good, also above the point that the newer attempt starts
+    from: the newer attempt reports those resources again, and nothing is appended for them. One case leaves a trace: the
+    checkpoint behind a kept report was torn or lost, and the newer attempt made it again. Then a `decided` event carries
+    `attempt` and `checkpoint`, and the report points there; its score stays the one that was decided on.
+
+Keys beside those listed in `sweeps.ledger`
+    lease_started: target, replay. reported: checkpoint_attempt (whose folder holds the checkpoint, where
+    it is not `attempt`: a report made again from a checkpoint). decided: target (the milestone the run now goes for),
+    attempt and checkpoint (above). failed: changes (for the retry).
+
+Kinds this version does not know change nothing, so that an older reader shows what it understands.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from evaluators.base import Score
@@ -12,6 +27,7 @@ from sweeps.ledger import Event
 from sweeps.searchers.base import Suggestion
 
 Phase = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
+"""`waiting` at a rung, to be promoted or not; `interrupted`: its lease ended early and it goes again from its checkpoint."""
 
 
 @dataclass
@@ -20,6 +36,7 @@ class ReportState:
 
     resource: int
     attempt: int
+    """whose folder holds the checkpoint"""
     scores: dict[str, Score]
     """full metric name -> score (items stay in the ledger)"""
     telemetry: dict[str, float]
@@ -41,6 +58,7 @@ class RunState:
     lease: str | None = None
     leases: int = 0
     target: int = 0
+    """the milestone that its present or last lease was meant for"""
     reports: dict[int, ReportState] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
@@ -51,6 +69,11 @@ class RunState:
     def id(self) -> str:
         """`Run.id`."""
         return f"{self.trial}/seed-{self.seed}"
+
+    @property
+    def newest(self) -> ReportState | None:
+        """The report with the highest resource."""
+        return self.reports[max(self.reports)] if self.reports else None
 
 
 @dataclass
@@ -97,12 +120,19 @@ class SweepState:
     """who asked the present driver to stop"""
     finished: dict[str, Any] | None = None
     started_at: float = 0.0
+    driver_started_at: float = 0.0
+    spent: float = 0.0
+    """seconds that earlier drivers were at work, each from its start to its last event"""
     updated_at: float = 0.0
     seq: int = 0
 
     def apply(self, event: Event) -> None:
         """Take in one event."""
-        raise NotImplementedError
+        take = _TAKE.get(event.kind)
+        if take is not None:
+            take(self, event.body, event)
+        self.updated_at = event.time
+        self.seq = event.seq
 
 
 def fold(events: Iterable[Event]) -> SweepState:
@@ -111,3 +141,170 @@ def fold(events: Iterable[Event]) -> SweepState:
     for event in events:
         state.apply(event)
     return state
+
+
+def from_number(value: float | str | None) -> float:
+    """The inverse of `sweeps.ledger.number`."""
+    return float("nan") if value is None else float(value)
+
+
+def _scores(records: Iterable[Mapping[str, Any]]) -> dict[str, Score]:
+    scores = (Score.from_record(record) for record in records)
+    return {score.key: score for score in scores}
+
+
+def _sweep_created(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.name, state.spec, state.started_at = body["name"], body["spec"], event.time
+
+
+def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    if state.drivers:
+        state.spent += max(0.0, state.updated_at - state.driver_started_at)
+    state.drivers += 1
+    state.driver_started_at = event.time
+    state.stop = None
+    for run in state.runs.values():
+        if run.phase == "running":
+            run.phase, run.lease = "interrupted", None
+
+
+def _suggested(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    suggestion = Suggestion(
+        parameters=body["parameters"],
+        choices=body["choices"],
+        distributions=body.get("distributions") or {},
+        attributes=body.get("attributes") or {},
+    )
+    state.trials[body["trial"]] = TrialState(
+        body["trial"], body["order"], body["config"], suggestion, body.get("duplicate_of")
+    )
+
+
+def _lease_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = state.runs.get(body["run"])
+    if run is None:
+        trial, _, seed = body["run"].partition("/seed-")
+        run = state.runs[body["run"]] = RunState(trial, int(seed), state.trials[trial].order)
+    run.phase, run.lease, run.reason = "running", body["lease"], ""
+    run.attempt = body["attempt"]
+    run.leases += 1
+    run.target = body["target"] if "target" in body else body["milestones"][0]
+    run.changes = dict(body.get("changes") or {})
+
+
+def _reported(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = state.runs[body["run"]]
+    if body["attempt"] < run.attempt or body["resource"] in run.reports:
+        return
+    run.seconds += body.get("worker_seconds") or 0.0
+    run.reports[body["resource"]] = ReportState(
+        resource=body["resource"],
+        attempt=body.get("checkpoint_attempt", body["attempt"]),
+        scores=_scores(body["scores"]),
+        telemetry={name: from_number(value) for name, value in (body.get("telemetry") or {}).items()},
+        checkpoint=body.get("checkpoint"),
+        time=event.time,
+    )
+
+
+def _decided(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = state.runs[body["run"]]
+    if "target" in body:
+        run.target = body["target"]
+    if "checkpoint" in body:
+        kept = run.reports[body["resource"]]
+        run.reports[body["resource"]] = replace(
+            kept, attempt=body["attempt"], checkpoint=body["checkpoint"], deleted=False
+        )
+
+
+def _lease_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = state.runs[body["run"]]
+    run.phase = "interrupted" if body["reason"] == "interrupted" else "waiting"
+    run.lease = None
+
+
+def _failed(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = state.runs[body["run"]]
+    run.failures.append(Failure(body["kind"], body["message"], body.get("traceback", "")))
+    run.phase = "failed" if body["final"] else "interrupted"
+    run.lease, run.reason = None, body["message"]
+    if body.get("changes"):
+        run.changes = dict(body["changes"])
+
+
+def _run_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = state.runs[body["run"]]
+    run.phase, run.reason, run.lease = body["state"], body.get("reason", ""), None
+
+
+def _checkpoint_deleted(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    report = state.runs[body["run"]].reports.get(body["resource"])
+    if report is not None and report.attempt == body["attempt"]:
+        report.deleted = True
+
+
+def _stop_requested(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.stop = body["by"]
+
+
+def _final_frozen(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.candidates = [dict(candidate) for candidate in body["candidates"]]
+
+
+def _test_opened(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.test_openings += 1
+
+
+def _final_scored(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.finals.append({**body, "scores": _scores(body["scores"])})
+
+
+def _verdict(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.verdicts.append(dict(body))
+
+
+def _soup_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.soups[body["soup"]] = SoupState(
+        body["soup"], body["method"], body["metric"], [dict(ingredient) for ingredient in body["ingredients"]]
+    )
+
+
+def _soup_scored(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.soups[body["soup"]].scored.append(dict(body))
+
+
+def _soup_decided(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.soups[body["soup"]].decisions.append(dict(body))
+
+
+def _soup_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.soups[body["soup"]].finished = dict(body)
+
+
+def _sweep_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.finished = dict(body)
+
+
+_TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
+    "sweep_created": _sweep_created,
+    "driver_started": _driver_started,
+    "suggested": _suggested,
+    "lease_started": _lease_started,
+    "reported": _reported,
+    "decided": _decided,
+    "lease_ended": _lease_ended,
+    "failed": _failed,
+    "run_ended": _run_ended,
+    "checkpoint_deleted": _checkpoint_deleted,
+    "stop_requested": _stop_requested,
+    "final_frozen": _final_frozen,
+    "test_opened": _test_opened,
+    "final_scored": _final_scored,
+    "verdict": _verdict,
+    "soup_started": _soup_started,
+    "soup_scored": _soup_scored,
+    "soup_decided": _soup_decided,
+    "soup_finished": _soup_finished,
+    "sweep_finished": _sweep_finished,
+}

@@ -1,0 +1,181 @@
+"""Immutable numbered segments of a ledger: `<sweep>/ledger/NNNNNN.jsonl`, written aside and moved.
+
+The first line is a header with the range of event numbers; then come item sets, item scores and events, one a line.
+All of them together rebuild the live file.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+class SegmentsDamaged(RuntimeError):
+    """A segment is unreadable or one is missing between others; says which."""
+
+
+@dataclass(frozen=True)
+class SegmentSource:
+    """Events with after < seq <= until, and the items that belong to them, read from `database`."""
+
+    database: sqlite3.Connection
+    after: int
+    until: int
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What the segment holds, below its header."""
+        bounds = (self.after, self.until)
+        for key, seq, body in self.database.execute(
+            "SELECT hash, seq, body FROM item_sets WHERE seq > ? AND seq <= ? ORDER BY seq, hash", bounds
+        ):
+            yield {"item_set": key, "seq": seq, "body": json.loads(body)}
+        for owner, resource, name, split, seq, item_set, scores in self.database.execute(
+            "SELECT * FROM items WHERE seq > ? AND seq <= ? ORDER BY seq, owner, resource, name, split", bounds
+        ):
+            yield {
+                "items": [owner, resource, name, split],
+                "seq": seq,
+                "item_set": item_set,
+                "scores": base64.b64encode(scores).decode(),
+            }
+        for seq, when, kind, body in self.database.execute(
+            "SELECT seq, time, kind, body FROM events WHERE seq > ? AND seq <= ? ORDER BY seq", bounds
+        ):
+            yield {"event": kind, "seq": seq, "time": when, "body": json.loads(body)}
+
+
+class Segments:
+    """The folder of segments."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._next: int | None = None
+
+    def numbers(self) -> list[int]:
+        """Numbers of the segments there are, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(path.stem) for path in self.folder.glob("*.jsonl") if path.stem.isdigit())
+
+    @property
+    def last(self) -> int:
+        """Number of the last event in the last segment, 0 without one."""
+        numbers = self.numbers()
+        return int(self.header(numbers[-1])["until"]) if numbers else 0
+
+    def path(self, number: int) -> Path:
+        """File of a segment."""
+        return self.folder / f"{number:06d}.jsonl"
+
+    def header(self, number: int) -> dict[str, Any]:
+        """First line of a segment: {format, after, until}.
+
+        Raises:
+            SegmentsDamaged: if it can't be read.
+        """
+        try:
+            with self.path(number).open(encoding="utf-8") as file:
+                header = json.loads(file.readline())
+            if header["format"] != FORMAT:
+                raise SegmentsDamaged(
+                    f"{self.path(number).name} has format {header['format']}, this version reads {FORMAT}"
+                )
+            return {"after": int(header["after"]), "until": int(header["until"])}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SegmentsDamaged(f"{self.path(number).name} can't be read: {error}") from error
+
+    def write(self, source: SegmentSource) -> Path:
+        """Write the next segment, durable and whole once it has its name."""
+        if self._next is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._next = max(self.numbers(), default=0) + 1
+        path = self.path(self._next)
+        aside = path.with_name(f".{path.name}.tmp")
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(_dumps({"format": FORMAT, "after": source.after, "until": source.until}) + "\n")
+            file.writelines(_dumps(line) + "\n" for line in source.lines())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+        self._next += 1
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return path
+
+    def lines(self, number: int) -> Iterator[dict[str, Any]]:
+        """What a segment holds, below its header.
+
+        Raises:
+            SegmentsDamaged: if a line can't be read.
+        """
+        try:
+            with self.path(number).open(encoding="utf-8") as file:
+                file.readline()
+                for line in file:
+                    yield json.loads(line)
+        except (OSError, ValueError) as error:
+            raise SegmentsDamaged(f"{self.path(number).name} can't be read: {error}") from error
+
+
+def restore(segments: Segments, database: sqlite3.Connection) -> int:
+    """Put events that only the segments have into `database`, in one transaction; the number of events put in.
+
+    Raises:
+        SegmentsDamaged: if a segment is unreadable or one is missing.
+    """
+    have = database.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+    missing = [number for number in segments.numbers() if segments.header(number)["until"] > have]
+    if not missing:
+        return 0
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        reached, put = have, 0
+        for number in missing:
+            header = segments.header(number)
+            if header["after"] > reached:
+                raise SegmentsDamaged(
+                    f"events {reached + 1} to {header['after']} are missing before {segments.path(number).name}"
+                )
+            put += _insert(segments.lines(number), database, reached)
+            reached = header["until"]
+            if database.execute("SELECT max(seq) FROM events").fetchone()[0] != reached:
+                raise SegmentsDamaged(f"{segments.path(number).name} does not hold events up to {reached}")
+        database.execute("COMMIT")
+    except BaseException:
+        database.execute("ROLLBACK")
+        raise
+    return put
+
+
+def _insert(lines: Iterator[dict[str, Any]], database: sqlite3.Connection, after: int) -> int:
+    put = 0
+    for line in lines:
+        seq = line["seq"]
+        if seq <= after:
+            continue
+        if "event" in line:
+            event = (seq, line["time"], line["event"], _dumps(line["body"]))
+            database.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+            put += 1
+        elif "items" in line:
+            items = (*line["items"], seq, line["item_set"], base64.b64decode(line["scores"]))
+            database.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", items)
+        else:
+            item_set = (line["item_set"], seq, _dumps(line["body"]))
+            database.execute("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", item_set)
+    return put
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
