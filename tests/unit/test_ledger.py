@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from evaluators.base import ItemSet, summarise
 from sweeps.ledger import SHIP_EVENTS, Event, Items, Ledger, LedgerError, number
 from sweeps.paths import SweepPaths
