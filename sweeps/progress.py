@@ -61,7 +61,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
     """What the ledger says now, JSON-ready.
 
     `trials.tried` counts trials that have a result or failed; it never falls. `resource.done` counts each run to its
-    newest report.
+    newest report; `seconds` counts all drivers together, up to the newest event.
     """
     phases = [run.phase for run in state.runs.values()]
     tried = {run.trial for run in state.runs.values() if _has_result(run, loaded) or run.phase == "failed"}
@@ -85,6 +85,8 @@ def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
             "done": sum(max(run.reports, default=0) for run in state.runs.values()),
             "expected": None if total is None else expected_resource(total, loaded),
         },
+        "unit": "units" if loaded.spec.pipeline.type == "custom" else "steps",
+        "seconds": state.spent + max(0.0, state.updated_at - state.driver_started_at),
         "started_at": state.started_at,
         "updated_at": state.updated_at,
     }
@@ -189,19 +191,21 @@ class ProgressView:
     Args:
         stream: where to write.
         live: redraw two lines (a terminal) instead of appending plain ones; default: whether the stream is a terminal.
+        before: seconds that were spent before the view began.
     """
 
-    def __init__(self, stream: TextIO, live: bool | None = None) -> None:
+    def __init__(self, stream: TextIO, live: bool | None = None, before: float = 0.0) -> None:
         self._stream = stream
         self._live = stream.isatty() if live is None else live
         self._lock = threading.RLock()
         self._over = threading.Event()
         self._ticker: threading.Thread | None = None
-        self._began = time.monotonic()
+        now = time.monotonic()
+        self._began = now - before
         self._pace = Pace()
         self._shot: Mapping[str, Any] | None = None
         self._eta: float | None = None
-        self._eta_at = self._began
+        self._eta_at = now
         self._drawn = 0
         self._last = float("-inf")
         self._said = ""

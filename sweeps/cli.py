@@ -1,0 +1,215 @@
+"""The command line. Parsing needs only the standard library; each command imports what it needs when it runs.
+
+Exit status: 0 when it worked (a sweep: at least one trial finished and the final step ran), 1 when it did not, 2 for the
+user's mistake, 130 when interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from sweeps.paths import DEFAULT_STORAGE
+
+COMMANDS: dict[str, str] = {
+    "check": "sweeps.commands.run:check",
+    "submit": "sweeps.commands.run:submit",
+    "resume": "sweeps.commands.run:resume",
+    "stop": "sweeps.commands.run:stop",
+    "list": "sweeps.commands.look:list_sweeps",
+    "status": "sweeps.commands.look:status",
+    "logs": "sweeps.commands.look:logs",
+    "show": "sweeps.commands.tables:show",
+    "compare": "sweeps.commands.tables:compare",
+    "soup": "sweeps.commands.models:soup",
+    "evaluate": "sweeps.commands.models:evaluate",
+}
+"""Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
+
+INTERRUPTED = 130
+MISTAKE = 2
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a did-you-mean for commands and messages on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and where help is; exit with status 2."""
+        self.exit(MISTAKE, f"stockpot: {message}\n{self.prog} --help shows what there is\n")
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="stockpot", description="Hyperparameter sweeps that end in a judged soup.")
+    top.add_argument("--version", action="store_true", help="print the version")
+    top.add_argument("--debug", action="store_true", help="show tracebacks of unexpected errors")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    _add_running(add)
+    _add_reading(add)
+    _add_models(add)
+    return top
+
+
+Add = Callable[[str, str], argparse.ArgumentParser]
+
+
+def _add_running(add: Add) -> None:
+    check = add("check", "validate a sweep file and say what it would run")
+    _file(check)
+    check.add_argument("--data", action="store_true", help="also read the data: rows a split, duplicates, lengths")
+    _json(check)
+    submit = add("submit", "run a sweep, here or on a Ray cluster")
+    _file(submit)
+    _address(submit)
+    _json(submit, "print one JSON object at the end; progress goes to stderr")
+    resume = add("resume", "go on with an interrupted or stopped sweep")
+    _name(resume)
+    _address(resume)
+    _json(resume, "print one JSON object at the end; progress goes to stderr")
+    stop = add("stop", "ask a running sweep to stop; it can be resumed")
+    _name(stop)
+    stop.add_argument("--no-wait", action="store_true", help="do not wait until it has stopped")
+    stop.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
+
+
+def _add_reading(add: Add) -> None:
+    everything = add("list", "all sweeps: state, trials, best")
+    _storage(everything)
+    _json(everything)
+    status = add("status", "how far a sweep is")
+    _name(status)
+    status.add_argument("--watch", action="store_true", help="go on showing until the sweep has ended")
+    status.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
+    _json(status)
+    logs = add("logs", "the ends of logs, and why trials failed")
+    _name(logs)
+    logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
+    logs.add_argument("-n", "--lines", type=int, default=40, help="lines of a log shown (default 40)")
+    show = add("show", "the leaderboard")
+    _name(show)
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    show.add_argument("--top", type=int, metavar="N", help="first N rows only")
+    compare = add("compare", "paired comparison of the best runs, within one sweep or across sweeps")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
+    _storage(compare)
+    compare.add_argument("--top", type=int, default=8, metavar="N", help="best runs of each sweep (default 8)")
+    _json(compare)
+
+
+def _add_models(add: Add) -> None:
+    soup = add("soup", "make and judge a soup from a finished or stopped sweep")
+    _name(soup)
+    soup.add_argument("--method", choices=("uniform", "greedy"), help="default: the file's, else greedy")
+    soup.add_argument("--top", type=int, metavar="K", help="runs considered; default: the file's, else 5")
+    _address(soup)
+    _json(soup)
+    evaluate = add("evaluate", "score any model or soup on data")
+    evaluate.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
+    evaluate.add_argument("--on", required=True, metavar="DATA", help="a JSONL file, or sweep://NAME/tune|select|test")
+    evaluate.add_argument("--with", required=True, dest="evaluators", metavar="EVALUATOR[,...]", help="loss, ...")
+    evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder that does not name it")
+    evaluate.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
+    for field in ("prompt", "completion", "messages", "text"):
+        evaluate.add_argument(f"--field-{field}", metavar="KEY", help=f"key of the {field} (default '{field}')")
+    evaluate.add_argument("--limit", type=int, metavar="N", help="first N rows only")
+    evaluate.add_argument("--max-new-tokens", type=int, metavar="N", help="of generated answers")
+    evaluate.add_argument("--sequence-len", type=int, metavar="N", help="tokens a row at most")
+    evaluate.add_argument("--batch-size", type=int, metavar="N", help="rows in one forward pass")
+    _storage(evaluate)
+    _json(evaluate)
+
+
+def _file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="the sweep file")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key of the file"
+    )
+
+
+def _name(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="a sweep's name under --storage, or its folder")
+    _storage(command)
+
+
+def _storage(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="FOLDER", help=f"where sweeps are (default {DEFAULT_STORAGE})"
+    )
+
+
+def _address(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--address", metavar="A", help="a Ray cluster's address; default: Ray started here")
+
+
+def _json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    command.add_argument("--json", action="store_true", help=text)
+
+
+def _unknown_command(argv: Sequence[str]) -> str | None:
+    word = next((a for a in argv if not a.startswith("-")), None)
+    if word is None or word in COMMANDS:
+        return None
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    if near:
+        return f"'{word}' is no command; did you mean '{near[0]}'?"
+    if word.endswith((".yaml", ".yml")):
+        return f"'{word}' is no command; did you mean 'stockpot submit {word}'?"
+    return f"'{word}' is no command; there are: {', '.join(COMMANDS)}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    unknown = _unknown_command(words)
+    if unknown:
+        print(f"stockpot: {unknown}", file=sys.stderr)
+        return MISTAKE
+    top = parser()
+    try:
+        arguments = top.parse_args(words)
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    if arguments.version:
+        from importlib.metadata import version
+
+        print(version("stockpot"))
+        return 0
+    if arguments.command is None:
+        top.print_help()
+        return MISTAKE
+    return _guarded(arguments)
+
+
+def _guarded(arguments: argparse.Namespace) -> int:
+    """Run the command; turn what a user can mend into one message."""
+    module, _, name = COMMANDS[arguments.command].partition(":")
+    try:
+        status: int = getattr(importlib.import_module(module), name)(arguments)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The reader has what it wanted; keep the interpreter's own flush at exit quiet too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("stockpot: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except RuntimeError as error:
+        if arguments.debug or type(error).__name__ not in MISTAKES:
+            raise
+        print(f"stockpot: {error}", file=sys.stderr)
+        return MISTAKE
+
+
+MISTAKES = {"UsageError", "UserError", "LedgerError", "SpecError"}

@@ -1,0 +1,62 @@
+"""Which sweep a NAME means: a folder, or a name under the storage."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from sweeps.paths import DEFAULT_STORAGE, SweepPaths
+
+
+class UsageError(RuntimeError):
+    """The user's mistake on the command line, as one readable message; exit status 2."""
+
+
+def holds_sweep(paths: SweepPaths) -> bool:
+    """Whether a sweep's ledger is there, live or as segments."""
+    return paths.ledger.is_file() or (paths.segments.is_dir() and any(paths.segments.iterdir()))
+
+
+def sweeps_under(storage: str) -> list[SweepPaths]:
+    """The sweeps in a storage folder, by name."""
+    root = Path(storage).expanduser().resolve()
+    if not root.is_dir():
+        return []
+    found = [SweepPaths(folder) for folder in sorted(root.iterdir()) if not folder.name.startswith(".")]
+    return [paths for paths in found if holds_sweep(paths)]
+
+
+def find_sweep(name: str, storage: str) -> SweepPaths:
+    """The sweep that `name` means: a name under `storage`, else a folder with a ledger.
+
+    Raises:
+        UsageError: when there is none, naming the nearest one that exists.
+    """
+    if not name.strip():
+        raise UsageError(f"an empty NAME means no sweep. {_existing(name, storage)}")
+    under = SweepPaths.of(storage, name)
+    for paths in (under, SweepPaths(Path(name).expanduser().resolve())):
+        if holds_sweep(paths):
+            return paths
+    if name.endswith((".yaml", ".yml")):
+        stem = Path(name).stem
+        raise UsageError(f"'{name}' is a sweep file; give the sweep's name or its folder. {_existing(stem, storage)}")
+    where = Path(storage).expanduser().resolve()
+    raise UsageError(f"there is no sweep '{name}', under {where} or as a folder. {_existing(name, storage)}")
+
+
+def _existing(name: str, storage: str) -> str:
+    names = [paths.name for paths in sweeps_under(storage)]
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"Did you mean '{near[0]}'? (`stockpot list` shows all)"
+    if names:
+        return "There are: " + ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return "There are no sweeps there; `--storage FOLDER` looks elsewhere"
+
+
+def word_for(paths: SweepPaths) -> str:
+    """The shortest NAME that means this sweep from here: its name under the default storage, else its folder."""
+    if paths.root.parent == Path(DEFAULT_STORAGE).expanduser().resolve():
+        return paths.name
+    return str(paths.root)
