@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,9 +57,9 @@ def dense_logits(ingredients: list[tuple[Path, float]]) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def adapters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("adapters")
-    yield {
+    return {
         "plain": adapter(root / "plain", 1, r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
         "rslora": adapter(root / "rslora", 2, r=2, lora_alpha=5, target_modules=["q_proj", "up_proj"], use_rslora=True),
         "patterns": adapter(
