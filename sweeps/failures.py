@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import traceback as tb
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from sweeps.spec import OnFailure
 
 FailureKind = Literal["user", "oom", "nan", "node", "stall", "unknown"]
+
+_NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -26,15 +33,15 @@ class Failure:
 
     @property
     def signature(self) -> str:
-        """What makes two failures the same error, for `abort_after_same_error`."""
-        return f"{self.kind}: {self.message}"
+        """What makes two failures the same error, for `abort_after_same_error`: numbers and addresses don't count."""
+        return f"{self.kind}: {_NUMBERS.sub('#', self.message)}"
 
 
 def classify(error: BaseException) -> Failure:
     """The failure an exception stands for.
 
     Reads `pipelines.stage`'s own classes, torch's and Python's out-of-memory errors by name (without importing torch),
-    and Ray's actor deaths; everything else is `unknown`.
+    and Ray's actor deaths; errors in names, types and imports are the user's code; everything else is `unknown`.
     """
     names = {cls.__name__ for cls in type(error).__mro__}
     text = "".join(tb.format_exception(error))
@@ -55,3 +62,47 @@ def classify(error: BaseException) -> Failure:
     elif names & {"ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "NameError", "KeyError"}:
         kind = "user"
     return Failure(kind, message[:500], text)
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """What follows a failure.
+
+    Attributes:
+        retry: whether the run goes again, from its newest whole checkpoint.
+        changes: what the next attempt's configuration changes against the file, earlier changes included.
+    """
+
+    retry: bool
+    changes: Mapping[str, Any] | None = None
+
+
+def remedy(failure: Failure, policy: OnFailure, earlier: Sequence[Failure], config: Mapping[str, Any]) -> Remedy:
+    """The answer to a failure of a run.
+
+    Args:
+        failure: what happened.
+        policy: the file's `on_failure`.
+        earlier: the run's failures before this one, each of which it was restarted after.
+        config: the failed attempt's configuration, changes included.
+    """
+    if len(earlier) >= policy.max_restarts:
+        return Remedy(False)
+    if failure.kind == "oom" and policy.oom == "halve_micro_batch":
+        changes = halved(config)
+        return Remedy(changes is not None, changes)
+    if failure.kind in ("node", "stall"):
+        return Remedy(policy.node == "retry")
+    if failure.kind == "unknown":
+        return Remedy(not any(before.kind == "unknown" for before in earlier))
+    return Remedy(False)
+
+
+def halved(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Half the micro batch with the accumulation that keeps rows a step the same; None at micro batch 1 or without one."""
+    micro = config.get("micro_batch_size")
+    if not isinstance(micro, int) or micro <= 1:
+        return None
+    rows = micro * int(config.get("gradient_accumulation_steps", 1))
+    half = next(size for size in range(micro // 2, 0, -1) if rows % size == 0)
+    return {"micro_batch_size": half, "gradient_accumulation_steps": rows // half}

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from sweeps.trial import Run
+
+if TYPE_CHECKING:
+    from sweeps.spec import NoneConfig
 
 Action = Literal["continue", "stop", "promote"]
 RunState = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -33,8 +36,9 @@ class RunView:
     Attributes:
         run: which.
         order: its trial's order, the tie-break everywhere.
-        state: `waiting` runs hold a checkpoint at a rung and may be promoted.
-        values: resource -> metric at that milestone, oriented so that smaller is better; NaN where it diverged.
+        state: `waiting` runs hold a checkpoint at a rung and may be promoted; `running` includes those that will go again.
+        values: resource -> metric at that milestone, oriented so that smaller is better; NaN where it diverged. With several
+            tuning seeds, the mean over those that have reported.
         target: the milestone its present or last lease was meant for.
     """
 
@@ -50,7 +54,7 @@ class SweepView:
     """The sweep as schedulers see it.
 
     Attributes:
-        runs: all runs in order.
+        runs: one run a trial (its first seed's), in order; duplicates of an earlier trial are left out.
         more_to_come: whether new trials will still be suggested.
         milestones: all rungs, ascending; the last is the pipeline's total.
     """
@@ -73,12 +77,21 @@ class Scheduler(Protocol):
         """A waiting run to promote now that a slot is free; None when a new trial should start (or nothing is left)."""
         ...
 
+    def expected(self, trials: int) -> tuple[int, ...]:
+        """How many of so many trials reach each milestone when nothing fails."""
+        ...
+
 
 class RunToEnd:
     """`early_terminate: none`: every run goes to the pipeline's total; milestones only report."""
 
     def __init__(self, total: int) -> None:
         self.milestones: tuple[int, ...] = (total,)
+
+    @classmethod
+    def of(cls, config: NoneConfig, milestones: tuple[int, ...], finalists: int) -> RunToEnd:
+        """From the sweep file's section."""
+        return cls(milestones[-1])
 
     def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
         """Goes on until the total."""
@@ -87,3 +100,7 @@ class RunToEnd:
     def next_lease(self, view: SweepView) -> Decision | None:
         """Nothing ever waits."""
         return None
+
+    def expected(self, trials: int) -> tuple[int, ...]:
+        """All of them."""
+        return (trials,)

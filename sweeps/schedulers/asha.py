@@ -1,0 +1,142 @@
+"""Asynchronous successive halving, by promotion (Li et al. 2020, arXiv 1810.05934, algorithm 2).
+
+Rungs are min·eta^k below the total, plus the total. Whenever a slot is free, the highest rung that has a trial to promote
+gives its best one; only then does a new trial start. A trial is promotable at a rung when it waits there and is among the
+best floor(n/eta) of the rung's n results, as in the paper, so that a trial promoted early never bars a better one that
+came later. Beyond the paper:
+
+* A rung is *closed* when nothing can arrive there any more: no trial to come, none on its way to it, none promotable below.
+  A closed rung promotes until max(1, finalists) trials have gone beyond it and did not fail, so that a small sweep has a
+  winner, and a finalist that fails is replaced by the next best.
+* NaN-safe: a trial that diverged counts among the n (it was tried and is worse than all that were not), is never promoted,
+  and keeps the place of a rung that it was promoted from. One that failed for another reason gives its place back.
+* Ties go to the trial that was suggested first.
+
+Left out: the paper's parameter s (minimum early-stopping rate): choose `min` instead; brackets.
+
+Example:
+    >>> ASHAScheduler((1, 3, 9), eta=3, finalists=1).expected(9)
+    (9, 3, 1)
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from sweeps.schedulers.base import Decision, RunView, SweepView
+from sweeps.trial import Run
+
+if TYPE_CHECKING:
+    from sweeps.spec import ASHAConfig
+
+
+@dataclass
+class _Rung:
+    """What one pass over the runs gathers about a rung."""
+
+    results: int = 0
+    ranked: list[tuple[float, int, RunView]] = field(default_factory=list)
+    beyond: int = 0
+    coming: int = 0
+
+
+class ASHAScheduler:
+    """Keeps no state: every decision is made from the view alone.
+
+    Args:
+        milestones: the rungs, ascending, the total last.
+        eta: one in eta goes on (the paper's η).
+        finalists: trials guaranteed to reach the total.
+
+    Raises:
+        ValueError: if the milestones do not ascend, or eta or finalists is too small.
+    """
+
+    def __init__(self, milestones: tuple[int, ...], eta: int = 3, finalists: int = 1) -> None:
+        if not milestones or list(milestones) != sorted(set(milestones)) or milestones[0] < 1:
+            raise ValueError(f"milestones must ascend from at least 1, but got {milestones}")
+        if eta < 2 or finalists < 1:
+            raise ValueError(f"eta must be at least 2 and finalists at least 1, but got {eta} and {finalists}")
+        self.milestones = milestones
+        self.eta = eta
+        self.finalists = finalists
+
+    @classmethod
+    def of(cls, config: ASHAConfig, milestones: tuple[int, ...], finalists: int) -> ASHAScheduler:
+        """From the sweep file's section."""
+        return cls(milestones, config.eta, finalists)
+
+    def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
+        """Goes on where the reporting run is the one that would be leased next; else it ends here and may be promoted later."""
+        if resource >= self.milestones[-1]:
+            return [Decision(run, "stop", resource, "reached the total")]
+        if resource not in self.milestones:
+            return [Decision(run, "continue", resource, "between rungs")]
+        rungs = self._rungs(view)
+        chosen = self._choose(rungs, view)
+        rung = rungs[self.milestones.index(resource)]
+        if chosen is not None and chosen.run == run:
+            return [Decision(run, "continue", resource, chosen.reason)]
+        place = next((i for i, (_, _, ranked) in enumerate(rung.ranked) if ranked.run == run), None)
+        reason = "diverged" if place is None else self._place(place, rung, resource)
+        return [Decision(run, "stop", resource, reason)]
+
+    def next_lease(self, view: SweepView) -> Decision | None:
+        """The best promotable run of the highest rung that has one."""
+        return self._choose(self._rungs(view), view)
+
+    def expected(self, trials: int) -> tuple[int, ...]:
+        """How many of so many trials reach each milestone when nothing fails."""
+        runs = [trials]
+        for _ in self.milestones[1:]:
+            runs.append(min(runs[-1], max(1, runs[-1] // self.eta, self.finalists)))
+        return tuple(runs)
+
+    def _rungs(self, view: SweepView) -> list[_Rung]:
+        rungs = [_Rung() for _ in self.milestones]
+        for run in view.runs:
+            goal = bisect_left(self.milestones, run.target)
+            failed = run.state == "failed"
+            lost = failed and not any(math.isnan(value) for value in run.values.values())
+            for k, milestone in enumerate(self.milestones[: goal + 1]):
+                if k < goal and not failed:
+                    rungs[k].beyond += 1
+                value = run.values.get(milestone)
+                if value is None:
+                    if k == goal and run.state == "running":
+                        rungs[k].coming += 1
+                    continue
+                rungs[k].results += 1
+                if math.isfinite(value) and not lost:
+                    rungs[k].ranked.append((value, run.order, run))
+        for rung in rungs:
+            rung.ranked.sort(key=lambda entry: entry[:2])
+        return rungs
+
+    def _choose(self, rungs: list[_Rung], view: SweepView) -> Decision | None:
+        chosen: Decision | None = None
+        closed = not view.more_to_come
+        for milestone, rung in zip(self.milestones[:-1], rungs, strict=False):
+            closed = closed and rung.coming == 0
+            place = self._promotable(rung, milestone, closed)
+            if place is not None:
+                closed = False
+                chosen = Decision(rung.ranked[place][2].run, "promote", milestone, self._place(place, rung, milestone))
+        return chosen
+
+    def _promotable(self, rung: _Rung, milestone: int, closed: bool) -> int | None:
+        """Place in the rung's ranking of the run to promote, or None."""
+        top = rung.results // self.eta
+        wanted = closed and rung.beyond < max(1, self.finalists)
+        for place, (_, _, run) in enumerate(rung.ranked):
+            if place >= top and not wanted:
+                return None
+            if run.state == "waiting" and run.target == milestone:
+                return place
+        return None
+
+    def _place(self, place: int, rung: _Rung, milestone: int) -> str:
+        return f"{place + 1} of {rung.results} at {milestone}"
