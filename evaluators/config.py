@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -81,9 +81,10 @@ AnyEvaluatorConfig = Annotated[
     LossConfig | PerplexityConfig | ExactMatchConfig | JSONFieldsConfig, Field(discriminator="type")
 ]
 
+EVALUATOR_CONFIGS: tuple[type[EvaluatorConfig], ...] = get_args(get_args(AnyEvaluatorConfig)[0])
+"""The members of `AnyEvaluatorConfig`, for those who ask which metrics there are."""
+
 METRICS: dict[str, Direction] = {
-    name: direction
-    for config in (LossConfig, PerplexityConfig, ExactMatchConfig, JSONFieldsConfig)
-    for name, direction in config.metrics.items()
+    name: direction for config in EVALUATOR_CONFIGS for name, direction in config.metrics.items()
 }
 """Every metric name any built-in evaluator reports, without its split."""

@@ -194,7 +194,8 @@ class CustomConfig(Config):
 PipelineConfig = Annotated[SFTConfig | CustomConfig, Field(discriminator="type")]
 PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, CustomConfig)
 """The members of `PipelineConfig`, for those who ask which keys there are."""
-_ADAPTER: TypeAdapter[SFTConfig | CustomConfig] = TypeAdapter(PipelineConfig)
+PIPELINE_ADAPTER: TypeAdapter[SFTConfig | CustomConfig] = TypeAdapter(PipelineConfig)
+"""Types a configuration by its `type`."""
 
 
 def total_resource(config: SFTConfig | CustomConfig, count_rows: Callable[[Datasets], int]) -> int:
@@ -218,4 +219,4 @@ def parse_pipeline(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:
     Raises:
         pydantic.ValidationError: never after the door has passed it.
     """
-    return _ADAPTER.validate_python(dict(config))
+    return PIPELINE_ADAPTER.validate_python(dict(config))

@@ -35,7 +35,7 @@ class Problem:
         return f"{head}: {self.message}" if head else self.message
 
 
-class SpecError(Exception):
+class SpecError(RuntimeError):
     """Everything that is wrong with a sweep file, at once; `str()` is the message to print.
 
     Attributes:

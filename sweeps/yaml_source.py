@@ -17,7 +17,7 @@ import yaml
 
 from sweeps.problems import Problem, show
 
-Path = tuple[str | int, ...]
+Place = tuple[str | int, ...]
 """Keys and list indexes from the top."""
 
 MAX_BYTES = 1_000_000
@@ -49,8 +49,8 @@ class Document:
     """
 
     data: Any = None
-    values: dict[Path, Position] = field(default_factory=dict)
-    keys: dict[Path, Position] = field(default_factory=dict)
+    values: dict[Place, Position] = field(default_factory=dict)
+    keys: dict[Place, Position] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
     def at(self, path: Sequence[str | int], key: bool = False) -> Position:
@@ -67,7 +67,7 @@ class Document:
         where = self.at(path, key)
         return Problem(dotted(path) if place is None else place, message, where.line, where.column, where.via)
 
-    def override(self, path: Path, value: Any, via: str) -> None:
+    def override(self, path: Place, value: Any, via: str) -> None:
         """Forget the file's places under `path`: its value now comes from `via`."""
         for table in (self.values, self.keys):
             for known in [p for p in table if p[: len(path)] == path]:
@@ -76,7 +76,7 @@ class Document:
             self.values[known] = self.keys[known] = Position(None, None, via)
 
 
-def _paths(value: Any, path: Path) -> list[Path]:
+def _paths(value: Any, path: Place) -> list[Place]:
     found = [path]
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
     for key, item in items:
@@ -189,7 +189,7 @@ class _Walk:
         self.document = document
         self.nodes = 0
 
-    def value(self, node: yaml.Node, path: Path, above: tuple[int, ...]) -> Any:
+    def value(self, node: yaml.Node, path: Place, above: tuple[int, ...]) -> Any:
         """The value of a node; `above` holds the ids of the nodes it stands in."""
         self.nodes += 1
         position = _position(node)
@@ -205,9 +205,10 @@ class _Walk:
         if isinstance(node, yaml.SequenceNode):
             inside = (*above, id(node))
             return [self.value(item, (*path, index), inside) for index, item in enumerate(node.value)]
+        self._text(node.value, path, position)
         return scalar(node.value) if isinstance(node, yaml.ScalarNode) and node.style is None else node.value
 
-    def _mapping(self, node: yaml.MappingNode, path: Path, above: tuple[int, ...]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: Place, above: tuple[int, ...]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
@@ -223,12 +224,13 @@ class _Walk:
                 self._wrong(here, f"stands twice; the first is on line {first}: delete one", _position(key_node))
                 continue
             self.document.keys[here] = _position(key_node)
+            self._text(key, here, _position(key_node))
             found[key] = self.value(value_node, here, above)
         for other in merged:
             self._merge(other, path, above, found)
         return found
 
-    def _merge(self, node: yaml.Node, path: Path, above: tuple[int, ...], found: dict[str, Any]) -> None:
+    def _merge(self, node: yaml.Node, path: Place, above: tuple[int, ...], found: dict[str, Any]) -> None:
         if not isinstance(node, yaml.MappingNode) or id(node) in above:
             self._wrong(path, "'<<' takes an alias of a mapping, one that is not around it", _position(node))
             return
@@ -238,7 +240,12 @@ class _Walk:
                 self.document.keys[(*path, key)] = _position(key_node)
                 found[key] = self.value(value_node, (*path, key), (*above, id(node)))
 
-    def _wrong(self, path: Path, message: str, position: Position | None = None) -> None:
+    def _text(self, text: str, path: Place, position: Position) -> None:
+        odd = next((character for character in text if character == "\0" or "\ud800" <= character <= "\udfff"), None)
+        if odd is not None:
+            self._wrong(path, f"the character U+{ord(odd):04X} may not stand in text; delete it", position)
+
+    def _wrong(self, path: Place, message: str, position: Position | None = None) -> None:
         where = position or self.document.values[path]
         self.document.problems.append(Problem(dotted(path), message, where.line, where.column))
 

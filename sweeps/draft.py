@@ -1,0 +1,223 @@
+"""A sweep file on its way to being one: what was read, what of it is sound, and the configurations it spans."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, Config, CustomConfig, SFTConfig
+from sweeps.complaints import Complaint, complaints
+from sweeps.fields import Models, model_at, overlay
+from sweeps.local import disk_values, path_problem
+from sweeps.parameters import Parsed, parse
+from sweeps.problems import show
+from sweeps.space import Choice, Domain, Interval
+from sweeps.spec import SweepSpec
+from sweeps.yaml_source import Document, Place
+
+GRID_CHECKED = 4096
+DRAWS_CHECKED = 256
+_STAND_INS: dict[str, Any] = {
+    "name": "sweep",
+    "pipeline": {"type": "custom", "import_path": "module:Class", "total": 1},
+    "metric": {"name": "loss"},
+}
+
+
+@dataclass
+class Draft:
+    """What the rules between sections see.
+
+    Attributes:
+        document: the file; problems go there.
+        folder: the sweep file's.
+        spec: typed; the sections in `broken` hold stand-ins.
+        broken: sections with mistakes of their own.
+        written: the pipeline section as written, JSON.
+        parsed: what `parameters:` amounts to.
+        models: configuration classes of the pipeline.
+        configs: (parameters, typed configuration) of the grid or of seeded draws; empty when one of them is broken.
+    """
+
+    document: Document
+    folder: Path
+    spec: SweepSpec
+    broken: frozenset[str]
+    written: dict[str, Any]
+    parsed: Parsed
+    models: Models
+    configs: list[tuple[dict[str, Any], SFTConfig | CustomConfig]] = field(default_factory=list)
+
+    def sound(self, *sections: str) -> bool:
+        """Whether all of these sections are free of mistakes."""
+        return not self.broken.intersection(sections)
+
+    def wrong(self, place: Place, message: str) -> None:
+        """Note a mistake."""
+        self.document.problems.append(self.document.problem(place, message))
+
+    def source(self, path: str) -> Place:
+        """Where a dotted path of the pipeline gets its values: under `parameters`, else under `pipeline`."""
+        for swept, place in self.parsed.origins.items():
+            if path == swept or path.startswith(f"{swept}."):
+                return place
+        return ("pipeline", *path.split("."))
+
+    def swept(self, path: str) -> bool:
+        """Whether `parameters` sets a path, or a part of it."""
+        return any(path == other or other.startswith(f"{path}.") for other in self.parsed.origins)
+
+
+def make_draft(document: Document, folder: Path) -> Draft:
+    """Type what is sound, validate every value of the space, and note all mistakes in the document."""
+    data: dict[str, Any] = document.data
+    written = data.get("pipeline") if isinstance(data.get("pipeline"), Mapping) else {}
+    models = tuple(m for m in model_at(PIPELINE_CONFIGS, written, ()) if issubclass(m, Config))
+    parsed = parse(document, data.get("parameters"), models)
+    before = len(document.problems)
+    spec, broken = _type_sections(document, data, written or {}, parsed, models)
+    draft = Draft(document, folder, spec, broken, written or {}, parsed, models)
+    if draft.sound("pipeline"):
+        _check_leaves(draft)
+    _check_disk(draft)
+    if draft.sound("pipeline") and len(document.problems) == before:
+        _span(draft)
+    return draft
+
+
+def _type_sections(
+    document: Document, data: dict[str, Any], written: Mapping[str, Any], parsed: Parsed, models: Models
+) -> tuple[SweepSpec, frozenset[str]]:
+    whole = dict(data)
+    if isinstance(data.get("pipeline"), Mapping):
+        whole["pipeline"] = overlay(written, first(parsed, {}), models)
+    broken: set[str] = set()
+    if isinstance(data.get("metric"), list):
+        message = "several metrics (a Pareto front) are not supported yet; name the one that decides"
+        document.problems.append(document.problem(("metric",), message))
+        whole["metric"] = _STAND_INS["metric"]
+        broken.add("metric")
+    try:
+        return validate(whole), frozenset(broken)
+    except ValidationError as error:
+        for found in complaints(error, whole, (SweepSpec,)):
+            broken.add(str(found.path[0]) if found.path else "")
+            if not _swept(found, parsed):
+                document.problems.append(document.problem(found.path, found.message, key=found.on_key))
+    stand_in = {key: value for key, value in whole.items() if key not in broken and key in SweepSpec.model_fields}
+    for section in broken & set(_STAND_INS):
+        stand_in[section] = _STAND_INS[section]
+    if not parsed.origins and "parameters" in broken:
+        stand_in.pop("parameters", None)
+    return validate({**_STAND_INS, **stand_in}), frozenset(broken)
+
+
+def validate(data: Mapping[str, Any]) -> SweepSpec:
+    """Type a whole file as it is read: a list is a list, but text is no number and 1 is no boolean.
+
+    Raises:
+        ValidationError: with every mistake.
+    """
+    return SweepSpec.model_validate_json(json.dumps(data), strict=True)
+
+
+def type_config(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:
+    """Type one pipeline configuration, strictly.
+
+    Raises:
+        ValidationError: with every mistake.
+    """
+    return PIPELINE_ADAPTER.validate_json(json.dumps(config), strict=True)
+
+
+def _swept(found: Complaint, parsed: Parsed) -> bool:
+    """Whether a complaint is about a value that `parameters` sets: the leaf is named instead."""
+    if found.path[:1] != ("pipeline",):
+        return False
+    path = ".".join(str(part) for part in found.path[1:])
+    return any(path == leaf.path or path.startswith(f"{leaf.path}.") for leaf in parsed.leaves)
+
+
+def first(parsed: Parsed, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the first configuration, with some choices made otherwise."""
+
+    def pick(name: str, domain: Domain) -> Any:
+        if name in choices:
+            return choices[name]
+        if isinstance(domain, Interval):
+            return int(domain.low) if domain.integer else domain.low
+        return domain.values[0]
+
+    return parsed.space.sample(pick)[0]
+
+
+def _check_leaves(draft: Draft) -> None:
+    """Every value on its own, in the first configuration that holds it."""
+    for leaf in draft.parsed.leaves:
+        config = overlay(draft.written, first(draft.parsed, leaf.choices), draft.models)
+        try:
+            type_config(config)
+        except ValidationError as error:
+            for found in complaints(error, config, draft.models, "pipeline"):
+                path = ".".join(str(part) for part in found.path)
+                if path == leaf.path or path.startswith(f"{leaf.path}."):
+                    draft.wrong(leaf.source, found.message)
+
+
+def _check_disk(draft: Draft) -> None:
+    """Files, models and modules that the pipeline names, written or swept."""
+    for path, value in disk_values(draft.written):
+        if not draft.swept(path) and (message := path_problem(path, value, draft.folder)):
+            draft.wrong(("pipeline", *path.split(".")), message)
+    for leaf in draft.parsed.leaves:
+        if message := path_problem(leaf.path, leaf.value, draft.folder):
+            draft.wrong(leaf.source, message)
+
+
+def _span(draft: Draft) -> None:
+    """Cross-field rules on the whole grid, or on seeded draws of a larger space."""
+    seen: set[str] = set()
+    for parameters in itertools.islice(spanned(draft.parsed), GRID_CHECKED):
+        config = overlay(draft.written, parameters, draft.models)
+        try:
+            draft.configs.append((parameters, type_config(config)))
+        except ValidationError as error:
+            for found in complaints(error, config, draft.models, "pipeline"):
+                if found.message not in seen:
+                    seen.add(found.message)
+                    _combination(draft, found, parameters)
+    if seen:
+        draft.configs.clear()
+
+
+def spanned(parsed: Parsed) -> Iterator[dict[str, Any]]:
+    """All configurations of a small grid, else draws with seed 0."""
+    space = parsed.space
+    if space.size is not None and space.size <= GRID_CHECKED:
+        yield from (space.replay(choices) for choices in space.grid())
+        return
+    import random
+
+    generator = random.Random(0)
+
+    def draw(name: str, domain: Domain) -> Any:
+        return generator.choice(domain.values) if isinstance(domain, Choice) else domain.scale(generator.random())
+
+    yield first(parsed, {})
+    for _ in range(DRAWS_CHECKED):
+        yield space.sample(draw)[0]
+
+
+def _combination(draft: Draft, found: Complaint, parameters: Mapping[str, Any]) -> None:
+    path = ".".join(str(part) for part in found.path)
+    values = ", ".join(f"{name}: {show(value)}" for name, value in itertools.islice(parameters.items(), 6))
+    message = found.message
+    if found.on_key:
+        message = f"{message}; a key of one variant only belongs inside its arm of choose"
+    draft.wrong(draft.source(path), f"{message} (with {values})" if values else message)

@@ -1,0 +1,360 @@
+"""The door: a sweep file comes in, a typed sweep goes through, or every mistake comes back at once.
+
+Nothing heavy is imported here or below (no torch, no ray, no numpy), so that `stockpot check` answers at once.
+
+Example:
+    >>> loaded = load_file("sweep.yaml", ["budget.trials=4"])
+    >>> loaded.resolve({"learning_rate": 1e-4})["learning_rate"]
+    0.0001
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from evaluators.config import Direction
+from pipelines.config import CustomConfig, SFTConfig, parse_pipeline, total_resource
+from sweeps.draft import Draft, make_draft, validate
+from sweeps.fields import model_at, overlay
+from sweeps.local import SWEEP, absolute, absolute_path
+from sweeps.metrics import Metric, Timetable, timetable
+from sweeps.overrides import apply_sets, write_out
+from sweeps.parameters import parse
+from sweeps.paths import SweepPaths
+from sweeps.problems import Problem, SpecError, show
+from sweeps.rules import Verdicts, apply_rules
+from sweeps.sources import Source, SourceError, resolve_source
+from sweeps.space import Space
+from sweeps.spec import ASHAConfig, SweepSpec
+from sweeps.yaml_source import Document, read
+
+FORMAT = 1
+"""Of `sweep.resolved.json`."""
+
+
+@dataclass(frozen=True)
+class LoadedSweep:
+    """A sweep file that has passed the door; it travels whole.
+
+    Attributes:
+        spec: the file, typed; `pipeline` is the first configuration, paths and storage are absolute.
+        space: the search space.
+        metric: full name, `tune/loss`.
+        direction: which way is better.
+        milestones: where runs are compared, ascending; the last is `total`. For runs of different lengths (never with
+            asha) `milestones_of` tells a configuration's own.
+        total: resource of a whole run, of the longest where they differ.
+        finalists: trials that are sure to reach the total.
+        trials: trials that will be asked for at most; None when only the hours end the sweep.
+        warnings: what is legal but may not be meant.
+        folder: the sweep file's, absolute; on the path of trials, for pipelines of one's own.
+        pipeline: the `pipeline` section that parameters are put into, JSON.
+        baseline: the baseline's changes by dotted path; None for the untuned model.
+        sources: `sweep://` name -> the weights it meant at the door.
+    """
+
+    spec: SweepSpec
+    space: Space
+    metric: str
+    direction: Direction
+    milestones: tuple[int, ...]
+    total: int
+    finalists: int
+    warnings: tuple[str, ...]
+    folder: Path
+    trials: int | None = None
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    baseline: Mapping[str, Any] | None = None
+    sources: Mapping[str, Source] = field(default_factory=dict)
+
+    @property
+    def paths(self) -> SweepPaths:
+        """Where the sweep keeps things."""
+        return SweepPaths.of(self.spec.storage, self.spec.name)
+
+    @property
+    def timetable(self) -> Timetable:
+        """Which evaluators run when."""
+        return timetable(self.spec, Metric(self.metric, self.direction))
+
+    def resolve(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's whole configuration (JSON): defaults filled in, paths absolute, `sweep://` replaced by path and hash.
+
+        Args:
+            parameters: dotted path -> value, as `Space.sample` and `Space.replay` give them.
+        """
+        return self._complete(overlay(self.pipeline, parameters, [type(self.spec.pipeline)]))
+
+    def resolve_baseline(self) -> dict[str, Any] | None:
+        """The baseline's whole configuration; None when it is the untuned model."""
+        if self.baseline is None:
+            return None
+        first = self.spec.pipeline.model_dump(mode="json", exclude_unset=True)
+        return self._complete(overlay(first, self.baseline, [type(self.spec.pipeline)]))
+
+    def _complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        placed = _place(config, self.folder, self.sources)
+        complete: dict[str, Any] = parse_pipeline(placed).model_dump(mode="json")
+        return complete
+
+    def total_of(self, config: Mapping[str, Any]) -> int:
+        """Resource of a whole run of a resolved configuration."""
+        if isinstance(self.spec.early_terminate, ASHAConfig):
+            return self.total
+        typed = parse_pipeline(config)
+        return total_resource(typed, lambda datasets: _count(typed, datasets))
+
+    def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """Milestones of a resolved configuration; `milestones` wherever all runs have one length."""
+        total = self.total_of(config)
+        return self.milestones if total == self.total else (total,)
+
+    def record(self) -> dict[str, Any]:
+        """What `sweep.resolved.json` and the ledger hold: JSON, no secrets, all that `load_resolved` needs."""
+        spec = self.spec.model_dump(mode="json")
+        spec["pipeline"] = dict(self.pipeline)
+        return {
+            "format": FORMAT,
+            "spec": spec,
+            "folder": str(self.folder),
+            "metric": self.metric,
+            "direction": self.direction,
+            "milestones": list(self.milestones),
+            "total": self.total,
+            "finalists": self.finalists,
+            "trials": self.trials,
+            "baseline": None if self.baseline is None else dict(self.baseline),
+            "sources": {name: {"path": source.path, "hash": source.hash} for name, source in self.sources.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+def load_file(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> LoadedSweep:
+    """Read a sweep file.
+
+    Args:
+        path: the YAML file, or a `sweep.resolved.json` to run again.
+        sets: `--set` arguments, `key=value`.
+
+    Raises:
+        SpecError: with every mistake of the file and of the arguments.
+    """
+    file = Path(path)
+    try:
+        source = file.read_bytes()
+    except IsADirectoryError:
+        raise SpecError([Problem("", "is a folder; name the sweep file in it")], str(path)) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise SpecError([Problem("", f"can't be read: {reason}")], str(path)) from None
+    return load_text(source, Path(os.path.abspath(file)).parent, sets, str(path))
+
+
+def load_text(source: bytes, folder: Path, sets: Sequence[str] = (), name: str = "") -> LoadedSweep:
+    """Read a sweep file's content; relative paths in it are relative to `folder`.
+
+    Raises:
+        SpecError: with every mistake.
+    """
+    document = read(source)
+    if isinstance(document.data, dict) and document.data.get("format") == FORMAT and "spec" in document.data:
+        folder = Path(str(document.data.get("folder", folder)))
+        document = _inner(document)
+    if not isinstance(document.data, dict):
+        if not document.problems:
+            what = "is empty" if document.data is None else f"{show(document.data)} is no sweep"
+            document.problems.append(Problem("", f"{what}; a sweep file is a mapping with name, pipeline, metric"))
+        raise SpecError(document.problems, name)
+    write_out(document)
+    apply_sets(document, sets)
+    draft = make_draft(document, folder)
+    verdicts = apply_rules(draft)
+    sources = _find_sources(draft)
+    if document.problems:
+        raise SpecError(document.problems, name)
+    return _finish(draft, verdicts, sources)
+
+
+def _inner(document: Document) -> Document:
+    """The spec inside a resolved record, with its places."""
+    values = {path[1:]: position for path, position in document.values.items() if path[:1] == ("spec",)}
+    keys = {path[1:]: position for path, position in document.keys.items() if path[:1] == ("spec",) and len(path) > 1}
+    return Document(document.data["spec"], values, keys, document.problems)
+
+
+def _find_sources(draft: Draft) -> dict[str, Source]:
+    """What every `sweep://` name of the file means."""
+    found: dict[str, Source] = {}
+    storage = _storage(draft.spec, draft)
+    places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path == "base_model"}
+    if not draft.swept("base_model"):
+        places[("pipeline", "base_model")] = draft.written.get("base_model")
+    for place, text in places.items():
+        if not isinstance(text, str) or not text.startswith(SWEEP) or text in found:
+            continue
+        try:
+            found[text] = resolve_source(text, storage, draft.folder)
+        except SourceError as error:
+            draft.wrong(place, str(error))
+    return found
+
+
+def _storage(spec: SweepSpec, draft: Draft) -> Path:
+    """Relative to the sweep file where the file names it, else to where the command runs."""
+    named = draft.document.at(("storage",)).line is not None and "storage" in draft.document.data
+    return absolute_path(spec.storage, draft.folder if named else Path.cwd())
+
+
+def _place(config: Mapping[str, Any], folder: Path, sources: Mapping[str, Source]) -> dict[str, Any]:
+    placed = absolute(config, folder)
+    source = sources.get(str(placed.get("base_model")))
+    if source is not None:
+        placed |= {"base_model": source.path, "base_model_hash": source.hash}
+    return placed
+
+
+def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> LoadedSweep:
+    spec = draft.spec
+    first = spec.pipeline.model_dump(mode="json", exclude_unset=True)
+    whole = spec.model_dump(mode="json")
+    whole["storage"] = str(_storage(spec, draft))
+    whole["pipeline"] = _place(first, draft.folder, sources)
+    defaults = spec.pipeline.model_dump(mode="json")
+    filled = {key: value for key, value in defaults.items() if key not in first and not draft.swept(key)}
+    return LoadedSweep(
+        spec=validate(whole),
+        space=draft.parsed.space,
+        metric=verdicts.metric.name,
+        direction=verdicts.metric.direction,
+        milestones=verdicts.milestones,
+        total=verdicts.total,
+        finalists=verdicts.finalists,
+        warnings=tuple(verdicts.warnings),
+        folder=draft.folder,
+        trials=verdicts.trials,
+        pipeline=absolute({**filled, **draft.written}, draft.folder),
+        baseline=verdicts.baseline,
+        sources=dict(sources),
+    )
+
+
+def load_resolved(path: str | os.PathLike[str]) -> LoadedSweep:
+    """Read what `LoadedSweep.record` wrote; nothing is checked against the disk again.
+
+    Raises:
+        SpecError: if the file is not there or not ours.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+        return from_record(record)
+    except OSError as error:
+        raise SpecError([Problem("", f"can't be read: {error.strerror}")], str(path)) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise SpecError([Problem("", f"is not a resolved sweep of this version: {error}")], str(path)) from None
+
+
+def from_record(record: Mapping[str, Any]) -> LoadedSweep:
+    """The inverse of `LoadedSweep.record`.
+
+    Raises:
+        ValueError: if the record is of another format; KeyError and TypeError if it is none.
+    """
+    if record["format"] != FORMAT:
+        raise ValueError(f"its format must be {FORMAT}, but got {record['format']!r}")
+    written = record["spec"]["pipeline"]
+    folder = Path(record["folder"])
+    document = Document(record["spec"])
+    models = model_at([SFTConfig, CustomConfig], written, ())
+    parsed = parse(document, record["spec"]["parameters"], models)
+    from sweeps.draft import first
+
+    sources = {name: Source(**source) for name, source in record["sources"].items()}
+    pipeline = _place(overlay(written, first(parsed, {}), models), folder, sources)
+    return LoadedSweep(
+        spec=validate({**record["spec"], "pipeline": pipeline}),
+        space=parsed.space,
+        metric=record["metric"],
+        direction=record["direction"],
+        milestones=tuple(record["milestones"]),
+        total=record["total"],
+        finalists=record["finalists"],
+        warnings=tuple(record["warnings"]),
+        folder=folder,
+        trials=record["trials"],
+        pipeline=written,
+        baseline=record["baseline"],
+        sources=sources,
+    )
+
+
+def _count(config: SFTConfig | CustomConfig, datasets: Any) -> int:
+    from pipelines.splits import count_train
+
+    return count_train(datasets, config.seed_data if isinstance(config, SFTConfig) else 0)
+
+
+def check_data(loaded: LoadedSweep) -> LoadedSweep:
+    """Read the data as trials will: empty splits, duplicates and unreadable rows are mistakes, small splits warnings.
+
+    Returns:
+        The sweep with the warnings added.
+
+    Raises:
+        SpecError: naming file and line of the data.
+    """
+    from pipelines.splits import load_splits
+    from pipelines.stage import UserError
+
+    config = loaded.spec.pipeline
+    if not isinstance(config, SFTConfig):
+        return loaded
+    try:
+        splits = load_splits(config.datasets, config.seed_data)
+    except UserError as error:
+        raise SpecError([Problem("pipeline.datasets", str(error))], loaded.spec.name) from None
+    return replace(loaded, warnings=(*loaded.warnings, *splits.warnings))
+
+
+def describe(loaded: LoadedSweep) -> dict[str, Any]:
+    """What a sweep would run, for `stockpot check` (JSON).
+
+    `rungs` says for each milestone how many runs are expected to reach it: one in eta goes on, and at least the
+    finalists. `resource` sums what they train.
+    """
+    seeds = len(loaded.spec.seeds.tune)
+    rungs: list[dict[str, Any]] | None = None
+    resource: int | None = None
+    if loaded.trials is not None:
+        rungs, resource, before = [], 0, 0
+        runs = loaded.trials * seeds
+        rule = loaded.spec.early_terminate
+        for index, milestone in enumerate(loaded.milestones):
+            if index and isinstance(rule, ASHAConfig):
+                runs = min(runs, max(1, runs // rule.eta, loaded.finalists))
+            rungs.append({"resource": milestone, "runs": runs})
+            resource += runs * (milestone - before)
+            before = milestone
+    return {
+        "name": loaded.spec.name,
+        "folder": str(loaded.paths.root),
+        "pipeline": loaded.spec.pipeline.type,
+        "method": loaded.spec.method.type,
+        "metric": loaded.metric,
+        "direction": loaded.direction,
+        "trials": loaded.trials,
+        "hours": loaded.spec.budget.hours,
+        "seeds": seeds,
+        "parameters": len(loaded.space.paths),
+        "configurations": loaded.space.size,
+        "total": loaded.total,
+        "finalists": loaded.finalists,
+        "rungs": rungs,
+        "resource": resource,
+        "soup": None if loaded.spec.soup is None else {"method": loaded.spec.soup.method, "top": loaded.spec.soup.top},
+        "warnings": list(loaded.warnings),
+    }

@@ -1,0 +1,168 @@
+"""What the local disk shows before anything starts: data files, models, modules. Nothing is imported or downloaded."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sweeps.problems import close, show
+
+PACKAGE, SWEEP = "package://", "sweep://"
+SPLITS = ("train", "tune", "select", "test")
+_HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?\Z")
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def absolute(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A pipeline's configuration with every path made absolute; paths are relative to the sweep file's folder."""
+    config = dict(config)
+    datasets = config.get("datasets")
+    if isinstance(datasets, Mapping):
+        config["datasets"] = {name: _split(value, folder) for name, value in datasets.items()}
+    if isinstance(config.get("base_model"), str):
+        config["base_model"] = absolute_model(config["base_model"], folder)
+    return config
+
+
+def _split(value: Any, folder: Path) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
+        return {**value, "path": str(absolute_path(value["path"], folder))}
+    return value
+
+
+def absolute_path(text: str, folder: Path) -> Path:
+    """A path as the file means it: `~` is the home folder, what is relative is relative to the sweep file."""
+    path = Path(text)
+    if text.startswith("~"):
+        try:
+            path = path.expanduser()
+        except RuntimeError:
+            return folder / text
+    return Path(os.path.abspath(folder / path))
+
+
+def absolute_model(text: str, folder: Path) -> str:
+    """A base model's name with local paths made absolute; hub ids, `package://` and `sweep://` stay as they are."""
+    if _REMOTE.match(text):
+        return text
+    path = absolute_path(text, folder)
+    return str(path) if _path_like(text) or _exists(path) else text
+
+
+def _path_like(text: str) -> bool:
+    return text.startswith(("/", "./", "../", "~")) or text.endswith((".gguf", ".safetensors")) or text.count("/") > 1
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def path_problem(path: str, value: Any, folder: Path) -> str | None:
+    """What is wrong with a value of the pipeline that names something on the disk, or None.
+
+    Args:
+        path: dotted path in the pipeline: `base_model`, `datasets.train.path`, `import_path`.
+        value: as written.
+        folder: the sweep file's.
+    """
+    if not isinstance(value, str):
+        return None
+    if path == "base_model":
+        return _model_problem(value, folder)
+    if path == "import_path":
+        return _module_problem(value, folder)
+    if path in {f"datasets.{split}.path" for split in SPLITS}:
+        return _data_problem(value, folder)
+    return None
+
+
+def disk_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of everything in a pipeline's configuration that `path_problem` looks at."""
+    for key in ("base_model", "import_path"):
+        if key in config:
+            yield key, config[key]
+    datasets = config.get("datasets")
+    for split in SPLITS:
+        value = datasets.get(split) if isinstance(datasets, Mapping) else None
+        if isinstance(value, Mapping) and "path" in value:
+            yield f"datasets.{split}.path", value["path"]
+
+
+def _data_problem(text: str, folder: Path) -> str | None:
+    if _REMOTE.match(text):
+        return f"{show(text)} is remote; download the file, and give its path"
+    path = absolute_path(text, folder)
+    if not _exists(path):
+        return f"{show(text)} is not there ({path}); {_near(path)}paths are relative to the sweep file"
+    if path.is_dir():
+        return f"{show(text)} is a folder; name the JSONL file in it"
+    return None
+
+
+def _near(path: Path) -> str:
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    guess = close(path.name, names)
+    return f"did you mean '{guess}'? " if guess else ""
+
+
+def _model_problem(text: str, folder: Path) -> str | None:
+    if text.startswith(SWEEP):
+        return None
+    if text.startswith(PACKAGE):
+        return _package_problem(text)
+    if _REMOTE.match(text):
+        return f"{show(text)} is no model; give a hub id, a folder, a GGUF file, package://MODULE/PATH or sweep://NAME/best"
+    path = absolute_path(text, folder)
+    if _exists(path):
+        if path.is_file() and path.suffix != ".gguf":
+            return f"{show(text)} is a file, but no GGUF file; name the folder of the model"
+        return None
+    if _path_like(text):
+        return f"{show(text)} is not there ({path}); {_near(path)}paths are relative to the sweep file"
+    if not _HUB.match(text):
+        return f"{show(text)} is neither a hub id (OWNER/NAME) nor a path that exists"
+    return None
+
+
+def _package_problem(text: str) -> str | None:
+    module, _, inside = text.removeprefix(PACKAGE).partition("/")
+    if not module.isidentifier() or not inside:
+        return f"{show(text)} is not package://MODULE/PATH"
+    root = package_folder(module)
+    if root is None:
+        return f"the package '{module}' is not installed; pip install {module.replace('_', '-')}"
+    path = root / inside
+    if not _exists(path):
+        return f"the package '{module}' has no '{inside}'; {_near(path)}it lies in {root}"
+    return None
+
+
+def package_folder(module: str) -> Path | None:
+    """Where an installed package lies, found without importing it."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    places = spec.submodule_search_locations if spec is not None else None
+    return Path(next(iter(places))) if places else None
+
+
+def _module_problem(text: str, folder: Path) -> str | None:
+    module = text.partition(":")[0].split(".")[0]
+    if module in sys.modules or module in sys.builtin_module_names:
+        return None
+    if importlib.machinery.PathFinder.find_spec(module, [str(folder), *sys.path]) is None:
+        return f"there is no module '{module}', neither beside the sweep file nor installed"
+    return None

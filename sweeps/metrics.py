@@ -1,0 +1,125 @@
+"""Which numbers a sweep knows: the metric it optimises, and which evaluator runs when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from evaluators.config import EVALUATOR_CONFIGS, METRICS, Direction, EvaluatorConfig
+from pipelines.config import CustomConfig, SFTConfig
+from sweeps.foreign import VALUES
+from sweeps.problems import show, unknown
+from sweeps.spec import MetricConfig, SweepSpec
+
+HELD_OUT = ("select", "test")
+TELEMETRY = ("train", "cost")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a sweep optimises: its full name and which way is better."""
+
+    name: str
+    direction: Direction
+
+    @property
+    def bare(self) -> str:
+        """The name without its split."""
+        return self.name.partition("/")[2]
+
+
+class MetricError(ValueError):
+    """A metric that can't be; `field` is `name` or `goal`."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def known_metrics(pipeline: SFTConfig | CustomConfig) -> dict[str, Direction]:
+    """Every score on `tune`, without its split, that a pipeline and the evaluators report."""
+    if isinstance(pipeline, CustomConfig):
+        return dict(pipeline.metrics)
+    return dict(METRICS)
+
+
+def resolve_metric(config: MetricConfig, pipeline: SFTConfig | CustomConfig) -> Metric:
+    """The metric that `metric:` names.
+
+    Raises:
+        MetricError: if the name is unknown, held out, or `goal` is missing or contradicts its owner.
+    """
+    split, _, bare = config.name.partition("/") if "/" in config.name else ("tune", "", config.name)
+    known = known_metrics(pipeline)
+    if split in HELD_OUT:
+        why = "chooses soups" if split == "select" else "is opened once, by the final step"
+        raise MetricError("name", f"{split}/ {why}; the sweep decides on tune: write '{bare}'")
+    if split in TELEMETRY and bare:
+        if config.goal is None:
+            raise MetricError(
+                "name", f"{show(config.name)} is telemetry; say which way is better: goal: minimize or maximize"
+            )
+        return Metric(config.name, config.goal)
+    if split != "tune" or bare not in known:
+        if not known and split == "tune" and config.goal is not None and bare:
+            return Metric(f"tune/{bare}", config.goal)
+        mend = VALUES["metric"].get(config.name)
+        if not known:
+            mend = "name it under pipeline.metrics, or give its goal: minimize or maximize"
+        raise MetricError("name", unknown(config.name, list(known), mend))
+    if config.goal is not None and config.goal != known[bare]:
+        raise MetricError("goal", f"'{config.goal}' contradicts {bare}, which is to {known[bare]}; delete goal")
+    return Metric(f"tune/{bare}", known[bare])
+
+
+def owner(bare: str, spec: SweepSpec) -> EvaluatorConfig | None:
+    """The entry that reports a metric: the file's own, else the evaluator's defaults; None for a pipeline's own metric."""
+    if isinstance(spec.pipeline, CustomConfig) and bare in spec.pipeline.metrics:
+        return None
+    for entry in spec.evaluate:
+        if bare in entry.metrics:
+            return entry
+    return next((config() for config in EVALUATOR_CONFIGS if bare in config.metrics), None)
+
+
+@dataclass(frozen=True)
+class Timetable:
+    """`evaluate` entries (JSON) by when they run; each list says all that runs then.
+
+    Attributes:
+        rung: at every milestone, on tune.
+        end: at the last milestone as well, on tune.
+        final: in the final step, on test.
+        soup: the one that chooses soups, on select.
+    """
+
+    rung: tuple[dict[str, Any], ...]
+    end: tuple[dict[str, Any], ...]
+    final: tuple[dict[str, Any], ...]
+    soup: tuple[dict[str, Any], ...]
+
+
+def timetable(spec: SweepSpec, metric: Metric) -> Timetable:
+    """When each evaluator runs. The metric's own runs at every milestone and in the final step."""
+    own = owner(metric.bare, spec) if metric.name.startswith("tune/") else None
+    others = [entry for entry in spec.evaluate if own is None or entry.type != own.model_dump()["type"]]
+    rung = [entry for entry in others if entry.when == "rung"]
+    end = [entry for entry in others if entry.when in (None, "end")]
+    final = [entry for entry in others if entry.when in (None, "final")]
+    mine = [] if own is None else [own]
+    chosen = owner(soup_metric(spec, metric), spec) if spec.soup is not None else None
+    return Timetable(
+        _json([*mine, *rung]), _json(end), _json([*mine, *final]), _json([] if chosen is None else [chosen])
+    )
+
+
+def soup_metric(spec: SweepSpec, metric: Metric) -> str:
+    """The metric that chooses soups, without its split."""
+    named = spec.soup.metric if spec.soup is not None else None
+    if named is None:
+        return metric.bare
+    return named.partition("/")[2] if named.startswith(("tune/", "select/")) else named
+
+
+def _json(entries: list[Any]) -> tuple[dict[str, Any], ...]:
+    return tuple(entry.model_dump(mode="json") for entry in entries)

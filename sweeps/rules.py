@@ -1,0 +1,343 @@
+"""What must hold between the sections of a sweep file. Each rule notes its mistakes at the value that breaks it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from pipelines.config import CustomConfig, Datasets, SFTConfig, total_resource
+from sweeps.complaints import complaints
+from sweeps.draft import Draft, type_config
+from sweeps.fields import lookup, overlay
+from sweeps.local import absolute
+from sweeps.metrics import Metric, MetricError, known_metrics, owner, resolve_metric, soup_metric
+from sweeps.problems import show, unknown
+from sweeps.spec import ASHAConfig, GridConfig
+from sweeps.yaml_source import Place
+
+
+@dataclass
+class Verdicts:
+    """What the rules worked out on the way; whole only when they found no mistake."""
+
+    metric: Metric = field(default_factory=lambda: Metric("tune/loss", "minimize"))
+    trials: int | None = None
+    total: int = 1
+    milestones: tuple[int, ...] = (1,)
+    finalists: int = 1
+    baseline: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+def apply_rules(draft: Draft) -> Verdicts:
+    """Check everything that concerns more than one section."""
+    verdicts = Verdicts()
+    _secrets(draft)
+    _storage(draft)
+    _several_devices(draft)
+    _entries(draft)
+    if draft.sound("pipeline", "metric", "evaluate"):
+        _metric(draft, verdicts)
+    if draft.sound("parameters", "pipeline", "method", "budget"):
+        _budget(draft, verdicts)
+    if draft.sound("parameters", "pipeline"):
+        _comparable(draft, verdicts)
+        _moot(draft, verdicts)
+    if draft.sound("pipeline", "early_terminate"):
+        _rungs(draft, verdicts)
+    if draft.sound("pipeline", "soup", "early_terminate", "keep", "budget", "method"):
+        _soup(draft, verdicts)
+    if draft.sound("pipeline", "baseline") and draft.spec.baseline is not None:
+        verdicts.baseline = _baseline(draft, draft.spec.baseline)
+    return verdicts
+
+
+_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
+_SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+_SECRET_VALUE = re.compile(
+    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w-]{20,}"
+    r"|xox[abp]-[\w-]{10,}|eyJ[\w-]{20,}\.[\w-]{20,})"
+)
+
+
+def _secrets(draft: Draft) -> None:
+    """Secrets are named, never written: nothing of the file may go into the ledger that should not."""
+    env = draft.document.data.get("env")
+    for name, value in (env if isinstance(env, Mapping) else {}).items():
+        if not isinstance(value, str) or _REFERENCE.match(value):
+            continue
+        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+            draft.wrong(
+                ("env", name), f"a secret in plain text; export {name} in the shell, and write {name}: ${{{name}}}"
+            )
+        elif "${" in value:
+            draft.wrong(("env", name), f"{show(value)} mixes a reference with text; write ${{NAME}} alone")
+    for place, text in _texts(draft.document.data, ()):
+        if place[:1] != ("env",) and _SECRET_VALUE.search(text):
+            mend = "looks like a secret; export it in the shell, and name it under env as NAME: ${NAME}"
+            draft.wrong(place, mend)
+
+
+def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    if isinstance(value, str):
+        yield place, value
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield from _texts(inner, (*place, key))
+
+
+def _storage(draft: Draft) -> None:
+    storage = draft.spec.storage
+    if draft.sound("storage") and "://" in storage:
+        draft.wrong(("storage",), f"{show(storage)} is remote, which is not supported yet; give a local folder")
+    elif draft.sound("storage") and not storage.strip():
+        draft.wrong(("storage",), "is empty; give a folder, or delete the line")
+
+
+def _several_devices(draft: Draft) -> None:
+    gpus = draft.spec.resources.gpus
+    if draft.sound("resources") and isinstance(gpus, float) and gpus > 1:
+        draft.wrong(("resources", "gpus"), f"{gpus:g} GPUs for one trial is not supported yet; give at most 1")
+
+
+def _entries(draft: Draft) -> None:
+    seen: set[str] = set()
+    for index, entry in enumerate(draft.spec.evaluate if draft.sound("evaluate") else ()):
+        if entry.type in seen:
+            draft.wrong(("evaluate", index), f"'{entry.type}' stands twice; each evaluator has one entry")
+        seen.add(entry.type)
+
+
+def _metric(draft: Draft, verdicts: Verdicts) -> None:
+    spec = draft.spec
+    try:
+        verdicts.metric = resolve_metric(spec.metric, spec.pipeline)
+    except MetricError as error:
+        draft.wrong(("metric", error.field), str(error))
+        return
+    own = owner(verdicts.metric.bare, spec)
+    if own is not None and own in spec.evaluate and own.when in ("end", "final"):
+        place = ("evaluate", [entry.type for entry in spec.evaluate].index(own.model_dump()["type"]), "when")
+        draft.wrong(place, f"'{own.when}', but the metric's evaluator runs at every rung; delete when")
+
+
+def _budget(draft: Draft, verdicts: Verdicts) -> None:
+    spec, space = draft.spec, draft.parsed.space
+    continuous = list(space.continuous())
+    if isinstance(spec.method, GridConfig) and continuous:
+        name = continuous[0]
+        axis = next(axis for axis in space.all_axes() if axis.name == name)
+        draft.wrong(
+            draft.source(axis.path), "a grid can't walk a continuous range; write a list, add q, or use method: tpe"
+        )
+        return
+    trials, size = spec.budget.trials, space.size
+    if trials is None and size is None and spec.budget.hours is None:
+        name = continuous[0]
+        place: Place = ("budget",) if "budget" in draft.document.data else ()
+        draft.wrong(
+            place or ("parameters",), f"{name} is continuous, so the sweep has no end; write budget: {{trials: 24}}"
+        )
+    if size is not None:
+        if trials is not None and trials > size:
+            verdicts.warnings.append(f"budget.trials is {trials}, but there are only {size} configurations")
+        trials = size if trials is None and spec.budget.hours is None else trials
+        if isinstance(spec.method, GridConfig) or size == 1:
+            trials = size if trials is None else min(trials, size)
+    verdicts.trials = trials
+
+
+def _comparable(draft: Draft, verdicts: Verdicts) -> None:
+    """All trials are scored on the same rows."""
+    for path, place in draft.parsed.origins.items():
+        words = path.split(".")
+        if words[0] != "datasets":
+            continue
+        if words[1:2] != ["train"]:
+            draft.wrong(
+                place, f"'{path}' decides what trials are scored on, so all share it; give it one value under pipeline"
+            )
+        elif isinstance(draft.spec.pipeline, SFTConfig) and draft.spec.pipeline.datasets.fractions:
+            shares = ", ".join(draft.spec.pipeline.datasets.fractions)
+            draft.wrong(
+                place, f"'{path}' changes {shares} as well, which is a share of train; give {shares} a file of its own"
+            )
+    if draft.swept("sequence_len"):
+        verdicts.warnings.append(
+            "sequence_len is swept: longer rows are cut at different places, so losses differ by that too"
+        )
+
+
+def _moot(draft: Draft, verdicts: Verdicts) -> None:
+    """A value that has no effect in some configurations doubles trials: it belongs inside an arm."""
+    swept: dict[str, str] = {}
+    written: dict[str, list[str]] = {}
+    for parameters, config in draft.configs:
+        for key, why in config.moot().items():
+            if key in parameters:
+                swept.setdefault(key, why)
+            else:
+                written.setdefault(key, []).append(why)
+    for key, why in swept.items():
+        mend = "put it inside an arm of choose"
+        if why.startswith("adapter"):
+            mend = f"write adapter: {{choose: {{lora: {{{key}: [...]}}, none: {{}}}}}}"
+        draft.wrong(draft.source(key), f"{key} has no effect where {why}, so trials would be equal; {mend}")
+    for key, whys in written.items():
+        if len(whys) == len(draft.configs):
+            verdicts.warnings.append(f"pipeline.{key} has no effect: {whys[0]}")
+
+
+class _DataError(ValueError):
+    """The rows can't be counted; the message names file and line."""
+
+
+def totals(draft: Draft) -> set[int]:
+    """Resource of a whole run, over the configurations that were built; empty, with a problem, when data can't be read."""
+    counted: dict[str, int] = {}
+    found: set[int] = set()
+    for _, config in draft.configs:
+
+        def rows(datasets: Datasets, config: SFTConfig | CustomConfig = config) -> int:
+            key = datasets.model_dump_json()
+            if key not in counted:
+                counted[key] = _count_rows(datasets, config, draft.folder)
+            return counted[key]
+
+        try:
+            found.add(total_resource(config, rows))
+        except _DataError as error:
+            draft.wrong(("pipeline", "datasets"), str(error))
+            return set()
+    return found
+
+
+def _count_rows(datasets: Datasets, config: SFTConfig | CustomConfig, folder: Path) -> int:
+    from pipelines.splits import count_train
+    from pipelines.stage import UserError
+
+    placed = absolute({"datasets": datasets.model_dump(mode="json")}, folder)["datasets"]
+    try:
+        return count_train(Datasets.model_validate(placed), config.seed_data if isinstance(config, SFTConfig) else 0)
+    except UserError as error:
+        raise _DataError(str(error)) from None
+
+
+def _rungs(draft: Draft, verdicts: Verdicts) -> None:
+    rule = draft.spec.early_terminate
+    if not draft.configs:
+        return
+    found = totals(draft)
+    if not found:
+        return
+    verdicts.total = max(found)
+    verdicts.milestones = (verdicts.total,)
+    if not isinstance(rule, ASHAConfig):
+        return
+    if len(found) > 1 or any(draft.swept(key) for key in ("max_steps", "num_epochs", "total")):
+        key = next((key for key in ("max_steps", "num_epochs", "total") if draft.swept(key)), "num_epochs")
+        lengths = f"{min(found)} to {max(found)}"
+        draft.wrong(
+            draft.source(key), f"runs differ in length ({lengths}), so asha can't compare them; give one max_steps"
+        )
+        return
+    if rule.max is not None and rule.max != verdicts.total:
+        message = f"{rule.max} is not the length of a run, which is {verdicts.total}; delete max"
+        draft.wrong(("early_terminate", "max"), message)
+    if rule.min >= verdicts.total:
+        message = f"the first rung {rule.min} must come before the end of a run, {verdicts.total}"
+        draft.wrong(("early_terminate", "min"), message)
+    else:
+        verdicts.milestones = rule.milestones(verdicts.total)
+
+
+def _soup(draft: Draft, verdicts: Verdicts) -> None:
+    spec, rule, soup, trials = draft.spec, draft.spec.early_terminate, draft.spec.soup, verdicts.trials
+    if soup is not None:
+        _soup_scores(draft, verdicts)
+        if trials is not None and soup.top > trials * len(spec.seeds.tune):
+            draft.wrong(
+                ("soup", "top"), f"{soup.top} runs for the soup, but there are only {trials * len(spec.seeds.tune)}"
+            )
+        if spec.keep.best is not None and spec.keep.best < soup.top:
+            message = (
+                f"{spec.keep.best} checkpoints are fewer than the {soup.top} that the soup needs; raise it to soup.top"
+            )
+            draft.wrong(("keep", "best"), message)
+    if not isinstance(rule, ASHAConfig):
+        verdicts.finalists = trials or 1
+        return
+    if rule.finalists is not None:
+        verdicts.finalists = rule.finalists
+        if trials is not None and rule.finalists > trials:
+            draft.wrong(
+                ("early_terminate", "finalists"),
+                f"{rule.finalists} finalists of {trials} trials; give at most {trials}",
+            )
+        if soup is not None and soup.top > rule.finalists:
+            place = ("soup", "top") if "top" in soup.model_fields_set else ("soup",)
+            message = (
+                f"{soup.top} runs, but only {rule.finalists} are sure to be finalists; lower top, or raise finalists"
+            )
+            draft.wrong(place, message)
+        return
+    wanted = soup.top if soup is not None else 1
+    verdicts.finalists = wanted if trials is None else max(1, min(wanted, trials // 2))
+    if soup is not None and soup.top > verdicts.finalists:
+        verdicts.warnings.append(
+            f"soup.top is {soup.top}, but only {verdicts.finalists} of {trials} trials are sure to reach the end; "
+            "the soup takes those that do"
+        )
+
+
+def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
+    spec = draft.spec
+    if isinstance(spec.pipeline, SFTConfig) and spec.pipeline.datasets.select is None:
+        message = "a soup is chosen on rows of its own; write pipeline.datasets.select: {fraction: 0.05}"
+        draft.wrong(("soup",), message)
+    if spec.soup is None or not draft.sound("metric"):
+        return
+    bare, known = soup_metric(spec, verdicts.metric), known_metrics(spec.pipeline)
+    if spec.soup.metric is not None and bare not in known:
+        draft.wrong(("soup", "metric"), unknown(spec.soup.metric, list(known)))
+    elif spec.soup.metric is None and not verdicts.metric.name.startswith("tune/"):
+        draft.wrong(("soup",), f"{verdicts.metric.name} is telemetry and can't choose a soup; give soup.metric")
+
+
+def _baseline(draft: Draft, baseline: Mapping[str, Any]) -> dict[str, Any]:
+    """The baseline's changes by dotted path, validated in the configuration they make."""
+    flat: dict[str, Any] = {}
+    places: dict[str, Place] = {}
+    _flatten(draft, baseline, ("baseline",), (), flat, places)
+    config = overlay(draft.spec.pipeline.model_dump(mode="json", exclude_unset=True), flat, draft.models)
+    try:
+        type_config(config)
+    except ValidationError as error:
+        for found in complaints(error, config, draft.models, "baseline"):
+            path = ".".join(str(part) for part in found.path)
+            place = next((places[key] for key in places if path == key or path.startswith(f"{key}.")), ("baseline",))
+            draft.document.problems.append(draft.document.problem(place, found.message, key=found.on_key))
+    return flat
+
+
+def _flatten(
+    draft: Draft,
+    raw: Mapping[str, Any],
+    place: Place,
+    path: tuple[str, ...],
+    flat: dict[str, Any],
+    places: dict[str, Place],
+) -> None:
+    for key, value in raw.items():
+        words = tuple(key.split("."))
+        here = (*path, *(words[1:] if not path and words[0] == "pipeline" else words))
+        if isinstance(value, Mapping) and (not here or lookup(draft.models, here).models):
+            _flatten(draft, value, (*place, key), here, flat, places)
+        else:
+            flat[".".join(here)] = value
+            places[".".join(here)] = (*place, key)
