@@ -54,8 +54,9 @@ class Fraction(Config):
 
 
 def _split_form(value: Any) -> str:
-    fraction = "fraction" in value if isinstance(value, Mapping) else isinstance(value, Fraction)
-    return "<fraction>" if fraction else "<file>"
+    if isinstance(value, Mapping):
+        return "<file>" if len(DataFile.model_fields.keys() & value.keys()) > ("fraction" in value) else "<fraction>"
+    return "<file>" if isinstance(value, DataFile) else "<fraction>"
 
 
 HeldOut = Annotated[

@@ -47,7 +47,15 @@ def complaints(error: ValidationError, data: Any, root: Models, top: str = "") -
     for detail in error.errors(include_url=False):
         path = _path(detail, data)
         groups.setdefault((path, detail["type"] in ("extra_forbidden", "missing")), []).append(detail)
-    return [_complaint(path, details, data, root, top) for (path, _), details in groups.items()]
+    found = [_complaint(path, details, data, root, top) for (path, _), details in groups.items()]
+    renamed = [other for other in found if other.on_key]
+    return [one for one in found if one.kind != "missing" or not any(_renames(other, one) for other in renamed)]
+
+
+def _renames(other: Complaint, missing: Complaint) -> bool:
+    """Whether the mend of an unknown key beside it gives what is missing."""
+    name = missing.path[-1]
+    return other.path[:-1] == missing.path[:-1] and (f"`{name}" in other.message or f"'{name}'?" in other.message)
 
 
 def _path(detail: ErrorDetails, data: Any) -> Place:
@@ -113,7 +121,7 @@ def _missing(path: Place, data: Any, root: Models) -> str:
     for model in model_at(root, data, path[:-1]):
         info = model.model_fields.get(str(path[-1]))
         if info is not None and info.description:
-            return f"is missing: {info.description.splitlines()[0]}"
+            return f"is missing: {info.description.splitlines()[0].rstrip('.')}"
     return "is missing"
 
 
@@ -170,9 +178,10 @@ def _value(value: Any, path: Place, details: Sequence[ErrorDetails]) -> str:
     if words and isinstance(value, str) and not legal:
         key = str(next((part for part in reversed(path) if isinstance(part, str)), ""))
         return unknown(value, words, VALUES.get(key, {}).get(value))
+    wanted = " or ".join([*legal, *(f"'{word}'" for word in words)])
     if value is None:
-        return f"is empty; give {' or '.join([*legal, *words])}, or delete the line"
-    return f"{show(value)} is not {' or '.join([*legal, *words])}{_mend(value, legal, words)}"
+        return f"is empty; give {wanted}, or delete the line"
+    return f"{show(value)} is not {wanted}{_mend(value, legal, words)}"
 
 
 def _mend(value: Any, legal: list[str], words: list[str]) -> str:

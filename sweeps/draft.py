@@ -13,10 +13,10 @@ from pydantic import ValidationError
 
 from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, Config, CustomConfig, SFTConfig
 from sweeps.complaints import Complaint, complaints
-from sweeps.fields import Models, model_at, overlay
+from sweeps.fields import Models, model_at, overlay, type_names
 from sweeps.local import disk_values, path_problem
 from sweeps.parameters import Parsed, parse
-from sweeps.problems import show
+from sweeps.problems import close, show
 from sweeps.space import Choice, Domain, Interval
 from sweeps.spec import SweepSpec
 from sweeps.yaml_source import Document, Place
@@ -83,8 +83,7 @@ def make_draft(document: Document, folder: Path) -> Draft:
     before = len(document.problems)
     spec, broken = _type_sections(document, data, written or {}, parsed, models)
     draft = Draft(document, folder, spec, broken, written or {}, parsed, models)
-    if draft.sound("pipeline"):
-        _check_leaves(draft)
+    _check_leaves(draft)
     _check_disk(draft)
     if draft.sound("pipeline") and len(document.problems) == before:
         _span(draft)
@@ -106,7 +105,7 @@ def _type_sections(
     try:
         return validate(whole), frozenset(broken)
     except ValidationError as error:
-        for found in complaints(error, whole, (SweepSpec,)):
+        for found in [*complaints(error, whole, (SweepSpec,)), *_guessed(error, whole)]:
             broken.add(str(found.path[0]) if found.path else "")
             if not _swept(found, parsed):
                 document.problems.append(document.problem(found.path, found.message, key=found.on_key))
@@ -116,6 +115,42 @@ def _type_sections(
     if not parsed.origins and "parameters" in broken:
         stand_in.pop("parameters", None)
     return validate({**_STAND_INS, **stand_in}), frozenset(broken)
+
+
+def _guessed(error: ValidationError, whole: dict[str, Any]) -> list[Complaint]:
+    """What else is wrong where a `type` is unknown or missing: the rest of its section, read as the nearest type."""
+    before = complaints(error, whole, (SweepSpec,))
+    patched = json.loads(json.dumps(whole))
+    guessed = False
+    for found in before:
+        if found.kind in ("union_tag_invalid", "union_tag_not_found"):
+            section = patched
+            for part in found.path[:-1]:
+                section = section[part]
+            name = (
+                _nearest(section, model_at((SweepSpec,), whole, found.path[:-1])) if isinstance(section, dict) else None
+            )
+            if name is not None:
+                section["type"] = name
+                guessed = True
+    if not guessed:
+        return []
+    try:
+        validate(patched)
+    except ValidationError as more:
+        known = {found.path for found in before}
+        return [found for found in complaints(more, patched, (SweepSpec,)) if found.path not in known]
+    return []
+
+
+def _nearest(section: Mapping[str, Any], models: Models) -> str | None:
+    """The type that is spelled like the section's, else the one that knows most of its keys."""
+    names = {name: model for model in models for name in type_names(model)}
+    if (guess := close(str(section.get("type", "")), names)) is not None:
+        return guess
+    shared = {name: len(model.model_fields.keys() & section.keys() - {"type"}) for name, model in names.items()}
+    best = max(shared, key=lambda name: shared[name], default=None)
+    return best if best is not None and shared[best] > 0 else None
 
 
 def validate(data: Mapping[str, Any]) -> SweepSpec:

@@ -120,9 +120,9 @@ def _chosen(models: list[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
     by_type = [model for model in models if data.get("type") in type_names(model)]
     if by_type:
         return by_type
-    if any("fraction" in model.model_fields for model in models):
-        return [model for model in models if ("fraction" in model.model_fields) == ("fraction" in data)]
-    return models
+    if any(type_names(model) for model in models):
+        return models
+    return [max(models, key=lambda model: (len(model.model_fields.keys() & data.keys()), -len(model.model_fields)))]
 
 
 def type_names(model: type[BaseModel]) -> tuple[str, ...]:

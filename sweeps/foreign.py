@@ -110,6 +110,11 @@ SWEEP_NAMES: dict[str, tuple[str, str]] = {
 """Foreign name -> (where it comes from, the key here)."""
 
 NOT_HERE: dict[str, str] = {
+    "hosts": "resident models are not supported yet; delete it",
+    "judge": "judges are not supported yet; delete it",
+    "track": "trackers are not supported yet; delete it",
+    "memo": "it is not supported yet; delete it",
+    "priority": "it is not supported yet; delete it",
     "program": "W&B's command has no place here; `pipeline` says what a trial runs",
     "command": "W&B's command has no place here; `pipeline` says what a trial runs",
     "project": "sweeps are told apart by `name` alone; delete it",

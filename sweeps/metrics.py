@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,14 +44,13 @@ def known_metrics(pipeline: SFTConfig | CustomConfig) -> dict[str, Direction]:
     return dict(METRICS)
 
 
-def resolve_metric(config: MetricConfig, pipeline: SFTConfig | CustomConfig) -> Metric:
-    """The metric that `metric:` names.
+def resolve_metric(config: MetricConfig, known: Mapping[str, Direction]) -> Metric:
+    """The metric that `metric:` names, among `known_metrics`.
 
     Raises:
         MetricError: if the name is unknown, held out, or `goal` is missing or contradicts its owner.
     """
     split, _, bare = config.name.partition("/") if "/" in config.name else ("tune", "", config.name)
-    known = known_metrics(pipeline)
     if split in HELD_OUT:
         why = "chooses soups" if split == "select" else "is opened once, by the final step"
         raise MetricError("name", f"{split}/ {why}; the sweep decides on tune: write '{bare}'")

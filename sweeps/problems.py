@@ -94,9 +94,10 @@ def unknown(word: str, legal: Sequence[str], mend: str | None = None) -> str:
     """
     names = sorted(legal)
     guess = None if mend else close(word, names)
-    short = bool(mend or guess) and len(names) > SHOWN
-    listed = ", ".join(names[:SHOWN]) + ", ..." if short else ", ".join(names)
+    if len(names) <= SHOWN or not (mend or guess):
+        listed = ", ".join(names)
+    else:
+        near = [] if mend else difflib.get_close_matches(word, names, n=4, cutoff=0.4)
+        listed = ", ".join([*near, "..."]) if near else ""
     middle = mend or (f"did you mean '{guess}'?" if guess else "")
-    return " ".join(
-        part for part in (f"{show(word)} is unknown;" if middle else f"{show(word)} is unknown", middle) if part
-    ) + (f" ({listed})" if names else "")
+    return f"{show(word)} is unknown" + (f"; {middle}" if middle else "") + (f" ({listed})" if listed else "")

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from evaluators.config import METRICS
 from pipelines.config import CustomConfig, Datasets, SFTConfig, total_resource
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
@@ -41,14 +42,14 @@ def apply_rules(draft: Draft) -> Verdicts:
     _storage(draft)
     _several_devices(draft)
     _entries(draft)
-    if draft.sound("pipeline", "metric", "evaluate"):
+    if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or draft.models == (SFTConfig,)):
         _metric(draft, verdicts)
     if draft.sound("parameters", "pipeline", "method", "budget"):
         _budget(draft, verdicts)
     if draft.sound("parameters", "pipeline"):
         _comparable(draft, verdicts)
         _moot(draft, verdicts)
-    if draft.sound("pipeline", "early_terminate"):
+    if draft.sound("early_terminate"):
         _rungs(draft, verdicts)
     if draft.sound("pipeline", "soup", "early_terminate", "keep", "budget", "method"):
         _soup(draft, verdicts)
@@ -116,7 +117,8 @@ def _entries(draft: Draft) -> None:
 def _metric(draft: Draft, verdicts: Verdicts) -> None:
     spec = draft.spec
     try:
-        verdicts.metric = resolve_metric(spec.metric, spec.pipeline)
+        known = known_metrics(spec.pipeline) if draft.sound("pipeline") else METRICS
+        verdicts.metric = resolve_metric(spec.metric, known)
     except MetricError as error:
         draft.wrong(("metric", error.field), str(error))
         return
@@ -165,7 +167,7 @@ def _comparable(draft: Draft, verdicts: Verdicts) -> None:
         elif isinstance(draft.spec.pipeline, SFTConfig) and draft.spec.pipeline.datasets.fractions:
             shares = ", ".join(draft.spec.pipeline.datasets.fractions)
             draft.wrong(
-                place, f"'{path}' changes {shares} as well, which is a share of train; give {shares} a file of its own"
+                place, f"'{path}' changes {shares} as well, taken from train by fraction; give each a file of its own"
             )
     if draft.swept("sequence_len"):
         verdicts.warnings.append(
@@ -230,7 +232,11 @@ def _count_rows(datasets: Datasets, config: SFTConfig | CustomConfig, folder: Pa
 
 def _rungs(draft: Draft, verdicts: Verdicts) -> None:
     rule = draft.spec.early_terminate
-    if not draft.configs:
+    lengths = next((key for key in ("max_steps", "num_epochs", "total") if draft.swept(key)), None)
+    if isinstance(rule, ASHAConfig) and lengths is not None:
+        draft.wrong(
+            draft.source(lengths), f"runs differ in length, so asha can't compare them; give {lengths} one value"
+        )
         return
     found = totals(draft)
     if not found:
@@ -239,11 +245,10 @@ def _rungs(draft: Draft, verdicts: Verdicts) -> None:
     verdicts.milestones = (verdicts.total,)
     if not isinstance(rule, ASHAConfig):
         return
-    if len(found) > 1 or any(draft.swept(key) for key in ("max_steps", "num_epochs", "total")):
-        key = next((key for key in ("max_steps", "num_epochs", "total") if draft.swept(key)), "num_epochs")
-        lengths = f"{min(found)} to {max(found)}"
+    if len(found) > 1:
+        steps = f"{min(found)} to {max(found)} steps"
         draft.wrong(
-            draft.source(key), f"runs differ in length ({lengths}), so asha can't compare them; give one max_steps"
+            ("pipeline", "num_epochs"), f"makes {steps}, by batch size, and asha can't compare them; give max_steps"
         )
         return
     if rule.max is not None and rule.max != verdicts.total:
@@ -260,10 +265,13 @@ def _soup(draft: Draft, verdicts: Verdicts) -> None:
     spec, rule, soup, trials = draft.spec, draft.spec.early_terminate, draft.spec.soup, verdicts.trials
     if soup is not None:
         _soup_scores(draft, verdicts)
-        if trials is not None and soup.top > trials * len(spec.seeds.tune):
+        runs = None if trials is None else trials * len(spec.seeds.tune)
+        if runs is not None and soup.top > runs and "top" in soup.model_fields_set:
             draft.wrong(
-                ("soup", "top"), f"{soup.top} runs for the soup, but there are only {trials * len(spec.seeds.tune)}"
+                ("soup", "top"), f"{soup.top} runs for the soup, but there are only {runs}; lower top, or ask for more"
             )
+        elif runs is not None and soup.top > runs:
+            verdicts.warnings.append(f"soup.top is {soup.top} by default, but there are only {runs} runs")
         if spec.keep.best is not None and spec.keep.best < soup.top:
             message = (
                 f"{spec.keep.best} checkpoints are fewer than the {soup.top} that the soup needs; raise it to soup.top"

@@ -85,11 +85,11 @@ def _paths(value: Any, path: Place) -> list[Place]:
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """`parameters.lora_r[2]`."""
+    """`parameters.lora_r[2]`; the leading `pipeline.` of a parameter is not printed."""
     text = ""
     for part in path:
         text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+    return text.replace("parameters.pipeline.", "parameters.", 1)
 
 
 class _Composer(yaml.SafeLoader):
