@@ -380,7 +380,7 @@ def _checksum(key: str, value: bytes, cost: Cost) -> bytes:
 def _decode(row: Sequence[Any]) -> tuple[str, tuple[bytes, Cost] | None]:
     """(key, entry) of a stored row; the entry is None when the row is not what was written."""
     key, value, checksum, seconds, tokens, price = row
-    text = key.decode(errors="replace")
+    text = key.decode(errors="replace") if isinstance(key, bytes) else str(key)
     numbers = isinstance(seconds, float) and isinstance(tokens, int) and isinstance(price, float)
     if not numbers or not isinstance(value, bytes):
         return text, None

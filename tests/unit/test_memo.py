@@ -278,7 +278,7 @@ def test_a_damaged_entry_is_a_miss_with_a_warning_and_replaced(
         assert memo.stats().entries == len(values)
 
 
-@pytest.mark.parametrize("seed", range(100))
+@pytest.mark.parametrize("seed", [*range(100), 971])
 def test_no_damaged_byte_gives_a_wrong_value_or_an_error(seed: int, tmp_path: Path) -> None:
     values = fill(tmp_path)
     path = tmp_path / "memo.sqlite"
