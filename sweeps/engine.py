@@ -6,12 +6,25 @@ answer is in the ledger before it is given, so that a fold of the ledger after a
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from evaluators.base import Report
-from sweeps.failures import Failure
-from sweeps.trial import Lease
+from sweeps.checkpoints import Checkpoints, DiskCheckpoints
+from sweeps.failures import Failure, remedy
+from sweeps.journal import Journal
+from sweeps.keep import Keeper
+from sweeps.leases import Held, LeaseDesk
+from sweeps.ledger import Ledger, number
+from sweeps.pace import Pace
+from sweeps.paths import SweepPaths
+from sweeps.rulings import on_report
+from sweeps.schedulers import build_scheduler
+from sweeps.searchers import build_searcher
+from sweeps.standings import Plan, Standings
+from sweeps.state import RunState, SweepState
+from sweeps.trial import Lease, finite
 
 Answer = Literal["continue", "stop"]
 
@@ -80,3 +93,303 @@ class CallFailed(RuntimeError):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.message)
         self.failure = failure
+
+
+class Engine:
+    """The loop: a fold of the ledger so far, then one event after another.
+
+    A retry is a new attempt from the newest whole checkpoint; a promotion goes on with the same attempt, unless its
+    checkpoint is torn. The driver writes `driver_started` before it makes an engine, so that what a dead driver had running
+    counts as interrupted. When nothing is left to do (or `budget.hours` is used up), runs that still wait are ended as
+    `stopped`.
+
+    Args:
+        plan: the loaded sweep.
+        ledger: open for writing, with `sweep_created` and `driver_started` in it.
+        paths: where the sweep lies.
+        slots: leases at once.
+        clock: seconds since the epoch.
+        checkpoints: where checkpoints lie; default: in the sweep's folder.
+        keep_every: seconds (real ones) between looks at what `keep` says.
+
+    Attributes:
+        slots: leases at once; `ask` gives None beyond.
+        abort: the error that stopped the sweep (`abort_after_same_error`), or None.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        ledger: Ledger,
+        paths: SweepPaths,
+        slots: int,
+        clock: Callable[[], float] = time.time,
+        checkpoints: Checkpoints | None = None,
+        keep_every: float = 1.0,
+    ) -> None:
+        self.slots = slots
+        self.abort: Failure | None = None
+        self._plan = plan
+        self._ledger = ledger
+        self._paths = paths
+        self._clock = clock
+        searcher = build_searcher(plan.spec.method, plan.space, (plan.direction,))
+        self._scheduler = build_scheduler(plan.spec.early_terminate, plan.milestones, plan.finalists)
+        self._standings = Standings(plan, self._scheduler.milestones, searcher.finite)
+        for event in ledger.events():
+            self._standings.apply(event)
+        self._journal = Journal(ledger, self._standings, clock)
+        self._checkpoints = checkpoints or DiskCheckpoints(paths)
+        self._keeper = Keeper(plan.spec, plan.finalists, self._standings, self._checkpoints)
+        self._keep_every = keep_every
+        self._kept_at = float("-inf")
+        self._desk = LeaseDesk(
+            plan, self._standings, self._journal, searcher, self._scheduler, self._checkpoints, self._keeper
+        )
+        self._leases: dict[str, Held] = {}
+        self._over: bool | None = None
+        self._pace = Pace(self._standings)
+        self._errors: list[str] | None = [] if not any(run.reports for run in self.state.runs.values()) else None
+        self._settle()
+
+    @property
+    def state(self) -> SweepState:
+        """The fold of the ledger, kept up with every event of this engine."""
+        return self._standings.state
+
+    @property
+    def stopping(self) -> bool:
+        """True once a stop was requested: running leases end at their next report, and nothing new starts."""
+        return self.state.stop is not None
+
+    @property
+    def over(self) -> bool:
+        """True when nothing runs and nothing can be asked any more."""
+        if self._leases:
+            return False
+        if self._over is None:
+            self._over = self.stopping or self._desk.empty
+        return self._over
+
+    def ask(self) -> Lease | None:
+        """The next lease, or None: nothing for now."""
+        self._watch_hours()
+        if self.stopping or len(self._leases) >= self.slots:
+            return None
+        held = self._desk.next(self._clock())
+        self._commit()
+        if held is None:
+            self._settle()
+            return None
+        self._leases[held.lease.id] = held
+        return held.lease
+
+    def report(self, lease: str, report: Report) -> Answer:
+        """A report of a running lease; the answer is in the ledger when this returns.
+
+        A report of a lease that has ended (it was stopped, or taken for stalled) is dropped and answered `stop`.
+        """
+        held = self._leases.get(lease)
+        if held is None or held.stopped:
+            return "stop"
+        run = self.state.runs[held.lease.attempt.run.id]
+        waited, held.heard = self._clock() - held.heard, self._clock()
+        if report.resource in run.reports:
+            self._made_again(run, held, report)
+        else:
+            self._take_in(run, held, report, waited)
+        if self.stopping and not held.stopped:
+            self._end(run, held, "interrupted")
+        self._commit()
+        self._keeper.changed(run.id)
+        return "stop" if held.stopped else "continue"
+
+    def ended(self, lease: str) -> None:
+        """The lease ended; without a `stop` answered before, that is a failure."""
+        held = self._leases.get(lease)
+        if held is not None and not held.stopped:
+            target = self.state.runs[held.lease.attempt.run.id].target
+            self.failed(lease, Failure("unknown", f"the trial ended without reporting its milestone {target}"))
+            return
+        self._leases.pop(lease, None)
+        self._settle()
+
+    def failed(self, lease: str, failure: Failure) -> None:
+        """The lease ended with a failure; a retry is handed out at a later `ask`, where the file allows one."""
+        held = self._leases.pop(lease, None)
+        if held is not None and not held.stopped:
+            run = self.state.runs[held.lease.attempt.run.id]
+            self._fail(run, held, failure)
+            self._commit()
+            self._keeper.changed(run.id)
+        self._settle()
+
+    def stalled(self) -> list[str]:
+        """Leases without a report for longer than `stall_after`: to be killed, and told to `failed` as `stall`."""
+        bound = self._clock() - self._plan.spec.stall_after
+        return [lease for lease, held in self._leases.items() if held.heard < bound and not held.stopped]
+
+    def request_stop(self, by: str) -> None:
+        """Ask the sweep to stop: `ctrl-c`, `command`, `budget` or `same-error`. A second request changes nothing."""
+        if not self.stopping:
+            self._journal.stage("stop_requested", by=by)
+            self._commit()
+            self._settle()
+
+    def tick(self) -> None:
+        """Poll the stop request, watch the budget, delete checkpoints that need not stay, ship segments."""
+        request = self._paths.stop_request
+        if request.exists():
+            fresh = request.stat().st_mtime >= self.state.driver_started_at
+            request.unlink(missing_ok=True)
+            if fresh:
+                self.request_stop("command")
+        self._watch_hours()
+        if time.monotonic() - self._kept_at >= self._keep_every:
+            self._tidy()
+        self._ledger.ship()
+
+    def snapshot(self) -> dict[str, Any]:
+        """How far the sweep is: trials, best so far, resource done and expected, seconds. Costs next to nothing."""
+        return {
+            **self._pace.record(self._scheduler.expected),
+            "running": sum(not held.stopped for held in self._leases.values()),
+            "slots": self.slots,
+            "stopping": self.state.stop,
+            "elapsed": max(0.0, self._clock() - self.state.driver_started_at),
+            "elapsed_before": self.state.spent,
+        }
+
+    def close(self) -> None:
+        """Wait for deletions in the background. The ledger stays the driver's."""
+        self._checkpoints.close()
+
+    def _commit(self) -> None:
+        self._over = None
+        self._journal.commit()
+
+    def _made_again(self, run: RunState, held: Held, report: Report) -> None:
+        """Already in the ledger: go on. Only a checkpoint that had to be made again leaves a trace."""
+        kept, attempt = run.reports[report.resource], held.lease.attempt.n
+        beyond = report.resource > held.lease.from_resource
+        if beyond and report.checkpoint is not None and kept.checkpoint is not None and kept.attempt != attempt:
+            body = {"run": run.id, "resource": report.resource, "action": "continue", "attempt": attempt}
+            self._journal.stage(
+                "decided", **body, checkpoint=report.checkpoint, reason="checkpoint was lost, made again"
+            )
+
+    def _take_in(self, run: RunState, held: Held, report: Report, waited: float) -> None:
+        lease, resource = held.lease, report.resource
+        body: dict[str, Any] = {"lease": lease.id, "run": run.id, "attempt": lease.attempt.n, "resource": resource}
+        if held.origin is not None and resource == held.origin.resource and held.origin.attempt != lease.attempt.n:
+            body["checkpoint_attempt"] = held.origin.attempt
+        body["scores"] = [score.record() for score in report.scores]
+        body["telemetry"] = {name: number(float(value)) for name, value in report.telemetry.items()}
+        self._journal.stage("reported", **body, checkpoint=report.checkpoint, worker_seconds=round(waited, 3))
+        self._journal.stage_items(run.id, resource, report.scores)
+        self._pace.reported(run, resource)
+        if resource in self._standings.milestones:
+            self._judge(run, held, report)
+        elif resource > run.target:
+            self._fail(
+                run, held, Failure("user", f"reported {resource} without a report at its milestone {run.target}")
+            )
+
+    def _judge(self, run: RunState, held: Held, report: Report) -> None:
+        value = self._standings.metric_of(report)
+        if value is None:
+            there = ", ".join([*(score.key for score in report.scores), *report.telemetry]) or "nothing"
+            message = f"the report at {report.resource} lacks the metric {self._plan.metric}; it has {there}"
+            self._fail(run, held, Failure("user", message))
+        elif not finite(value):
+            self._fail(run, held, Failure("nan", f"{self._plan.metric} is {value:g} at {report.resource}"))
+        elif report.resource > run.target:
+            message = f"reported {report.resource} without a report at its milestone {run.target}"
+            self._fail(run, held, Failure("user", message))
+        else:
+            self._errors = None
+            self._decide(run, held, report.resource)
+
+    def _decide(self, run: RunState, held: Held, resource: int) -> None:
+        ruling = on_report(self._standings, self._scheduler, run, resource)
+        action = "continue" if ruling.goes_on else "stop"
+        body: dict[str, Any] = {"run": run.id, "resource": resource, "action": action, "reason": ruling.reason}
+        if ruling.target is not None:
+            body["target"] = ruling.target
+        self._journal.stage("decided", **body)
+        if not ruling.goes_on:
+            finished = resource >= self._standings.total
+            self._end(run, held, "finished" if finished else "stopped")
+            if finished:
+                self._journal.stage("run_ended", run=run.id, state="finished", reason=ruling.reason)
+        for other in ruling.others:
+            if other.action == "stop" and self.state.runs[other.run.id].phase == "waiting":
+                self._journal.stage("run_ended", run=other.run.id, state="stopped", reason=other.reason)
+                self._keeper.changed(other.run.id)
+
+    def _end(self, run: RunState, held: Held, reason: str) -> None:
+        self._journal.stage("lease_ended", lease=held.lease.id, run=run.id, reason=reason)
+        held.stopped = True
+
+    def _fail(self, run: RunState, held: Held, failure: Failure) -> None:
+        answer = remedy(failure, self._plan.spec.on_failure, run.failures, held.lease.config)
+        self._journal.stage(
+            "failed",
+            lease=held.lease.id,
+            run=run.id,
+            attempt=held.lease.attempt.n,
+            kind=failure.kind,
+            message=failure.message,
+            traceback=failure.traceback,
+            final=not answer.retry,
+            changes=answer.changes,
+        )
+        held.stopped = True
+        if answer.retry:
+            self._desk.again(run.id)
+            return
+        self._journal.stage("run_ended", run=run.id, state="failed", reason=failure.message)
+        self._pace.ended(run)
+        self._count_error(failure)
+
+    def _count_error(self, failure: Failure) -> None:
+        """The sweep stops when the first so-many trials all failed with the same error, and nothing was ever scored."""
+        if self._errors is None:
+            return
+        self._errors.append(failure.signature)
+        if len(set(self._errors)) > 1:
+            self._errors = None
+        elif len(self._errors) >= self._plan.spec.on_failure.abort_after_same_error and not self.stopping:
+            self.abort = failure
+            self._journal.stage("stop_requested", by="same-error")
+
+    def _watch_hours(self) -> None:
+        hours = self._plan.spec.budget.hours
+        if hours is None or self.stopping:
+            return
+        if self.state.spent + self._clock() - self.state.driver_started_at >= hours * 3600:
+            self.request_stop("budget")
+
+    def _settle(self) -> None:
+        """Once all is done, end the runs that still wait."""
+        if not self.over or self.state.stop not in (None, "budget"):
+            return
+        for run in self.state.runs.values():
+            if run.phase in ("waiting", "interrupted", "running"):
+                rung = self._standings.rung(run)
+                reason = "the budget of hours was used up" if self.state.stop else f"not promoted at {rung}"
+                self._journal.stage("run_ended", run=run.id, state="stopped", reason=reason)
+                self._keeper.changed(run.id)
+        self._commit()
+        self._tidy()
+
+    def _tidy(self) -> None:
+        self._kept_at = time.monotonic()
+        gone = self._keeper.due()
+        for sized in gone:
+            found = sized.checkpoint
+            body = {"run": found.run, "attempt": found.attempt, "resource": found.resource, "bytes": sized.bytes}
+            self._journal.stage("checkpoint_deleted", **body)
+        self._commit()
+        for sized in gone:
+            self._checkpoints.delete(sized.checkpoint)

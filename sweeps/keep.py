@@ -1,0 +1,170 @@
+"""Which checkpoints stay: `keep:`, across the sweep.
+
+* Protected whatever the disk says: the newest checkpoint of every run that waits, runs or will go again, and of the best
+  runs at the highest rung (finalists and soup ingredients).
+* Kept while there is room: the newest of the best `keep.best` ended runs, and one older checkpoint of runs that go on, in
+  case the newest is torn.
+* Everything else goes. Past `disk_gb` what is kept only while there is room goes too: older ones first, then the worst runs'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sweeps.checkpoints import Checkpoint, Checkpoints
+from sweeps.standings import Standings
+from sweeps.state import RunState
+from sweeps.trial import Run
+
+if TYPE_CHECKING:
+    from sweeps.spec import SweepSpec
+
+GIGABYTE = 1e9
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A checkpoint and its bytes."""
+
+    checkpoint: Checkpoint
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Holding:
+    """A run's checkpoints.
+
+    Attributes:
+        found: newest first.
+        live: whether the run waits, runs or will go again.
+        finished: whether it reached the highest rung.
+        rank: sort key among ended runs, smaller is better.
+        order: its trial's order, the tie-break.
+    """
+
+    found: tuple[Sized, ...]
+    live: bool
+    finished: bool = False
+    rank: tuple[float, ...] = ()
+    order: int = 0
+
+
+def surplus(holdings: Iterable[Holding], best: int, protected: int, limit: float | None) -> list[Sized]:
+    """The checkpoints to delete.
+
+    Args:
+        holdings: all runs that have any.
+        best: ended runs whose newest checkpoint is kept while there is room.
+        protected: runs at the highest rung whose newest is kept in any case.
+        limit: bytes at most, None without a limit.
+    """
+    gone: list[Sized] = []
+    firm: list[Sized] = []
+    spare: list[Sized] = []
+    ended: list[Holding] = []
+    for holding in holdings:
+        if not holding.found:
+            continue
+        if holding.live:
+            firm.append(holding.found[0])
+            spare += holding.found[1:2]
+            gone += holding.found[2:]
+        else:
+            ended.append(holding)
+            gone += holding.found[1:]
+    ended.sort(key=lambda holding: (holding.rank, holding.order))
+    kept: list[Sized] = []
+    for place, holding in enumerate(ended):
+        newest = holding.found[0]
+        if holding.finished and place < protected:
+            firm.append(newest)
+        elif place < best:
+            kept.append(newest)
+        else:
+            gone.append(newest)
+    if limit is not None:
+        room = limit - sum(sized.bytes for sized in firm)
+        for sized in [*kept, *spare]:
+            room -= sized.bytes
+            if room < 0:
+                gone.append(sized)
+    return gone
+
+
+class Keeper:
+    """Watches which runs changed, and says what to delete.
+
+    Args:
+        spec: the sweep file.
+        finalists: trials guaranteed to reach the total.
+        standings: the sweep as the ledger has it.
+        checkpoints: where they lie.
+    """
+
+    def __init__(self, spec: SweepSpec, finalists: int, standings: Standings, checkpoints: Checkpoints) -> None:
+        soup = spec.soup.top if spec.soup is not None else 1
+        guaranteed = finalists if spec.early_terminate.type != "none" else 1
+        self._protected = max(soup, guaranteed)
+        self._best = max(spec.keep.best or soup, 1)
+        self._limit = None if spec.keep.disk_gb is None else spec.keep.disk_gb * GIGABYTE
+        self._standings = standings
+        self._checkpoints = checkpoints
+        self._changed: set[str] = set(standings.state.runs)
+        self._found: dict[str, tuple[Sized, ...]] = {}
+        self._sizes: dict[str, int] = {}
+        self._torn: set[str] = set()
+
+    def changed(self, run: str) -> None:
+        """A run reported a checkpoint or changed its phase."""
+        self._changed.add(run)
+
+    def torn(self, checkpoint: Checkpoint) -> None:
+        """This one was found torn: it protects nothing."""
+        self._torn.add(checkpoint.folder)
+        self._changed.add(checkpoint.run)
+
+    def due(self) -> list[Sized]:
+        """What to delete now, given all changes since the last call."""
+        if not self._changed:
+            return []
+        for run in self._changed:
+            self._look(run)
+        self._changed.clear()
+        runs = self._standings.state.runs
+        holdings = [self._holding(runs[run], found) for run, found in self._found.items()]
+        gone = surplus(holdings, self._best, self._protected, self._limit)
+        for sized in gone:
+            left = tuple(s for s in self._found[sized.checkpoint.run] if s.checkpoint != sized.checkpoint)
+            self._sizes.pop(sized.checkpoint.folder, None)
+            if left:
+                self._found[sized.checkpoint.run] = left
+            else:
+                del self._found[sized.checkpoint.run]
+        return gone
+
+    def _look(self, run: str) -> None:
+        listed = [c for c in self._checkpoints.listed(Run.parse(run)) if c.folder not in self._torn]
+        if listed:
+            self._found[run] = tuple(Sized(checkpoint, self._size(checkpoint)) for checkpoint in listed)
+        else:
+            self._found.pop(run, None)
+
+    def _size(self, checkpoint: Checkpoint) -> int:
+        if checkpoint.folder not in self._sizes:
+            self._sizes[checkpoint.folder] = self._checkpoints.size(checkpoint)
+        return self._sizes[checkpoint.folder]
+
+    def _holding(self, run: RunState, found: Sequence[Sized]) -> Holding:
+        live = run.phase in ("waiting", "running", "interrupted")
+        rung = self._standings.rung(run)
+        value = None if rung is None else self._standings.value(run, rung)
+        score = float("inf") if value is None or value != value else self._standings.oriented(value)
+        return Holding(
+            found=tuple(found),
+            live=live,
+            finished=run.phase == "finished",
+            rank=(-(rung or 0), score),
+            order=run.order,
+        )

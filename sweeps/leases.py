@@ -1,0 +1,170 @@
+"""Leases: who runs next, from where, and how far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sweeps.checkpoints import Checkpoint, Checkpoints, newest_whole
+from sweeps.journal import Journal
+from sweeps.keep import Keeper
+from sweeps.rulings import Promotion, follower, promotion
+from sweeps.schedulers.base import Scheduler
+from sweeps.searchers.base import Searcher, Suggestion
+from sweeps.standings import Plan, Standings
+from sweeps.trial import Attempt, Lease, Run, trial_id
+
+
+@dataclass
+class Held:
+    """A lease that a backend executes now.
+
+    Attributes:
+        lease: as handed out.
+        origin: the checkpoint it started from.
+        heard: when it was last heard of.
+        stopped: whether it was told to stop; its slot is busy until the backend says that it ended.
+    """
+
+    lease: Lease
+    origin: Checkpoint | None
+    heard: float
+    stopped: bool = False
+
+
+class LeaseDesk:
+    """Hands out leases, in this order: runs that must go again, promotions, other seeds of finished trials, new trials.
+
+    Args:
+        plan: the loaded sweep.
+        standings: the sweep as the ledger has it.
+        journal: where lease events are staged.
+        searcher: suggests new trials.
+        scheduler: picks promotions.
+        checkpoints: where leases start from.
+        keeper: is told of torn checkpoints.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        standings: Standings,
+        journal: Journal,
+        searcher: Searcher,
+        scheduler: Scheduler,
+        checkpoints: Checkpoints,
+        keeper: Keeper,
+    ) -> None:
+        self._plan = plan
+        self._standings = standings
+        self._journal = journal
+        self._searcher = searcher
+        self._scheduler = scheduler
+        self._checkpoints = checkpoints
+        self._keeper = keeper
+        self._used_up = False
+        interrupted = [run for run in standings.state.runs.values() if run.phase in ("interrupted", "running")]
+        self._again = [run.id for run in sorted(interrupted, key=lambda run: (run.order, run.seed))]
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing can be handed out, now that nothing runs."""
+        if self._again or (self._standings.more_to_come and not self._used_up):
+            return False
+        return promotion(self._standings, self._scheduler) is None and follower(self._standings) is None
+
+    def again(self, run: str) -> None:
+        """A run goes again when a slot is free, before everything else."""
+        self._again.append(run)
+
+    def next(self, now: float) -> Held | None:
+        """The next lease, staged but not written; None when there is nothing for now."""
+        if self._again:
+            return self._go_again(Run.parse(self._again.pop(0)), now)
+        chosen = promotion(self._standings, self._scheduler) or follower(self._standings)
+        if chosen is not None:
+            return self._promote(chosen, now)
+        return self._new_trial(now)
+
+    def _go_again(self, run: Run, now: float) -> Held:
+        state = self._standings.state.runs[run.id]
+        start = newest_whole(self._checkpoints, run, state.target, self._keeper.torn)
+        return self._grant(run, state.attempt + 1, state.target, start, now, why="again")
+
+    def _promote(self, chosen: Promotion, now: float) -> Held:
+        state = self._standings.state.runs.get(chosen.run.id)
+        if not chosen.seed:
+            body = {"run": chosen.run.id, "resource": chosen.resource, "action": "promote", "target": chosen.target}
+            self._journal.stage("decided", **body, reason=chosen.reason)
+        why = "seed" if chosen.seed else "promoted"
+        if state is None:
+            return self._grant(chosen.run, 0, chosen.target, None, now, why)
+        start = newest_whole(self._checkpoints, chosen.run, chosen.resource, self._keeper.torn)
+        kept = state.reports.get(chosen.resource)
+        at_hand = start is not None and start.resource == chosen.resource
+        torn = not at_hand and kept is not None and kept.checkpoint is not None
+        return self._grant(chosen.run, state.attempt + torn, chosen.target, start, now, why)
+
+    def _new_trial(self, now: float) -> Held | None:
+        standings = self._standings
+        while standings.more_to_come and not self._used_up:
+            index = standings.suggestions
+            suggestion = self._searcher.suggest(index, standings.history())
+            if suggestion is None:
+                self._used_up = True
+                break
+            config = self._plan.resolve(suggestion.parameters)
+            trial = trial_id(index, config)
+            same = standings.known(config)
+            self._stage_suggestion(trial, index, config, suggestion, same)
+            if same is None:
+                return self._grant(Run(trial, standings.seeds[0]), 0, standings.milestones[0], None, now, why="new")
+        return None
+
+    def _stage_suggestion(
+        self, trial: str, index: int, config: Mapping[str, Any], suggestion: Suggestion, same: str | None
+    ) -> None:
+        self._journal.stage(
+            "suggested",
+            trial=trial,
+            order=index,
+            config=config,
+            parameters=suggestion.parameters,
+            choices=suggestion.choices,
+            distributions=suggestion.distributions,
+            attributes=suggestion.attributes,
+            duplicate_of=same,
+        )
+
+    def _grant(self, run: Run, attempt: int, target: int, start: Checkpoint | None, now: float, why: str) -> Held:
+        state = self._standings.state.runs.get(run.id)
+        changes = state.changes if state is not None else {}
+        resource = start.resource if start is not None else 0
+        replay = (
+            start is not None and resource in self._plan.milestones and (state is None or resource not in state.reports)
+        )
+        lease = Lease(
+            id=f"{run.trial}-s{run.seed}-a{attempt}-l{state.leases if state is not None else 0}",
+            attempt=Attempt(run, attempt),
+            config={**self._standings.state.trials[run.trial].config, **changes},
+            milestones=tuple(m for m in self._plan.milestones if m > resource),
+            from_resource=resource,
+            from_checkpoint=start.folder if start is not None else None,
+            replay=replay,
+            changes=dict(changes) or None,
+        )
+        self._journal.stage(
+            "lease_started",
+            lease=lease.id,
+            run=run.id,
+            attempt=attempt,
+            from_resource=resource,
+            from_checkpoint=lease.from_checkpoint,
+            milestones=lease.milestones,
+            changes=lease.changes,
+            target=target,
+            replay=replay,
+            why=why,
+        )
+        return Held(lease, start, now)

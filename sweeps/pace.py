@@ -1,0 +1,74 @@
+"""How far a sweep is, kept up with every event: what progress and the estimate of the time left are made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sweeps.standings import Standings
+from sweeps.state import RunState
+
+
+class Pace:
+    """Counts once at the start what the ledger holds, and then report by report."""
+
+    def __init__(self, standings: Standings) -> None:
+        self._standings = standings
+        self._reached: dict[str, int] = {}
+        self._tried: set[str] = set()
+        self._done = 0
+        self._best: tuple[int, float, int, str] | None = None
+        for run in standings.state.runs.values():
+            for resource in sorted(run.reports):
+                self.reported(run, resource)
+            if run.phase == "failed":
+                self.ended(run)
+        self._at_start = self._done
+
+    def reported(self, run: RunState, resource: int) -> None:
+        """A report was taken in."""
+        before = self._reached.get(run.id, 0)
+        if resource > before:
+            self._reached[run.id] = resource
+            self._done += resource - before
+        if resource not in self._standings.milestones:
+            return
+        self._tried.add(run.trial)
+        value = self._standings.value(run, resource)
+        if value is None or value != value:
+            return
+        entry = (-resource, self._standings.oriented(value), run.order, run.trial)
+        if self._best is None or entry < self._best:
+            self._best = entry
+
+    def ended(self, run: RunState) -> None:
+        """A run failed for good."""
+        self._tried.add(run.trial)
+
+    def record(self, expected: Callable[[int], tuple[int, ...]]) -> dict[str, Any]:
+        """The figures, JSON-ready.
+
+        Args:
+            expected: how many of so many trials reach each milestone.
+        """
+        total = self._standings.limit
+        best = None
+        if self._best is not None:
+            resource, oriented, _, trial = self._best
+            best = {"trial": trial, "value": self._standings.oriented(oriented), "resource": -resource}
+        return {
+            "trials_done": len(self._tried),
+            "trials_started": self._standings.suggestions,
+            "trials_total": total,
+            "best": best,
+            "resource_done": self._done,
+            "resource_at_start": self._at_start,
+            "resource_expected": None if total is None else self._expected(expected(total)),
+        }
+
+    def _expected(self, trials: tuple[int, ...]) -> int:
+        before, spent = 0, 0
+        for milestone, count in zip(self._standings.milestones, trials, strict=True):
+            spent += (milestone - before) * count * len(self._standings.seeds)
+            before = milestone
+        return spent

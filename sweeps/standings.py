@@ -1,0 +1,293 @@
+"""What schedulers and searchers see of a sweep, kept up with the ledger's events one by one.
+
+A trial stands for its runs: the first tuning seed leads, and the trial's value at a rung is the mean over the seeds that
+have reported there. The others follow a trial that is about to go beyond its rung, or has reached the total, so that a
+hopeless first seed ends a trial at the cost of one run.
+
+Everything here follows from the events alone: the engine, a resume and `sweeps.replay` see the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean
+from typing import Any, Protocol
+
+from evaluators.base import Direction, Report
+from sweeps.ledger import Event
+from sweeps.schedulers.base import RunState as ViewState
+from sweeps.schedulers.base import RunView, SweepView
+from sweeps.searchers.base import Suggestion, Told
+from sweeps.space import Space
+from sweeps.spec import SweepSpec
+from sweeps.state import RunState, SweepState, TrialState
+from sweeps.trial import Run, config_hash
+
+DUPLICATES = 100
+"""So many suggestions in a row that were there before end the asking: the space is used up in all but name."""
+
+
+class Plan(Protocol):
+    """What the loop needs of a loaded sweep (`sweeps.load.LoadedSweep`)."""
+
+    @property
+    def spec(self) -> SweepSpec:
+        """The sweep file, typed."""
+        ...
+
+    @property
+    def space(self) -> Space:
+        """What `parameters` says."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """Full name of the metric."""
+        ...
+
+    @property
+    def direction(self) -> Direction:
+        """Which way is better."""
+        ...
+
+    @property
+    def milestones(self) -> tuple[int, ...]:
+        """All rungs, the total last."""
+        ...
+
+    @property
+    def finalists(self) -> int:
+        """Trials guaranteed to reach the total."""
+        ...
+
+    def resolve(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A trial's resolved pipeline configuration."""
+        ...
+
+
+class Standings:
+    """A `SweepState` with the two views on it.
+
+    Args:
+        plan: the loaded sweep.
+        milestones: resources at which runs are compared, the total last.
+        finite: how many suggestions the searcher has in all, None without end.
+    """
+
+    def __init__(self, plan: Plan, milestones: tuple[int, ...], finite: int | None) -> None:
+        self.state = SweepState()
+        self.seeds = plan.spec.seeds.tune
+        self.milestones = milestones
+        self.total = milestones[-1]
+        self._metric = plan.metric
+        self._sign = 1.0 if plan.direction == "minimize" else -1.0
+        self._limit = min((n for n in (plan.spec.budget.trials, finite) if n is not None), default=None)
+        self._distinct = plan.space.size
+        self._views: list[RunView] = []
+        self._place: dict[str, int] = {}
+        self._told: list[Told] = []
+        self._same: dict[str, list[int]] = {}
+        self._by_config: dict[str, str] = {}
+        self._repeats = 0
+        self._diverged: dict[str, int] = {}
+        self._bounds: dict[int, tuple[float, float]] = {}
+        self._owing: dict[str, None] = {}
+
+    def apply(self, event: Event) -> None:
+        """Take in one event."""
+        self.state.apply(event)
+        if event.kind == "suggested":
+            self._suggested(self.state.trials[event.body["trial"]])
+        elif event.kind == "driver_started":
+            for trial in self._place:
+                self._refresh(trial)
+        elif event.kind in _ABOUT_RUNS:
+            run = self.state.runs[event.body["run"]]
+            if event.kind == "reported" and event.body["resource"] in self.milestones:
+                self._widen(run, event.body["resource"])
+            if run.trial in self._place:
+                self._refresh(run.trial)
+
+    def view(self) -> SweepView:
+        """The sweep as schedulers see it; valid until the next event."""
+        return SweepView(self._views, self.more_to_come, self.milestones)
+
+    def reported_view(self, run: Run) -> SweepView:
+        """The same just after a report of `run`, which now waits at its rung for the scheduler's word."""
+        place = self._place[run.trial]
+        self._views[place] = replace(self._views[place], state="waiting")
+        return self.view()
+
+    def history(self) -> Sequence[Told]:
+        """All suggestions in order and what became of them; valid until the next event.
+
+        A trial that waits at a rung or goes on from one is told with its value there. A diverged one is told as the worst
+        finite value at its rung plus the observed range; before any finite value it is not told.
+        """
+        for trial, resource in self._diverged.items():
+            for index in self._same[trial]:
+                self._told[index] = self._penalised(self._told[index].suggestion, resource)
+        return self._told
+
+    @property
+    def suggestions(self) -> int:
+        """Suggestions made so far, duplicates included."""
+        return len(self._told)
+
+    @property
+    def limit(self) -> int | None:
+        """Suggestions in all: the budget, or the space's size where that is smaller; None when open-ended."""
+        return min((n for n in (self._limit, self._distinct) if n is not None), default=None)
+
+    @property
+    def more_to_come(self) -> bool:
+        """Whether new trials will still be suggested, as far as the ledger shows."""
+        if self._limit is not None and len(self._told) >= self._limit:
+            return False
+        return self._repeats < DUPLICATES and (self._distinct is None or len(self._by_config) < self._distinct)
+
+    def known(self, config: Mapping[str, Any]) -> str | None:
+        """The trial that has this configuration already, or None."""
+        return self._by_config.get(config_hash(config))
+
+    def metric_of(self, report: Report) -> float | None:
+        """The sweep's metric in a report, from its scores or its telemetry."""
+        score = report.score(self._metric)
+        return score.value if score is not None else report.telemetry.get(self._metric)
+
+    def value(self, run: RunState, resource: int) -> float | None:
+        """The sweep's metric of a run at a resource it has reported."""
+        report = run.reports.get(resource)
+        if report is None:
+            return None
+        score = report.scores.get(self._metric)
+        return score.value if score is not None else report.telemetry.get(self._metric)
+
+    def oriented(self, value: float) -> float:
+        """So that smaller is better."""
+        return self._sign * value
+
+    def rung(self, run: RunState) -> int | None:
+        """The highest milestone that a run has reported."""
+        return next((m for m in reversed(self.milestones) if m in run.reports), None)
+
+    def next_milestone(self, resource: int) -> int | None:
+        """The first one after a resource."""
+        return next((m for m in self.milestones if m > resource), None)
+
+    def following(self, trial: str) -> tuple[int, int] | None:
+        """(seed, resource): the first other seed that the trial's lead waits for and that nothing runs yet."""
+        lead = self._run(trial, self.seeds[0])
+        goal = self.rung(lead) if lead is not None else None
+        if goal is None:
+            return None
+        for seed in self.seeds[1:]:
+            run = self._run(trial, seed)
+            if run is None or (run.phase == "waiting" and goal not in run.reports):
+                return seed, goal
+        return None
+
+    def owing(self) -> tuple[str, int, int] | None:
+        """(trial, seed, resource) of a trial whose lead has reached the total and whose other seeds have not started to."""
+        for trial in self._owing:
+            found = self.following(trial)
+            if found is not None:
+                return trial, *found
+        return None
+
+    def _run(self, trial: str, seed: int) -> RunState | None:
+        return self.state.runs.get(Run(trial, seed).id)
+
+    def _suggested(self, trial: TrialState) -> None:
+        self._told.append(Told(trial.suggestion, "running"))
+        first = trial.duplicate_of or trial.id
+        self._same.setdefault(first, []).append(len(self._told) - 1)
+        if trial.duplicate_of is not None:
+            self._repeats += 1
+            self._told[-1] = replace(self._told[self._same[first][0]], suggestion=trial.suggestion)
+            return
+        self._repeats = 0
+        self._by_config[config_hash(trial.config)] = trial.id
+        self._place[trial.id] = len(self._views)
+        self._views.append(RunView(Run(trial.id, self.seeds[0]), trial.order, "running", {}, self.milestones[0]))
+
+    def _refresh(self, trial: str) -> None:
+        lead = self._run(trial, self.seeds[0])
+        if lead is None:
+            return
+        runs = [run for run in (self._run(trial, seed) for seed in self.seeds) if run is not None]
+        values = self._values(runs)
+        place = self._place[trial]
+        oriented = {resource: self.oriented(value) for resource, value in values.items()}
+        self._views[place] = RunView(
+            self._views[place].run, lead.order, self._view_state(trial, lead, runs), oriented, lead.target
+        )
+        self._tell(trial, lead, values)
+        if len(self.seeds) > 1:
+            self._owing.pop(trial, None)
+            if lead.phase == "finished" and self.following(trial) is not None:
+                self._owing[trial] = None
+
+    def _values(self, runs: Sequence[RunState]) -> dict[int, float]:
+        """Mean over the seeds that have reported, NaN where one of them diverged."""
+        values: dict[int, float] = {}
+        for milestone in self.milestones:
+            found = [value for run in runs if (value := self._value_or_nan(run, milestone)) is not None]
+            if found:
+                values[milestone] = fmean(found) if all(map(math.isfinite, found)) else math.nan
+        return values
+
+    def _value_or_nan(self, run: RunState, milestone: int) -> float | None:
+        value = self.value(run, milestone)
+        if value is None and run.target == milestone and _diverged(run):
+            return math.nan
+        return value
+
+    def _view_state(self, trial: str, lead: RunState, runs: Sequence[RunState]) -> ViewState:
+        if lead.phase == "interrupted":
+            return "running"
+        others = any(run.phase in ("running", "interrupted") for run in runs if run is not lead)
+        if lead.phase == "waiting" and others and self.following(trial) is None:
+            return "running"
+        return lead.phase
+
+    def _tell(self, trial: str, lead: RunState, values: Mapping[int, float]) -> None:
+        suggestion = self.state.trials[trial].suggestion
+        self._diverged.pop(trial, None)
+        told = Told(suggestion, "running")
+        if values:
+            resource = max(values)
+            if math.isfinite(values[resource]):
+                told = Told(suggestion, "complete", (values[resource],), resource)
+            else:
+                self._diverged[trial] = resource
+        elif lead.phase == "failed":
+            told = Told(suggestion, "failed")
+        for index in self._same[trial]:
+            self._told[index] = replace(told, suggestion=self._told[index].suggestion)
+
+    def _penalised(self, suggestion: Suggestion, resource: int) -> Told:
+        bounds = self._bounds.get(resource)
+        if bounds is None and self._bounds:
+            bounds = min(low for low, _ in self._bounds.values()), max(high for _, high in self._bounds.values())
+        if bounds is None:
+            return Told(suggestion, "failed")
+        low, high = bounds
+        return Told(suggestion, "complete", (self._sign * (high + (high - low)),), resource)
+
+    def _widen(self, run: RunState, resource: int) -> None:
+        value = self.value(run, resource)
+        if value is None or not math.isfinite(value):
+            return
+        oriented = self.oriented(value)
+        low, high = self._bounds.get(resource, (oriented, oriented))
+        self._bounds[resource] = min(low, oriented), max(high, oriented)
+
+
+_ABOUT_RUNS = frozenset({"lease_started", "reported", "decided", "lease_ended", "failed", "run_ended"})
+
+
+def _diverged(run: RunState) -> bool:
+    return run.phase == "failed" and bool(run.failures) and run.failures[-1].kind == "nan"
