@@ -1,0 +1,107 @@
+"""LoRA adapters: put on a base model, written and read as safetensors, taken off again.
+
+LoRA (Hu et al. 2021, arXiv 2106.09685) adds s·B·A to a frozen weight, s = α/r; rsLoRA (Kalajdzievski 2023, arXiv
+2312.03732) has s = α/√r.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+from pipelines.config import SFTConfig
+from pipelines.stage import UserError
+
+WEIGHTS = "adapter_model.safetensors"
+
+
+def lora_config(config: SFTConfig) -> LoraConfig:
+    """PEFT's form of the adapter's settings.
+
+    Raises:
+        UserError: if the output layer is a target; its weight is read directly when the loss is computed.
+    """
+    targets = config.lora_target_modules
+    if not isinstance(targets, str) and "lm_head" in targets:
+        raise UserError("lora_target_modules: an adapter on lm_head is not supported; take lm_head out of the list")
+    alpha = config.lora_alpha if config.lora_alpha is not None else 2.0 * config.lora_r
+    return LoraConfig(
+        r=config.lora_r,
+        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        use_rslora=config.use_rslora,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+def inject(model: Any, config: SFTConfig) -> Any:
+    """A `PeftModel` with a fresh adapter on `model`, whose own weights are frozen; the random state decides A.
+
+    Raises:
+        UserError: if a target is no module of the model.
+    """
+    try:
+        return get_peft_model(model, lora_config(config))
+    except ValueError as error:
+        if "arget modules" not in str(error):
+            raise
+        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "in_features")}
+        raise UserError(
+            f"lora_target_modules: {', '.join(config.lora_target_modules)} match no module of the model; it has "
+            f"{', '.join(sorted(linear - {'lm_head'}))}"
+        ) from error
+
+
+def attach(model: Any, folder: Path) -> Any:
+    """A `PeftModel` with the adapter of a folder on `model`, for evaluation.
+
+    Raises:
+        UserError: if the adapter does not fit the model.
+    """
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.inference_mode = True
+        adapted = get_peft_model(model, config)
+        load_weights(adapted, folder)
+    except (ValueError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder}: the adapter can't be put on its base model: {error}") from error
+    return adapted.eval()
+
+
+def detach(adapted: Any) -> Any:
+    """The base model as it was before its adapter."""
+    model = adapted.unload()
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    return model
+
+
+def save_weights(adapted: Any, folder: Path, base_model: str) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`; plain PEFT loads them."""
+    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
+    config = adapted.peft_config["default"]
+    before = config.base_model_name_or_path, config.inference_mode
+    config.base_model_name_or_path, config.inference_mode = base_model, True
+    try:
+        config.save_pretrained(str(folder))
+    finally:
+        config.base_model_name_or_path, config.inference_mode = before
+
+
+def load_weights(adapted: Any, folder: Path) -> None:
+    """Read `adapter_model.safetensors` into an adapter of the same shape.
+
+    Raises:
+        ValueError: if a tensor is missing, or one has no place.
+    """
+    result = set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
+    missing = [name for name in result.missing_keys if ".lora_" in name]
+    if result.unexpected_keys or missing:
+        raise ValueError(f"tensors without a place: {result.unexpected_keys[:3]}, missing: {missing[:3]}")

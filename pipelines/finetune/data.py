@@ -1,0 +1,159 @@
+"""Rows as tokens: what is fed and what is trained on. No torch.
+
+Type `text` trains on every token, `prompt_completion` on the completion and the end-of-text token, `chat` on what the
+assistant says, in all its turns where the chat template renders a conversation's beginning as the beginning of the
+conversation (else, where it drops earlier thoughts for example, in the last turn). The tokens are those that TRL's SFTTrainer would make.
+
+Example:
+    >>> encode(example, tokenizer, sequence_len=64).labels[:4]
+    [-100, -100, -100, 504]
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from evaluators.base import Example, Messages
+from pipelines.stage import UserError
+
+IGNORED = -100
+"""The label of a token that is not trained on."""
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens.
+
+    Attributes:
+        ids: token ids, at most `sequence_len`.
+        labels: the same ids where the token is trained on, else `IGNORED`.
+        cut: whether the row was longer.
+    """
+
+    ids: list[int]
+    labels: list[int]
+    cut: bool
+
+    @property
+    def trained(self) -> int:
+        """Tokens that count in the loss; nothing predicts the first one."""
+        return sum(label != IGNORED for label in self.labels[1:])
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """The tokens of `train`.
+
+    Attributes:
+        rows: those with at least one trained-on token, in file order.
+        cut: how many were cut to `sequence_len`.
+        dropped: how many had nothing left to train on after that.
+    """
+
+    rows: tuple[Encoded, ...]
+    cut: int
+    dropped: int
+
+
+def encode(example: Example, tokenizer: Any, sequence_len: int) -> Encoded:
+    """Tokens and labels of one row, cut at the end.
+
+    Raises:
+        UserError: if the row is a chat and the tokenizer has no chat template.
+    """
+    if example.prompt is None:
+        ids = tokenize(tokenizer, _ended(example.completion, tokenizer))
+        labels = list(ids)
+    elif isinstance(example.prompt, str):
+        ids = tokenize(tokenizer, _ended(example.prompt + example.completion, tokenizer))
+        start = _shared(tokenize(tokenizer, example.prompt), ids)
+        labels = [IGNORED] * start + ids[start:]
+    else:
+        ids, labels = _chat(example.prompt, example.completion, tokenizer)
+    return Encoded(ids[:sequence_len], labels[:sequence_len], len(ids) > sequence_len)
+
+
+def encode_prompt(prompt: str | Messages, tokenizer: Any) -> list[int]:
+    """Tokens that an answer follows: the text, or the chat with the assistant's turn opened."""
+    if isinstance(prompt, str):
+        return tokenize(tokenizer, prompt)
+    return _render(list(prompt), tokenizer, opened=True)
+
+
+def encode_train(examples: Sequence[Example], tokenizer: Any, sequence_len: int) -> TrainRows:
+    """All rows of `train`; cut and dropped ones are counted and logged.
+
+    Raises:
+        UserError: if no row has anything to train on.
+    """
+    encoded = [encode(example, tokenizer, sequence_len) for example in examples]
+    kept = tuple(row for row in encoded if row.trained)
+    cut, dropped = sum(row.cut for row in encoded), len(encoded) - len(kept)
+    if not kept:
+        raise UserError(
+            f"sequence_len: {sequence_len} tokens leave nothing to train on in any of the {len(encoded)} rows; raise it"
+        )
+    if cut:
+        _log.warning(
+            "%d of %d rows of train were cut to %d tokens, %d of them to their prompt and dropped",
+            *(cut, len(encoded), sequence_len, dropped),
+        )
+    return TrainRows(kept, cut, dropped)
+
+
+def tokenize(tokenizer: Any, text: str) -> list[int]:
+    """Token ids of a text, with whatever the tokenizer puts before and after it."""
+    ids: list[int] = tokenizer(text)["input_ids"]
+    return ids
+
+
+def _chat(prompt: Messages, answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
+    messages = [dict(message) for message in prompt] + [{"role": "assistant", "content": answer}]
+    ids = _render(messages, tokenizer, opened=False)
+    start = _shared(_render(messages[:-1], tokenizer, opened=True), ids)
+    labels = [IGNORED] * start + ids[start:]
+    for turn, message in enumerate(messages[:-1]):
+        if message["role"] == "assistant" and turn:
+            before = _render(messages[:turn], tokenizer, opened=True)
+            after = _render(messages[: turn + 1], tokenizer, opened=False)
+            if _shared(before, ids) < len(before) or _shared(after, ids) < len(after):
+                return ids, [IGNORED] * start + ids[start:]
+            labels[len(before) : len(after)] = ids[len(before) : len(after)]
+    return ids, labels
+
+
+def _render(messages: list[dict[str, str]] | list[Any], tokenizer: Any, *, opened: bool) -> list[int]:
+    if not tokenizer.chat_template:
+        raise UserError(
+            "datasets: rows of type chat need a model whose tokenizer has a chat template; take an instruct model, or "
+            "type prompt_completion"
+        )
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=opened, tokenize=True, return_dict=True
+        )["input_ids"]
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"datasets: the model's chat template refuses a chat with the roles {roles}: {error}"
+        ) from error
+    return ids
+
+
+def _ended(text: str, tokenizer: Any) -> str:
+    end = tokenizer.eos_token
+    return text if end is None or text.endswith(end) else text + end
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    for place, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return place
+    return min(len(first), len(second))

@@ -1,0 +1,283 @@
+"""Base models: from a name to a folder of safetensors, and from there into memory, where one stays between tasks.
+
+A name is a hub id, a folder, a GGUF file, `package://module/path`, or the folder of an adapter, which is folded into its
+base. GGUF files and adapters are converted once, in fp32, into the cache folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.util
+import json
+import re
+import shutil
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pipelines.finetune.adapters import attach
+from pipelines.stage import UserError
+
+PACKAGE = "package://"
+_CONVERSION = 1
+_HUB_SECONDS = 5.0
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
+_ALTERNATIVES = (
+    "Give a folder with safetensors, a GGUF file, package://module/path (a model inside an installed package) or "
+    "sweep://NAME/best instead"
+)
+_HASHES: dict[tuple[str, int, int], str] = {}
+
+
+@dataclass
+class LoadedModel:
+    """A base model in memory.
+
+    Attributes:
+        model: the causal language model, fp32, without any adapter.
+        tokenizer: its tokenizer; its padding token is set.
+        folder: where both were loaded from.
+    """
+
+    model: Any
+    tokenizer: Any
+    folder: Path
+
+
+class BaseModels:
+    """Keeps one base model in memory, so that the next task on it starts at once.
+
+    Whoever changes the weights calls `drop`; whoever attaches an adapter detaches it.
+
+    Args:
+        cache: folder for converted models; a temporary one of this object where there is none.
+    """
+
+    def __init__(self, cache: str | None = None) -> None:
+        self._own = tempfile.TemporaryDirectory(prefix="stockpot-")
+        self.cache = Path(self._own.name if cache is None else cache)
+        self._kept: tuple[tuple[str, bool, str], LoadedModel] | None = None
+
+    def load(self, source: str, *, trust_remote_code: bool = False, device: str = "cpu") -> LoadedModel:
+        """The base model `source`, from memory where it is the one that was used last.
+
+        Raises:
+            UserError: if it can't be found or loaded.
+        """
+        folder = resolve(source, self.cache, trust_remote_code=trust_remote_code)
+        key = (str(folder), trust_remote_code, device)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = None
+            self._kept = (key, load_folder(folder, trust_remote_code=trust_remote_code, device=device))
+        return self._kept[1]
+
+    def drop(self) -> None:
+        """Forget the model in memory: its weights are not the file's any more."""
+        self._kept = None
+
+
+def load_folder(folder: Path, *, trust_remote_code: bool = False, device: str = "cpu") -> LoadedModel:
+    """Model (fp32, evaluation mode) and tokenizer from a folder of safetensors.
+
+    Raises:
+        UserError: if the folder holds no causal language model that can be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"base_model: {folder} can't be loaded: {_first_line(error)}. {_ALTERNATIVES}") from error
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"base_model: the tokenizer of {folder} has no end-of-text token, so rows can't be ended")
+        tokenizer.pad_token = tokenizer.eos_token
+    return LoadedModel(model.to(device).eval(), tokenizer, folder)
+
+
+def resolve(source: str, cache: Path, *, trust_remote_code: bool = False) -> Path:
+    """The folder of safetensors that a name stands for; converts and downloads where needed.
+
+    Args:
+        source: hub id, folder, GGUF file, `package://module/path`, or an adapter's folder.
+        cache: where converted models are kept.
+        trust_remote_code: also fetch the model's own Python code from a hub.
+
+    Raises:
+        UserError: if nothing is there, with what could be given instead.
+    """
+    if source.startswith("sweep://"):
+        raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
+    path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
+    if path.is_dir():
+        return _resolve_folder(path, cache, trust_remote_code)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise UserError(f"base_model: {path} is a file but no GGUF file. {_ALTERNATIVES}")
+        return _from_gguf(path, cache)
+    if source.startswith(PACKAGE) or not _HUB_ID.fullmatch(source) or path.suffix.lower() == ".gguf":
+        raise UserError(f"base_model: {path} does not exist. {_ALTERNATIVES}")
+    return _from_hub(source, trust_remote_code)
+
+
+def content_hash(folder: Path, names: str = "model") -> str:
+    """SHA-256 (hex) over the files that decide a model's answers.
+
+    Args:
+        folder: a resolved folder.
+        names: `model` for weights and their configs, `tokenizer` for the tokenizer and its chat template.
+    """
+    if names == "tokenizer":
+        wanted = [
+            p for p in folder.iterdir() if p.name.startswith(("tokenizer", "vocab", "merges", "special", "chat_"))
+        ]
+    else:
+        wanted = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("config.json")]
+        wanted = [p for p in wanted if p.name not in ("optimizer.safetensors", "tokenizer_config.json")]
+    body = {path.name: file_hash(path) for path in wanted if path.is_file()}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file, remembered in the process by place, time and size."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    if key not in _HASHES:
+        with path.open("rb") as file:
+            _HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _HASHES[key]
+
+
+def _package_path(source: str) -> Path:
+    """Where `package://module/path` lies, without importing the package: only the top-level name is looked up."""
+    name, _, rest = source.removeprefix(PACKAGE).partition("/")
+    top, *inner = name.split(".")
+    try:
+        spec = importlib.util.find_spec(top) if top else None
+    except ValueError:
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(f"base_model: {source}: no package {top!r} is installed here (pip install it where trials run)")
+    roots = [Path(location, *inner) / rest for location in spec.submodule_search_locations]
+    return next((path for path in roots if path.exists()), roots[0])
+
+
+def _resolve_folder(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        return _folded(folder, cache, trust_remote_code)
+    files = sorted(folder.glob("*.gguf"))
+    if len(files) == 1:
+        return _from_gguf(files[0], cache)
+    held = f"{len(files)} GGUF files; name one" if files else "neither config.json, adapter_config.json nor a GGUF file"
+    raise UserError(f"base_model: the folder {folder} has {held}. {_ALTERNATIVES}")
+
+
+def _from_gguf(path: Path, cache: Path) -> Path:
+    """The GGUF file as fp32 safetensors, converted once."""
+
+    def convert(folder: Path) -> None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+            model = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
+            )
+        except ImportError as error:
+            raise UserError(f"base_model: {path.name} needs the package gguf (pip install gguf): {error}") from error
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"base_model: {path} can't be read as GGUF: {_first_line(error)}") from error
+        for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
+            model.__dict__.pop(mark, None)
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+    return _converted(cache, f"gguf-{_CONVERSION}-{file_hash(path)[:24]}", convert)
+
+
+def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:
+    """An adapter's base with the adapter's products added to its weights in fp32, made once."""
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    source = config.get("base_model_name_or_path")
+    if not source:
+        raise UserError(f"base_model: {adapter} is an adapter that does not name its base model")
+    base = resolve(source, cache, trust_remote_code=trust_remote_code)
+    name = hashlib.sha256(f"{content_hash(base)}:{content_hash(adapter)}".encode()).hexdigest()[:24]
+
+    def fold(folder: Path) -> None:
+        loaded = load_folder(base, trust_remote_code=trust_remote_code)
+        attach(loaded.model, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+
+    return _converted(cache, f"folded-{_CONVERSION}-{name}", fold)
+
+
+def _converted(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder `cache/name`, made by `make` in a temporary one and moved; several processes make it once."""
+    folder = cache / name
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache / f".{name}.lock"):
+        if not folder.is_dir():
+            for torn in cache.glob(f".{name}.*.tmp"):
+                shutil.rmtree(torn, ignore_errors=True)
+            aside = cache / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
+            aside.mkdir()
+            try:
+                make(aside)
+                aside.rename(folder)
+            finally:
+                shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _from_hub(source: str, trust_remote_code: bool) -> Path:
+    """A snapshot of a hub repository: the local one where there is one, else fetched; fails within seconds."""
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    files = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
+    with contextlib.suppress(OSError, ValueError):
+        local = Path(snapshot_download(source, local_files_only=True, allow_patterns=files))
+        if (local / "config.json").is_file() and any(local.glob("*.safetensors")):
+            return local
+    try:
+        revision = HfApi().model_info(source, timeout=_HUB_SECONDS).sha
+        return Path(
+            snapshot_download(source, revision=revision, allow_patterns=files, etag_timeout=_HUB_SECONDS),
+        )
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(
+            f"base_model: {source!r} is no folder here and can't be fetched from the model hub ({reason}). {_ALTERNATIVES}"
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

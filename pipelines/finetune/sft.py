@@ -1,0 +1,316 @@
+"""Supervised fine-tuning, LoRA or full, with TRL's SFTTrainer: the pipeline `sft`.
+
+A run trains from its start to the milestones; at each it writes a checkpoint, scores the model on `tune` and reports.
+Going on from a checkpoint gives the weights of a run that was never stopped, bit by bit on a CPU with equal threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from evaluators import evaluate_all
+from evaluators.base import LanguageModel, Report, Score
+from pipelines.config import SFTConfig, parse_pipeline
+from pipelines.finetune import adapters
+from pipelines.finetune.checkpoint import placing, read_report, write_complete
+from pipelines.finetune.data import TrainRows, encode_train
+from pipelines.finetune.model import BaseModels, LoadedModel, content_hash
+from pipelines.finetune.optimizers import random_state, set_random_state
+from pipelines.finetune.trainer import StepLosses, Trainer, unpatched
+from pipelines.lm import LocalLanguageModel, memoised
+from pipelines.splits import Splits, load_splits
+from pipelines.stage import Devices, EvaluationJob, OutOfMemory, Resource, Task, UserError
+
+_log = logging.getLogger(__name__)
+_FULL_WEIGHTS = "model.safetensors"
+
+
+class SFTPipeline:
+    """Implements `pipelines.stage.Pipeline`; the base model and the tokens of train stay in memory between tasks.
+
+    Example:
+        >>> SFTPipeline().run(task, report)
+    """
+
+    resource: Resource = "steps"
+
+    def __init__(self) -> None:
+        self._models: BaseModels | None = None
+        self._tokens: tuple[tuple[Any, ...], Splits, TrainRows] | None = None
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+
+    def run(self, task: Task, report: Callable[[Report], None]) -> None:
+        """See `Pipeline`.
+
+        Raises:
+            UserError: if the model, the data or a setting can't be used.
+            OutOfMemory: if the trial does not fit.
+            Diverged: if the loss is NaN, infinite, or too large a multiple of its first value.
+        """
+        config = _typed(task.config)
+        if task.replay and task.start is not None:
+            report(read_report(Path(task.start)))
+        device = _prepare(task.devices)
+        splits = load_splits(config.datasets, config.seed_data)
+        for warning in splits.warnings:
+            _log.warning("%s", warning)
+        with _memory_errors(config):
+            loaded = self._base(config.base_model, config, task.services.cache, device)
+            rows = self._train_rows(config, splits, loaded)
+            with self._trained_model(loaded, config, task) as model, unpatched([loaded.model, model]):
+                run = _Run(task, config, model, loaded, splits, rows, device, report)
+                run.go()
+
+    def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
+        """See `Pipeline`; answers come from the memo where there is one.
+
+        Raises:
+            UserError: if the model or the data can't be used.
+        """
+        config = _typed(job.config)
+        device = _prepare(job.devices)
+        rows = load_splits(config.datasets, config.seed_data).rows(job.split)
+        if not rows:
+            raise UserError(f"datasets.{job.split} is not given, so nothing can be scored on it")
+        with _memory_errors(config), contextlib.ExitStack() as stack:
+            loaded = self._base(job.model.base_model, config, job.services.cache, device)
+            model = loaded.model
+            if job.model.adapter is not None:
+                model = adapters.attach(loaded.model, Path(job.model.adapter))
+                stack.callback(adapters.detach, model)
+            lm: LanguageModel = _language_model(model, loaded.tokenizer, config)
+            if job.services.memo is not None:
+                lm = memoised(
+                    lm,
+                    job.services.memo(),
+                    model_hash=_source_hash(loaded.folder, job.model.adapter),
+                    tokenizer_hash=content_hash(loaded.folder, "tokenizer"),
+                    dtype="float32" if config.precision == "fp32" else "bfloat16",
+                    settings={"sequence_len": config.sequence_len},
+                )
+            return evaluate_all(job.evaluators, lm, rows, job.split)
+
+    def _base(self, source: str, config: SFTConfig, cache: str | None, device: str) -> LoadedModel:
+        if self._models is None or (cache is not None and str(self._models.cache) != cache):
+            self._models = BaseModels(cache)
+        return self._models.load(source, trust_remote_code=config.trust_remote_code, device=device)
+
+    def _train_rows(self, config: SFTConfig, splits: Splits, loaded: LoadedModel) -> TrainRows:
+        key = (id(splits), str(loaded.folder), config.sequence_len)
+        if self._tokens is None or self._tokens[0] != key:
+            self._tokens = (key, splits, encode_train(splits.train, loaded.tokenizer, config.sequence_len))
+        return self._tokens[2]
+
+    @contextlib.contextmanager
+    def _trained_model(self, loaded: LoadedModel, config: SFTConfig, task: Task) -> Iterator[Any]:
+        """The model to train with the start checkpoint's weights; afterwards the base is as it was, or forgotten."""
+        transformers.set_seed(task.seed)
+        start = None if task.start is None else Path(task.start)
+        try:
+            if config.adapter == "lora":
+                loaded.model.requires_grad_(False)
+                model = adapters.inject(loaded.model, config)
+                try:
+                    if start is not None:
+                        adapters.load_weights(model, start)
+                    yield model
+                finally:
+                    adapters.detach(model)
+            else:
+                assert self._models is not None
+                self._models.drop()
+                loaded.model.requires_grad_(True)
+                if start is not None:
+                    _load_full(loaded.model, start)
+                yield loaded.model
+        finally:
+            loaded.model.zero_grad(set_to_none=True)
+            loaded.model.eval()
+            gc.collect()
+
+
+class _Run:
+    """One lease: a Trainer, its milestones, and what it reports."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: SFTConfig,
+        model: Any,
+        loaded: LoadedModel,
+        splits: Splits,
+        rows: TrainRows,
+        device: str,
+        report: Callable[[Report], None],
+    ) -> None:
+        self.task = task
+        self.config = config
+        self.model = model
+        self.loaded = loaded
+        self.splits = splits
+        self.rows = rows
+        self.device = device
+        self.report = report
+        self.clock = time.monotonic()
+        self.trainer = Trainer(
+            model,
+            loaded.tokenizer,
+            rows,
+            config,
+            seed=task.seed,
+            total=task.total,
+            folder=Path(task.folder),
+            device=device,
+            on_step=self.after_step,
+        )
+
+    def go(self) -> None:
+        """Train until `report` ends the lease or the total is reached."""
+        if not self.task.milestones:
+            return
+        self.clock = time.monotonic()
+        self.trainer.go(None if self.task.start is None else Path(self.task.start))
+
+    def after_step(self, step: int) -> None:
+        """Report where a milestone or an extra report is due."""
+        if step in self.task.milestones:
+            self.milestone(step)
+        elif self.task.report_every and step % self.task.report_every == 0:
+            self.report(Report(step, (), self.telemetry()))
+
+    def milestone(self, step: int) -> None:
+        """Checkpoint, score on `tune`, report. The random state is the same after as before."""
+        self.lap(training=True)
+        random = random_state(self.device)
+        folder = Path(self.task.folder) / f"checkpoint-{step}"
+        with placing(folder) as aside:
+            self.write_weights(aside)
+            scores = self.score(last=step == self.task.milestones[-1])
+            self.lap(training=False)
+            done = Report(step, scores, self.telemetry(), folder.name)
+            self.trainer.save(aside, random)
+            write_complete(aside, done)
+        self.report(done)
+        set_random_state(random)
+        self.clock = time.monotonic()
+
+    def write_weights(self, folder: Path) -> None:
+        """The adapter, or all weights with what is needed to load them as a base model."""
+        if self.config.adapter == "lora":
+            adapters.save_weights(self.model, folder, self.config.base_model)
+        else:
+            self.model.save_pretrained(folder)
+            self.loaded.tokenizer.save_pretrained(folder)
+
+    def score(self, *, last: bool) -> tuple[Score, ...]:
+        """Scores on `tune` of the evaluators that are due."""
+        entries = list(self.task.rung_evaluators) + (list(self.task.end_evaluators) if last else [])
+        lm = _language_model(self.model, self.loaded.tokenizer, self.config)
+        return evaluate_all(entries, lm, self.splits.tune, "tune")
+
+    def telemetry(self) -> dict[str, float]:
+        """Numbers without an error, over the steps since the last report."""
+        trainer, losses = self.trainer, self.trainer.losses
+        counted = trainer.progress
+        trainer.losses = StepLosses()
+        seconds = counted.train_seconds + counted.evaluation_seconds
+        return {
+            "train/loss": losses.nats / losses.tokens if losses.tokens else float("nan"),
+            "train/grad_norm": losses.grad_norm,
+            "train/learning_rate": float(trainer.lr_scheduler.get_last_lr()[0]),
+            "train/epoch": float(trainer.state.epoch or 0.0),
+            "train/cut_rows": float(self.rows.cut),
+            "train/dropped_rows": float(self.rows.dropped),
+            "cost/seconds": seconds,
+            "cost/evaluation_seconds": counted.evaluation_seconds,
+            "cost/tokens": float(counted.tokens),
+            "cost/tokens_per_second": counted.tokens / counted.train_seconds if counted.train_seconds else float("nan"),
+            "cost/peak_memory_bytes": _peak_memory(self.device),
+        }
+
+    def lap(self, *, training: bool) -> None:
+        """Book the seconds since the last call."""
+        now = time.monotonic()
+        if training:
+            self.trainer.progress.train_seconds += now - self.clock
+        else:
+            self.trainer.progress.evaluation_seconds += now - self.clock
+        self.clock = now
+
+
+def _typed(config: Mapping[str, Any]) -> SFTConfig:
+    typed = parse_pipeline(config)
+    if not isinstance(typed, SFTConfig):
+        raise UserError(f"pipeline.type: {typed.type!r} is not sft")
+    return typed
+
+
+def _prepare(devices: Devices) -> str:
+    """Set the threads and name the device."""
+    torch.set_num_threads(max(1, int(devices.cpus)))
+    if devices.gpus <= 0:
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError("resources.gpus: a GPU is asked for, but torch sees none here; install torch with CUDA, or 0")
+    return "cuda"
+
+
+def _language_model(model: Any, tokenizer: Any, config: SFTConfig) -> LocalLanguageModel:
+    return LocalLanguageModel(
+        model,
+        tokenizer,
+        batch_size=config.eval_batch_size,
+        sequence_len=config.sequence_len,
+        precision=config.precision,
+    )
+
+
+def _load_full(model: Any, folder: Path) -> None:
+    files = sorted(folder.glob("model*.safetensors"))
+    weights = {name: value for file in files for name, value in load_file(file).items()}
+    missing, unexpected = model.load_state_dict(weights, strict=False)
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    if unexpected or set(missing) - tied:
+        raise UserError(f"{folder}: the weights do not fit the base model: {[*unexpected, *missing][:3]}")
+    model.tie_weights()
+
+
+def _source_hash(folder: Path, adapter: str | None) -> str:
+    base = content_hash(folder)
+    return base if adapter is None else f"{base}+{content_hash(Path(adapter))}"
+
+
+def _peak_memory(device: str) -> float:
+    if device == "cuda":
+        return float(torch.cuda.max_memory_allocated())
+    unit = 1 if sys.platform == "darwin" else 1024
+    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+
+
+@contextlib.contextmanager
+def _memory_errors(config: SFTConfig) -> Iterator[None]:
+    """Name a library's out-of-memory error as ours, with the micro batch."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        full = "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
+        if isinstance(error, OutOfMemory) or not (isinstance(error, MemoryError) or full):
+            raise
+        raise OutOfMemory(
+            f"out of memory with micro_batch_size {config.micro_batch_size} and sequence_len {config.sequence_len}: "
+            f"{str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
+        ) from error

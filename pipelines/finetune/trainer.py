@@ -1,0 +1,276 @@
+"""TRL's SFTTrainer with our loss, data order, checkpoints and watch over the loss.
+
+What TRL and Transformers keep: the training loop, the optimizer, the schedule, clipping, accumulation. What is ours:
+
+- the loss is the mean over the trained-on tokens of all micro batches of a step, and only these reach the output layer;
+- the order of rows is a pure function of (seed, epoch), so going on needs no data to be read again;
+- state is kept in safetensors and JSON, at milestones only, and nothing is written by the Trainer itself;
+- a loss that is NaN, infinite or a multiple of the run's first ends the run before the weights are touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from trl import SFTConfig as TRLConfig
+from trl import SFTTrainer
+
+from pipelines.config import SFTConfig
+from pipelines.finetune.data import TrainRows
+from pipelines.finetune.optimizers import (
+    load_optimizer,
+    load_schedule,
+    optimizer_arguments,
+    save_optimizer,
+    schedule_state,
+    set_random_state,
+)
+from pipelines.lm import trained_logits
+from pipelines.stage import Diverged
+
+STATE = "state.json"
+FORMAT = 1
+
+
+@dataclass
+class Progress:
+    """What a run counts; kept in `state.json`, so that it goes on after a restart.
+
+    Attributes:
+        tokens: tokens fed to the model.
+        train_seconds: seconds of training steps.
+        evaluation_seconds: seconds of evaluations and checkpoints.
+        first_loss: the loss of the run's first step.
+    """
+
+    tokens: int = 0
+    train_seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    first_loss: float | None = None
+
+
+@dataclass
+class StepLosses:
+    """Numbers of the steps since the last report."""
+
+    nats: float = 0.0
+    tokens: int = 0
+    grad_norm: float = math.nan
+    steps: int = 0
+
+
+class EpochSampler(torch.utils.data.Sampler[int]):
+    """Rows in an order that depends on (seed, epoch) alone."""
+
+    def __init__(self, rows: int, seed: int) -> None:
+        self._rows = rows
+        self._seed = seed
+        self._epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self._seed, self._epoch]).permutation(self._rows).tolist())
+
+
+class Trainer(SFTTrainer):
+    """One run from a start to its total; `on_step` is called after every optimizer step.
+
+    Args:
+        model: a base model (all weights trained) or a `PeftModel`.
+        tokenizer: its tokenizer.
+        rows: the training set.
+        config: the trial's settings.
+        seed: the run's seed.
+        total: optimizer steps of the whole run.
+        folder: a folder for the Trainer, which writes nothing there.
+        device: `cpu` or `cuda`.
+        on_step: called with the number of steps done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        rows: TrainRows,
+        config: SFTConfig,
+        *,
+        seed: int,
+        total: int,
+        folder: Path,
+        device: str,
+        on_step: Callable[[int], None],
+    ) -> None:
+        self.progress = Progress()
+        self.losses = StepLosses()
+        self._settings = config
+        self._place = device
+        self._state_to_load: dict[str, Any] | None = None
+        self._step_nats = torch.zeros((), dtype=torch.float64)
+        self._step_tokens = 0
+        data = Dataset.from_dict({"input_ids": [r.ids for r in rows.rows], "labels": [r.labels for r in rows.rows]})
+        super().__init__(
+            model=model,
+            args=_arguments(config, seed=seed, total=total, folder=folder, device=device),
+            train_dataset=data,
+            processing_class=tokenizer,
+        )
+        self.model_accepts_loss_kwargs = True
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        self.add_callback(_OnStep(self, on_step))
+
+    def save(self, folder: Path, random: dict[str, Any]) -> None:
+        """Write optimizer, schedule, random states, position and counters; the weights are written by the pipeline."""
+        groups = save_optimizer(self.optimizer, folder)
+        state = {
+            "format": FORMAT,
+            "step": self.state.global_step,
+            "epoch": self.state.epoch,
+            "schedule": schedule_state(self.lr_scheduler),
+            "param_groups": groups,
+            "random": random,
+            "progress": asdict(self.progress),
+            "torch": torch.__version__,
+        }
+        (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
+        self.state.log_history = []
+        self.state.save_to_json(str(folder / "trainer_state.json"))
+
+    def go(self, start: Path | None) -> None:
+        """Train to the total, from a checkpoint's state where there is one; the weights are in the model already."""
+        if start is not None:
+            self._state_to_load = json.loads((start / STATE).read_text(encoding="utf-8"))
+            self.progress = Progress(**self._state_to_load["progress"])
+        self.train(resume_from_checkpoint=None if start is None else str(start))
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Nats of a micro batch over the trained-on tokens of the whole step; see `Trainer.compute_loss`."""
+        logits, targets, _ = trained_logits(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        self.progress.tokens += int(inputs["attention_mask"].sum())
+        self._step_nats += nats.detach().double().cpu()
+        self._step_tokens += targets.numel()
+        return nats / num_items_in_batch
+
+    def compute_loss_context_manager(self) -> contextlib.ExitStack:
+        """Autocast of our own: Accelerate's would patch the model's forward for good."""
+        stack = contextlib.ExitStack()
+        stack.enter_context(torch.autocast(self._place, torch.bfloat16, enabled=self._settings.precision == "bf16"))
+        return stack
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(len(self.train_dataset), int(self.args.seed))
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
+        """Called after every step's last backward: take stock, and end a run that diverged before its update."""
+        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
+        nats, tokens = float(self._step_nats), self._step_tokens
+        self._step_nats.zero_()
+        self._step_tokens = 0
+        self._watch(nats / max(tokens, 1), norm)
+        self.losses.nats += nats
+        self.losses.tokens += tokens
+        self.losses.grad_norm = norm
+        self.losses.steps += 1
+        return norm
+
+    def _watch(self, loss: float, norm: float) -> None:
+        step = self.state.global_step + 1
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            what = f"the training loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+            raise Diverged(f"{what} at step {step}")
+        if self.progress.first_loss is None:
+            self.progress.first_loss = loss
+        limit = self._settings.loss_multiple * self.progress.first_loss
+        if loss > limit:
+            raise Diverged(
+                f"the training loss {loss:.3g} at step {step} is above {limit:.3g}, "
+                f"{self._settings.loss_multiple:g} times the run's first"
+            )
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing: the pipeline has loaded the weights."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._state_to_load is not None:
+            load_optimizer(self.optimizer, Path(checkpoint), self._state_to_load["param_groups"])
+            load_schedule(self.lr_scheduler, self._state_to_load["schedule"])
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """Nothing: bf16 needs no scaler."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and self._state_to_load is not None:
+            set_random_state(self._state_to_load["random"])
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        raise AssertionError("checkpoints are written at milestones by the pipeline, but the Trainer tried to")
+
+
+class _OnStep(TrainerCallback):
+    def __init__(self, trainer: Trainer, on_step: Callable[[int], None]) -> None:
+        self._trainer = trainer
+        self._on_step = on_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        self._on_step(state.global_step)
+
+
+@contextlib.contextmanager
+def unpatched(models: Sequence[Any]) -> Iterator[None]:
+    """Take back what TRL writes over a model's `forward`, so that the model can be used again."""
+    before = [model.__dict__.get("forward") for model in models]
+    try:
+        yield
+    finally:
+        for model, forward in zip(models, before, strict=True):
+            if forward is None:
+                model.__dict__.pop("forward", None)
+            else:
+                model.__dict__["forward"] = forward
+
+
+def _arguments(config: SFTConfig, *, seed: int, total: int, folder: Path, device: str) -> TRLConfig:
+    return TRLConfig(
+        output_dir=str(folder),
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        max_steps=total,
+        seed=seed,
+        data_seed=seed,
+        use_cpu=device == "cpu",
+        bf16=False,
+        fp16=False,
+        gradient_checkpointing=False,
+        max_length=None,
+        packing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_num_workers=0,
+        dataloader_pin_memory=device != "cpu",
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to="none",
+        disable_tqdm=True,
+        push_to_hub=False,
+        **optimizer_arguments(config),
+    )

@@ -1,0 +1,355 @@
+"""Language models as evaluators ask for them: a local one in memory, and one that answers from the memo first.
+
+Answers do not depend on the other rows of a batch: prompts are padded on the left and masked, and a sampled request
+draws from a generator of its own. Batched equals single up to the last bits of fp32.
+
+Example:
+    >>> lm = LocalLanguageModel(model, tokenizer, batch_size=8)
+    >>> lm.generate([GenerationRequest("Two and two is", max_new_tokens=4)])[0].text
+    ' four'
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import DynamicCache
+
+from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Messages, RowLoss
+from pipelines.finetune.data import IGNORED, Encoded, encode, encode_prompt, tokenize
+from pipelines.memo import Call, Cost, Memo, compute
+
+FUNCTION = 1
+"""Version of what is computed here, in the memo's keys; raise it when an answer changes."""
+
+
+class LocalLanguageModel:
+    """A Hugging Face causal language model in this process; implements `evaluators.base.LanguageModel`.
+
+    Args:
+        model: the model, in evaluation mode; an adapter on it takes part.
+        tokenizer: its tokenizer, with a padding token.
+        batch_size: rows in one forward pass.
+        sequence_len: tokens a row at most in `token_losses`, as in training.
+        precision: `bf16` computes under autocast.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        batch_size: int = 8,
+        sequence_len: int = 1024,
+        precision: str = "fp32",
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._batch_size = batch_size
+        self._sequence_len = sequence_len
+        self._precision = precision
+        self._device = next(model.parameters()).device
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """See `LanguageModel`."""
+        first = [_beginning(self._tokenizer)]
+        jobs = [_Decoding(request, encode_prompt(request.prompt, self._tokenizer) or first) for request in requests]
+        with self._computing():
+            for batch in _by_length(jobs, lambda job: len(job.prompt), self._batch_size):
+                self._decode(batch)
+        return [Generation(job.text(self._tokenizer), len(job.prompt), len(job.new)) for job in jobs]
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """See `LanguageModel`; the continuation begins where the tokens of context and of both together part."""
+        rows = []
+        for context, continuation in pairs:
+            ids = tokenize(self._tokenizer, context + continuation)
+            start = _common(tokenize(self._tokenizer, context), ids)
+            if start == 0:
+                ids, start = [_beginning(self._tokenizer), *ids], 1
+            rows.append(Encoded(ids, [IGNORED] * start + ids[start:], cut=False))
+        return [(-nats, greedy) for nats, _, greedy in self._score(rows)]
+
+    def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
+        """See `LanguageModel`."""
+        encoded = [encode(row, self._tokenizer, self._sequence_len) for row in rows]
+        return [RowLoss(nats, tokens) for nats, tokens, _ in self._score(encoded)]
+
+    @contextlib.contextmanager
+    def _computing(self) -> Iterator[None]:
+        """No gradients, no dropout, the asked precision; the model's mode is put back."""
+        training = self._model.training
+        self._model.eval()
+        bf16 = torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        try:
+            with torch.no_grad(), bf16:
+                yield
+        finally:
+            self._model.train(training)
+
+    def _score(self, rows: Sequence[Encoded]) -> list[tuple[float, int, bool]]:
+        """For each row: summed nats, trained-on tokens, and whether each of them is the likeliest."""
+        results: list[tuple[float, int, bool]] = [(0.0, 0, True)] * len(rows)
+        wanted = [place for place, row in enumerate(rows) if row.trained]
+        with self._computing():
+            for batch in _by_length(wanted, lambda place: len(rows[place].ids), self._batch_size):
+                ids, mask, labels = (
+                    tensor.to(self._device)
+                    for tensor in pad([rows[place] for place in batch], self._tokenizer.pad_token_id)
+                )
+                logits, targets, owner = trained_logits(self._model, ids, mask, labels)
+                nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
+                hit = logits.argmax(-1) == targets
+                for at, place in enumerate(batch):
+                    own = owner == at
+                    results[place] = (float(nats[own].sum()), int(own.sum()), bool(hit[own].all()))
+        return results
+
+    def _decode(self, jobs: list[_Decoding]) -> None:
+        """Extend each job's `new` until it ends; rows that ended leave the batch."""
+        ends = _end_tokens(self._model, self._tokenizer)
+        width = max(len(job.prompt) for job in jobs)
+        ids = torch.full((len(jobs), width), self._tokenizer.pad_token_id, device=self._device)
+        mask = torch.zeros_like(ids)
+        for at, job in enumerate(jobs):
+            ids[at, width - len(job.prompt) :] = torch.tensor(job.prompt, device=self._device)
+            mask[at, width - len(job.prompt) :] = 1
+        cache = DynamicCache(config=self._model.config)
+        alive = list(jobs)
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        while alive:
+            logits = self._model(
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            chosen = [job.choose(row) for job, row in zip(alive, logits.float(), strict=True)]
+            kept = [
+                at
+                for at, (job, token) in enumerate(zip(alive, chosen, strict=True))
+                if job.take(token, ends, self._tokenizer)
+            ]
+            if len(kept) < len(alive) and kept:
+                index = torch.tensor(kept, device=self._device)
+                cache.batch_select_indices(index)
+                mask, positions = mask[index], positions[index]
+            alive = [alive[at] for at in kept]
+            if alive:
+                ids = torch.tensor([[chosen[at]] for at in kept], device=self._device)
+                mask = torch.cat([mask, mask.new_ones(len(alive), 1)], dim=1)
+                positions = positions[:, -1:] + 1
+
+
+def memoised(
+    model: LanguageModel,
+    memo: Memo,
+    *,
+    model_hash: str,
+    tokenizer_hash: str,
+    dtype: str,
+    settings: Mapping[str, Any] | None = None,
+) -> MemoisedLanguageModel:
+    """The model behind the memo; see `MemoisedLanguageModel`."""
+    return MemoisedLanguageModel(model, memo, model_hash, tokenizer_hash, dtype, settings or {})
+
+
+@dataclass
+class MemoisedLanguageModel:
+    """Answers from the memo, and asks the model for what nobody has asked yet; implements `LanguageModel`.
+
+    Attributes:
+        model: who computes.
+        memo: the store.
+        model_hash: content hash of weights and configuration, adapter included.
+        tokenizer_hash: content hash of the tokenizer and its chat template.
+        dtype: `float32` or `bfloat16`.
+        settings: what else a row's loss depends on (`sequence_len`).
+    """
+
+    model: LanguageModel
+    memo: Memo
+    model_hash: str
+    tokenizer_hash: str
+    dtype: str
+    settings: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        self._owner = uuid.uuid4().hex
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """See `LanguageModel`."""
+
+        def call(request: GenerationRequest) -> Call:
+            parameters = {
+                "max_new_tokens": request.max_new_tokens,
+                "temperature": request.temperature,
+                "stop": list(request.stop),
+            }
+            seed = request.seed if request.temperature > 0 else None
+            return self._call("generate", _plain(request.prompt), parameters, seed)
+
+        answers = self._answers(requests, call, self.model.generate, lambda a: asdict(a), lambda a: a.new_tokens)
+        return [Generation(**answer) for answer in answers]
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
+        """See `LanguageModel`."""
+
+        def call(pair: tuple[str, str]) -> Call:
+            return self._call("loglikelihood", list(pair), {}, None)
+
+        answers = self._answers(pairs, call, self.model.loglikelihood, lambda a: list(a), lambda a: 0)
+        return [(float(nats), bool(greedy)) for nats, greedy in answers]
+
+    def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
+        """See `LanguageModel`."""
+
+        def call(row: Example) -> Call:
+            return self._call("token_losses", [_plain(row.prompt), row.completion], dict(self.settings), None)
+
+        answers = self._answers(rows, call, self.model.token_losses, lambda a: asdict(a), lambda a: a.tokens)
+        return [RowLoss(**answer) for answer in answers]
+
+    def _call(self, kind: str, asked: Any, parameters: dict[str, Any], seed: int | None) -> Call:
+        return Call(kind, FUNCTION, self.model_hash, self.tokenizer_hash, self.dtype, asked, parameters, seed)
+
+    def _answers(
+        self,
+        asked: Sequence[Any],
+        call: Callable[[Any], Call],
+        ask: Callable[[Any], list[Any]],
+        record: Callable[[Any], Any],
+        tokens: Callable[[Any], int],
+    ) -> list[Any]:
+        """Answers as JSON values, in order."""
+        calls = [call(one) for one in asked]
+        by_key = {one.key: item for one, item in zip(calls, asked, strict=True)}
+
+        def missing(wanted: list[Call]) -> list[tuple[bytes, Cost]]:
+            started = time.monotonic()
+            answers = ask([by_key[one.key] for one in wanted])
+            seconds = (time.monotonic() - started) / len(wanted)
+            return [(json.dumps(record(answer)).encode(), Cost(seconds, tokens(answer))) for answer in answers]
+
+        return [json.loads(value) for value in compute(self.memo, calls, missing, self._owner)]
+
+
+@dataclass
+class _Decoding:
+    """One request while it is answered."""
+
+    request: GenerationRequest
+    prompt: list[int]
+    new: list[int] = field(default_factory=list)
+    cut: str | None = None
+
+    def __post_init__(self) -> None:
+        key = json.dumps([self.prompt, self.request.temperature, self.request.seed])
+        self._random = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """The next token from (vocabulary,) logits: the likeliest, or one drawn by the inverse of the distribution."""
+        if self.request.temperature == 0:
+            return int(logits.argmax())
+        weights = torch.softmax(logits.double().cpu() / self.request.temperature, dim=-1).cumsum(-1).numpy()
+        drawn = int(np.searchsorted(weights, self._random.random() * weights[-1], side="right"))
+        return min(drawn, len(weights) - 1)
+
+    def take(self, token: int, ends: frozenset[int], tokenizer: Any) -> bool:
+        """Add a token; whether the answer goes on."""
+        if token in ends:
+            return False
+        self.new.append(token)
+        if self.request.stop:
+            text = tokenizer.decode(self.new, skip_special_tokens=True)
+            found = [text.index(stop) for stop in self.request.stop if stop in text]
+            if found:
+                self.cut = text[: min(found)]
+                return False
+        return len(self.new) < self.request.max_new_tokens
+
+    def text(self, tokenizer: Any) -> str:
+        """The answer so far, up to a stop string."""
+        return self.cut if self.cut is not None else str(tokenizer.decode(self.new, skip_special_tokens=True))
+
+
+def pad(rows: Sequence[Encoded], pad_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids, attention mask and labels of rows, each (batch, longest), padded on the right."""
+    width = max(len(row.ids) for row in rows)
+    ids = torch.tensor([row.ids + [pad_token] * (width - len(row.ids)) for row in rows])
+    mask = torch.tensor([[1] * len(row.ids) + [0] * (width - len(row.ids)) for row in rows])
+    labels = torch.tensor([row.labels + [IGNORED] * (width - len(row.labels)) for row in rows])
+    return ids, mask, labels
+
+
+def trained_logits(
+    model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits at the positions that are trained on only: the others never reach the output layer.
+
+    The positions are picked in front of the output layer, so whatever a model does with its logits (soft caps, scales)
+    is done as ever. With n trained-on tokens and vocabulary v:
+
+    Args:
+        model: a causal language model, with or without an adapter.
+        ids: (batch, seq) token ids.
+        mask: (batch, seq) attention mask.
+        labels: (batch, seq), `IGNORED` where nothing is trained on.
+
+    Returns:
+        fp32 logits (n, v), targets (n,), and the row each belongs to (n,).
+    """
+    targets = labels[:, 1:]
+    wanted = targets != IGNORED
+
+    def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (inputs[0][:, :-1][wanted], *inputs[1:])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
+    try:
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+    finally:
+        hook.remove()
+    return logits.float(), targets[wanted], wanted.nonzero()[:, 0]
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Tokens that end an answer: the tokenizer's, and those of the model's generation settings."""
+    settings = getattr(model, "generation_config", None)
+    ends = getattr(settings, "eos_token_id", None)
+    listed = ends if isinstance(ends, list) else [ends]
+    return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
+
+
+def _plain(prompt: str | Messages | None) -> Any:
+    return prompt if prompt is None or isinstance(prompt, str) else [dict(message) for message in prompt]
+
+
+def _beginning(tokenizer: Any) -> int:
+    """What stands before the first token of a text without a context."""
+    begin = tokenizer.bos_token_id
+    return int(tokenizer.eos_token_id if begin is None else begin)
+
+
+def _by_length(items: Sequence[Any], length: Any, batch_size: int) -> Iterator[list[Any]]:
+    """Batches of similar length, longest first, so that a batch that does not fit fails at once."""
+    ordered = sorted(items, key=length, reverse=True)
+    for start in range(0, len(ordered), batch_size):
+        yield ordered[start : start + batch_size]
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    return next(
+        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
+    )
