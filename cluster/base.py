@@ -1,0 +1,119 @@
+"""What a cluster is to a sweep: an address, what its nodes have, and an end. Plain arithmetic says what fits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+AUTO_CPUS = 4.0
+"""CPUs of a trial where neither the file nor a GPU says anything: more rarely helps one trial, and memory runs out."""
+MAX_SLOTS = 256
+"""Trials at once at most, whatever the cluster has."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one machine of a cluster offers."""
+
+    cpus: float
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What every trial gets, and how many run at once."""
+
+    slots: int
+    cpus: float
+    gpus: float
+
+
+class ClusterError(RuntimeError):
+    """The cluster can't be reached, or can never run a trial; a user's mistake, with the mend in the message."""
+
+
+class Cluster(Protocol):
+    """A Ray cluster that this process is connected to."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """What the living nodes have in all, in use or not."""
+        ...
+
+    def close(self) -> None:
+        """Disconnect, and end what was started here."""
+        ...
+
+
+def place(
+    nodes: Sequence[Node],
+    cpus: float | Literal["auto"],
+    gpus: float | Literal["auto"],
+    most: int | None,
+) -> Placement:
+    """How trials fit on the nodes.
+
+    `gpus: auto` is one GPU where any node has one. `cpus: auto` shares the CPUs evenly among the trials that run at
+    once: `most` of them where it is given, else as many as the GPUs carry, else one for every 4 CPUs.
+
+    Args:
+        nodes: the cluster.
+        cpus: CPU threads of a trial.
+        gpus: GPUs of a trial.
+        most: trials at once at most (`max_concurrent_trials`).
+
+    Raises:
+        ClusterError: when no node can ever run one trial.
+    """
+    if not nodes:
+        raise ClusterError("the Ray cluster has no living node; start one, or leave --address out to run here")
+    wanted_gpus = (1.0 if any(node.gpus >= 1 for node in nodes) else 0.0) if gpus == "auto" else float(gpus)
+    limit = min(most or MAX_SLOTS, MAX_SLOTS)
+    wanted_cpus = _even_share(nodes, wanted_gpus, most) if cpus == "auto" else float(cpus)
+    slots = sum(_fit(node, wanted_cpus, wanted_gpus) for node in nodes)
+    if not slots:
+        raise ClusterError(_infeasible(nodes, wanted_cpus, wanted_gpus))
+    return Placement(min(slots, limit), wanted_cpus, wanted_gpus)
+
+
+def _fit(node: Node, cpus: float, gpus: float) -> int:
+    """Trials that fit on a node; a hair of rounding is forgiven."""
+    by_cpu = math.floor(node.cpus / cpus + 1e-6)
+    if not gpus:
+        return by_cpu
+    by_gpu = math.floor(node.gpus / gpus + 1e-6) if gpus >= 1 else int(node.gpus) * math.floor(1 / gpus + 1e-6)
+    return min(by_cpu, by_gpu)
+
+
+def _even_share(nodes: Sequence[Node], gpus: float, most: int | None) -> float:
+    """CPUs of a trial on the node that would share most thinly, rounded down to what Ray can count."""
+    usable = [node for node in nodes if node.cpus > 0 and (not gpus or node.gpus >= min(gpus, 1.0))]
+    if not usable:
+        return 1.0
+    if gpus:
+        shares = [node.cpus / max(1, _fit(Node(math.inf, node.gpus), 1.0, gpus)) for node in usable]
+    else:
+        shares = [min(AUTO_CPUS, node.cpus) for node in usable]
+    share = min(shares)
+    if most is not None:
+        share = max(share if gpus else 0.0, min(node.cpus for node in usable) / math.ceil(most / len(usable)))
+        share = min(share, max(node.cpus for node in usable))
+    return max(0.01, math.floor(share * 1e4) / 1e4)
+
+
+def _infeasible(nodes: Sequence[Node], cpus: float, gpus: float) -> str:
+    most_cpus, most_gpus = max(node.cpus for node in nodes), max(node.gpus for node in nodes)
+    wrong = []
+    if cpus > most_cpus:
+        wrong.append(f"resources.cpus: {cpus:g} is more than any node has; legal: up to {most_cpus:g}, or auto")
+    if gpus > most_gpus:
+        legal = f"up to {most_gpus:g}, or auto" if most_gpus else "0 or auto (this cluster has no GPU)"
+        wrong.append(f"resources.gpus: {gpus:g} is more than any node has; legal: {legal}")
+    if not wrong:
+        wrong.append(
+            f"resources: no single node has {cpus:g} CPUs and {gpus:g} GPUs together; "
+            f"the nodes have {', '.join(f'{node.cpus:g} CPUs + {node.gpus:g} GPUs' for node in nodes)}"
+        )
+    return "\n".join(wrong)

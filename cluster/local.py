@@ -1,0 +1,228 @@
+"""Ray in this process, or an existing cluster by its address.
+
+Embedded Ray is private: its token is on and lies in a file of its own (mode 0600), its temporary folder is readable by
+this user alone, there is no dashboard, and nothing is reported home. Its processes share the fate of this one, also
+after a kill -9; folders that a killed process left behind are removed by the next start.
+
+Ray is imported inside functions, so that reading a sweep file stays fast.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cluster.base import ClusterError, Node
+
+LONGEST_FOLDER = 36
+"""Ray puts Unix sockets 66 characters below its folder, and Linux allows 107."""
+PREFIX = "stockpot-"
+OBJECT_STORE_BYTES = 256 * 1024 * 1024
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+
+
+class RayCluster:
+    """The connection. Use `embedded` or `attach`."""
+
+    def __init__(self, folder: Path, lock: int, before: dict[str, str | None], embedded: bool) -> None:
+        self._lock = lock
+        self._before = before
+        self._closed = False
+        self.folder = folder
+        """Private scratch folder of this connection, gone after `close`."""
+        self.embedded = embedded
+        """Whether Ray was started here."""
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """What the living nodes have in all, in use or not."""
+        import ray
+
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return tuple(Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in alive)
+
+    def close(self) -> None:
+        """Disconnect; embedded Ray ends with all its processes, and the folder goes. Any number of times."""
+        if self._closed:
+            return
+        self._closed = True
+        import ray
+
+        started = _processes() if self.embedded else []
+        ray.shutdown()
+        _await_end(started)
+        _restore(self._before)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self._lock)
+
+
+def connect(address: str | None = None) -> RayCluster:
+    """Start Ray here, or attach to the cluster at `address` (`host:port`, or `auto`). Call it from the main thread.
+
+    Raises:
+        ClusterError: when the address is of a kind that can't run a sweep, or nobody answers there.
+    """
+    if address is not None:
+        refuse_address(address)
+    _sweep_leftovers()
+    folder, lock = _private_folder()
+    settings = dict(ENVIRONMENT)
+    if address is None:
+        token = folder / "token"
+        _write_private(token, secrets.token_hex(32))
+        settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        # A token in the environment would win over our file and leave it unused.
+        settings |= {"RAY_AUTH_TOKEN": "", "RAY_ADDRESS": ""}
+    before = _set(settings)
+    cluster = RayCluster(folder, lock, before, embedded=address is None)
+    try:
+        _start(address, folder)
+    except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
+        cluster.close()
+        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        hint = "; is it running, and is RAY_AUTH_TOKEN_PATH its token file?" if address else ""
+        raise ClusterError(f"can't reach {where}: {first[0]}{hint}") from error
+    return cluster
+
+
+def refuse_address(address: str) -> None:
+    """Raise for addresses that can't carry a sweep, naming what does.
+
+    Raises:
+        ClusterError: for Ray Client and Ray Jobs addresses, and for what is no address.
+    """
+    if address.startswith("ray://"):
+        raise ClusterError(
+            f"--address {address}: a Ray Client connection can't drive a sweep; run stockpot on a node of the cluster "
+            "with --address auto, or give the head's host:port (usually port 6379)"
+        )
+    if "://" in address:
+        raise ClusterError(
+            f"--address {address}: legal are host:port of the cluster's head (usually port 6379) and auto"
+        )
+    host, _, port = address.rpartition(":")
+    if address != "auto" and not (host and port.isdigit()):
+        raise ClusterError(
+            f"--address {address}: legal are host:port of the cluster's head (usually port 6379) and auto"
+        )
+
+
+def _start(address: str | None, folder: Path) -> None:
+    import ray
+
+    if ray.is_initialized():
+        raise RuntimeError("this process is already connected to a Ray cluster")
+    shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
+    if address is not None:
+        ray.init(address=address, **shared)
+        return
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        object_store_memory=OBJECT_STORE_BYTES,
+        _temp_dir=str(folder / "ray"),
+        **shared,
+    )
+
+
+def _private_folder() -> tuple[Path, int]:
+    """A new folder of this user alone with a short path, and a lock that lives as long as this process."""
+    for parent in (tempfile.gettempdir(), "/tmp"):
+        if len(parent) + len(PREFIX) + 9 > LONGEST_FOLDER:
+            continue
+        try:
+            folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        except OSError:
+            continue
+        lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder, lock
+    raise ClusterError(
+        f"no short temporary folder can be written: Ray's sockets need one of at most {LONGEST_FOLDER} characters; "
+        "set TMPDIR to such a folder"
+    )
+
+
+def _sweep_leftovers() -> None:
+    """Remove folders of this user whose process is gone."""
+    for parent in {tempfile.gettempdir(), "/tmp"}:
+        for folder in Path(parent).glob(f"{PREFIX}????????"):
+            with contextlib.suppress(OSError):
+                if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                    continue
+                lock = os.open(folder / "lock", os.O_RDWR)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(folder, ignore_errors=True)
+                finally:
+                    os.close(lock)
+
+
+def _write_private(path: Path, text: str) -> None:
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+
+
+def _set(settings: dict[str, str]) -> dict[str, str | None]:
+    """Set (or, for an empty text, remove) environment variables; what they were before."""
+    before = {name: os.environ.get(name) for name in settings}
+    _restore({name: value or None for name, value in settings.items()})
+    return before
+
+
+def _restore(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _processes() -> list[int]:
+    """This process's descendants."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = entry.read_text().rpartition(")")[2].split()
+            parents.setdefault(int(fields[1]), []).append(int(entry.parent.name))
+    return list(_below(os.getpid(), parents))
+
+
+def _below(root: int, children: dict[int, list[int]]) -> Iterator[int]:
+    for child in children.get(root, []):
+        yield child
+        yield from _below(child, children)
+
+
+def _await_end(pids: list[int], seconds: float = 10.0) -> None:
+    """Wait until the processes are gone, so that nothing is left behind when we return."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        pids = [pid for pid in pids if _alive(pid)]
+        if not pids:
+            return
+        time.sleep(0.05)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state != "Z"
