@@ -81,10 +81,12 @@ def make_draft(document: Document, folder: Path) -> Draft:
     models = tuple(m for m in model_at(PIPELINE_CONFIGS, written, ()) if issubclass(m, Config))
     parsed = parse(document, data.get("parameters"), models)
     before = len(document.problems)
-    spec, broken = _type_sections(document, data, written or {}, parsed, models)
+    spec, broken, left = _type_sections(document, data, written or {}, parsed, models)
     draft = Draft(document, folder, spec, broken, written or {}, parsed, models)
     _check_leaves(draft)
     _check_disk(draft)
+    if left and not document.problems:
+        document.problems += [document.problem(found.path, found.message) for found in left]
     if draft.sound("pipeline") and len(document.problems) == before:
         _span(draft)
     return draft
@@ -92,29 +94,36 @@ def make_draft(document: Document, folder: Path) -> Draft:
 
 def _type_sections(
     document: Document, data: dict[str, Any], written: Mapping[str, Any], parsed: Parsed, models: Models
-) -> tuple[SweepSpec, frozenset[str]]:
+) -> tuple[SweepSpec, frozenset[str], list[Complaint]]:
+    """The typed sections, the broken ones, and the complaints that are left to the leaves of `parameters`."""
     whole = dict(data)
     if isinstance(data.get("pipeline"), Mapping):
         whole["pipeline"] = overlay(written, first(parsed, {}), models)
     broken: set[str] = set()
+    left: list[Complaint] = []
     if isinstance(data.get("metric"), list):
         message = "several metrics (a Pareto front) are not supported yet; name the one that decides"
         document.problems.append(document.problem(("metric",), message))
         whole["metric"] = _STAND_INS["metric"]
         broken.add("metric")
     try:
-        return validate(whole), frozenset(broken)
+        return validate(whole), frozenset(broken), []
     except ValidationError as error:
         for found in [*complaints(error, whole, (SweepSpec,)), *_guessed(error, whole)]:
             broken.add(str(found.path[0]) if found.path else "")
-            if not _swept(found, parsed):
+            leaf = _leaf_of(found, parsed)
+            if leaf is None:
                 document.problems.append(document.problem(found.path, found.message, key=found.on_key))
+            elif found.kind == "rule":
+                document.problems.append(document.problem(parsed.origins[leaf], found.message, key=True))
+            else:
+                left.append(found)
     stand_in = {key: value for key, value in whole.items() if key not in broken and key in SweepSpec.model_fields}
     for section in broken & set(_STAND_INS):
         stand_in[section] = _STAND_INS[section]
     if not parsed.origins and "parameters" in broken:
         stand_in.pop("parameters", None)
-    return validate({**_STAND_INS, **stand_in}), frozenset(broken)
+    return validate({**_STAND_INS, **stand_in}), frozenset(broken), left
 
 
 def _guessed(error: ValidationError, whole: dict[str, Any]) -> list[Complaint]:
@@ -171,12 +180,12 @@ def type_config(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:
     return PIPELINE_ADAPTER.validate_json(json.dumps(config), strict=True)
 
 
-def _swept(found: Complaint, parsed: Parsed) -> bool:
-    """Whether a complaint is about a value that `parameters` sets: the leaf is named instead."""
+def _leaf_of(found: Complaint, parsed: Parsed) -> str | None:
+    """The path under `parameters` that sets what a complaint is about, or None."""
     if found.path[:1] != ("pipeline",):
-        return False
+        return None
     path = ".".join(str(part) for part in found.path[1:])
-    return any(path == leaf.path or path.startswith(f"{leaf.path}.") for leaf in parsed.leaves)
+    return next((leaf for leaf in parsed.origins if path == leaf or path.startswith(f"{leaf}.")), None)
 
 
 def first(parsed: Parsed, choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,7 +210,7 @@ def _check_leaves(draft: Draft) -> None:
         except ValidationError as error:
             for found in complaints(error, config, draft.models, "pipeline"):
                 path = ".".join(str(part) for part in found.path)
-                if path == leaf.path or path.startswith(f"{leaf.path}."):
+                if found.kind != "rule" and (path == leaf.path or path.startswith(f"{leaf.path}.")):
                     draft.wrong(leaf.source, found.message)
 
 

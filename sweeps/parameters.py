@@ -288,7 +288,8 @@ class _Parser:
                 spaces[arm] = inner.space()
                 claimed.update(self.parsed.origins)
         self.parsed.origins = {**before, **claimed}
-        parts.branches.append(Branch(path, spaces, name, key))
+        if spaces:
+            parts.branches.append(Branch(path, spaces, name, key))
 
     def together(self, raw: Any, level: _Level, parts: _Parts) -> None:
         """`together: {NAME: [{path: value, ...}, ...]}`."""
