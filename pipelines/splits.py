@@ -94,6 +94,15 @@ def count_train(datasets: Datasets, seed: int = 0) -> int:
     return len(load_splits(datasets, seed).train)
 
 
+def read_rows(data: DataFile) -> list[Example]:
+    """Every row of one file, in hash order, as a split of its own.
+
+    Raises:
+        UserError: on an unreadable or empty file, or a bad row (file and line).
+    """
+    return sorted((row.example for row in _read(data)), key=lambda example: example.id)
+
+
 def _split(datasets: Datasets, seed: int) -> Splits:
     files = {name: _read(data) for name, data in _files(datasets).items()}
     train, dropped = _without_duplicates(datasets, list(_read(datasets.train)), files)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from evaluators.base import Report, Score, Split
+from evaluators.base import Example, Report, Score, Split
 
 Resource = Literal["steps", "tokens", "questions"]
 
@@ -111,6 +111,7 @@ class EvaluationJob:
         evaluators: `evaluate` entries (JSON).
         devices: what it may use.
         services: memo, hosts, secrets, cache.
+        rows: score these instead of the split's own; the configuration's datasets are then not read.
     """
 
     config: Mapping[str, Any]
@@ -119,6 +120,7 @@ class EvaluationJob:
     evaluators: tuple[Mapping[str, Any], ...]
     devices: Devices = Devices()
     services: Services = Services()
+    rows: tuple[Example, ...] | None = None
 
 
 class Pipeline(Protocol):

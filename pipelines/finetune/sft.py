@@ -82,7 +82,7 @@ class SFTPipeline:
         """
         config = _typed(job.config)
         device = _prepare(job.devices)
-        rows = load_splits(config.datasets, config.seed_data).rows(job.split)
+        rows = load_splits(config.datasets, config.seed_data).rows(job.split) if job.rows is None else list(job.rows)
         if not rows:
             raise UserError(f"datasets.{job.split} is not given, so nothing can be scored on it")
         with _memory_errors(config), contextlib.ExitStack() as stack:
