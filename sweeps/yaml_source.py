@@ -159,6 +159,7 @@ _SYNTAX = (
     ("expected <block end>", "the indentation does not fit the lines above"),
     ("expected ',' or '}'", "a '{' is not closed, or a ',' is missing"),
     ("expected ',' or ']'", "a '[' is not closed, or a ',' is missing"),
+    ("but found '<stream end>'", "a '[' or '{' is not closed"),
     ("found undefined alias", "this '*' names an anchor that is not there; put the text in quotes if it is none"),
     ("but found another document", "a second '---' document; a sweep file holds one"),
     ("found unexpected end of stream", "a quote is not closed"),
