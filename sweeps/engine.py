@@ -58,8 +58,16 @@ class Loop(Protocol):
         """True once a stop was requested (Ctrl-C, `stockpot stop`, budget): running leases end at their next report."""
         ...
 
+    def stalled(self) -> list[str]:
+        """Running leases that have not reported for `stall_after`: kill them and tell `failed` of a `stall`."""
+        ...
+
     def tick(self) -> None:
-        """Called a few times a second: polls the stop request, watches budgets and stalls, ships ledger segments."""
+        """Called a few times a second: polls the stop request, watches the budget, ships ledger segments."""
+        ...
+
+    def request_stop(self, by: str) -> None:
+        """Ask the sweep to stop (`ctrl-c`): nothing new starts, running leases end at their next report."""
         ...
 
 
@@ -288,7 +296,7 @@ class Engine:
         self._journal.stage("reported", **body, checkpoint=report.checkpoint, worker_seconds=round(waited, 3))
         self._journal.stage_items(run.id, resource, report.scores)
         self._pace.reported(run, resource)
-        if resource in self._standings.milestones:
+        if resource in self._standings.milestones_of(run.trial):
             self._judge(run, held, report)
         elif resource > run.target:
             self._fail(
@@ -318,7 +326,7 @@ class Engine:
             body["target"] = ruling.target
         self._journal.stage("decided", **body)
         if not ruling.goes_on:
-            finished = resource >= self._standings.total
+            finished = resource >= self._standings.milestones_of(run.trial)[-1]
             self._end(run, held, "finished" if finished else "stopped")
             if finished:
                 self._journal.stage("run_ended", run=run.id, state="finished", reason=ruling.reason)

@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sweeps.checkpoints import Checkpoint, Checkpoints
@@ -112,7 +112,7 @@ class Keeper:
         self._standings = standings
         self._checkpoints = checkpoints
         self._changed: set[str] = set(standings.state.runs)
-        self._found: dict[str, tuple[Sized, ...]] = {}
+        self._held: dict[str, Holding] = {}
         self._sizes: dict[str, int] = {}
         self._torn: set[str] = set()
 
@@ -129,27 +129,30 @@ class Keeper:
         """What to delete now, given all changes since the last call."""
         if not self._changed:
             return []
-        for run in self._changed:
-            self._look(run)
-        self._changed.clear()
         runs = self._standings.state.runs
-        holdings = [self._holding(runs[run], found) for run, found in self._found.items()]
+        for run in self._changed:
+            self._look(runs[run])
+        all_of_them = self._limit is not None
+        holdings = [h for run, h in self._held.items() if all_of_them or not h.live or run in self._changed]
+        self._changed.clear()
         gone = surplus(holdings, self._best, self._protected, self._limit)
         for sized in gone:
-            left = tuple(s for s in self._found[sized.checkpoint.run] if s.checkpoint != sized.checkpoint)
+            run = sized.checkpoint.run
+            left = tuple(other for other in self._held[run].found if other.checkpoint != sized.checkpoint)
             self._sizes.pop(sized.checkpoint.folder, None)
-            if left:
-                self._found[sized.checkpoint.run] = left
-            else:
-                del self._found[sized.checkpoint.run]
+            self._held[run] = replace(self._held[run], found=left)
+            if not left:
+                del self._held[run]
         return gone
 
-    def _look(self, run: str) -> None:
-        listed = [c for c in self._checkpoints.listed(Run.parse(run)) if c.folder not in self._torn]
+    def _look(self, run: RunState) -> None:
+        listed = [c for c in self._checkpoints.listed(Run(run.trial, run.seed)) if c.folder not in self._torn]
         if listed:
-            self._found[run] = tuple(Sized(checkpoint, self._size(checkpoint)) for checkpoint in listed)
+            self._held[run.id] = self._holding(
+                run, [Sized(checkpoint, self._size(checkpoint)) for checkpoint in listed]
+            )
         else:
-            self._found.pop(run, None)
+            self._held.pop(run.id, None)
 
     def _size(self, checkpoint: Checkpoint) -> int:
         if checkpoint.folder not in self._sizes:
@@ -165,6 +168,6 @@ class Keeper:
             found=tuple(found),
             live=live,
             finished=run.phase == "finished",
-            rank=(-(rung or 0), score),
+            rank=(-(0 if rung is None else self._standings.level(run.trial, rung)), score),
             order=run.order,
         )

@@ -63,14 +63,14 @@ class LeaseDesk:
         self._scheduler = scheduler
         self._checkpoints = checkpoints
         self._keeper = keeper
-        self._used_up = False
+        self._milestones: dict[str, tuple[int, ...]] = {}
         interrupted = [run for run in standings.state.runs.values() if run.phase in ("interrupted", "running")]
         self._again = [run.id for run in sorted(interrupted, key=lambda run: (run.order, run.seed))]
 
     @property
     def empty(self) -> bool:
         """Whether nothing can be handed out, now that nothing runs."""
-        if self._again or (self._standings.more_to_come and not self._used_up):
+        if self._again or self._standings.more_to_come:
             return False
         return promotion(self._standings, self._scheduler) is None and follower(self._standings) is None
 
@@ -79,13 +79,17 @@ class LeaseDesk:
         self._again.append(run)
 
     def next(self, now: float) -> Held | None:
-        """The next lease, staged but not written; None when there is nothing for now."""
+        """The next lease, staged but not written; None when there is nothing for now.
+
+        Those that wait are looked at again when no new trial came: that nothing more is to come may let one go on.
+        """
         if self._again:
             return self._go_again(Run.parse(self._again.pop(0)), now)
+        return self._waiting(now) or self._new_trial(now) or self._waiting(now)
+
+    def _waiting(self, now: float) -> Held | None:
         chosen = promotion(self._standings, self._scheduler) or follower(self._standings)
-        if chosen is not None:
-            return self._promote(chosen, now)
-        return self._new_trial(now)
+        return None if chosen is None else self._promote(chosen, now)
 
     def _go_again(self, run: Run, now: float) -> Held:
         state = self._standings.state.runs[run.id]
@@ -108,47 +112,50 @@ class LeaseDesk:
 
     def _new_trial(self, now: float) -> Held | None:
         standings = self._standings
-        while standings.more_to_come and not self._used_up:
+        while standings.more_to_come:
             index = standings.suggestions
             suggestion = self._searcher.suggest(index, standings.history())
             if suggestion is None:
-                self._used_up = True
+                standings.used_up = True
                 break
             config = self._plan.resolve(suggestion.parameters)
             trial = trial_id(index, config)
             same = standings.known(config)
-            self._stage_suggestion(trial, index, config, suggestion, same)
+            self._stage_suggestion(trial, config, suggestion, same)
             if same is None:
-                return self._grant(Run(trial, standings.seeds[0]), 0, standings.milestones[0], None, now, why="new")
+                target = standings.milestones_of(trial)[0]
+                return self._grant(Run(trial, standings.seeds[0]), 0, target, None, now, why="new")
         return None
 
     def _stage_suggestion(
-        self, trial: str, index: int, config: Mapping[str, Any], suggestion: Suggestion, same: str | None
+        self, trial: str, config: Mapping[str, Any], suggestion: Suggestion, same: str | None
     ) -> None:
         self._journal.stage(
             "suggested",
             trial=trial,
-            order=index,
+            order=self._standings.suggestions,
             config=config,
             parameters=suggestion.parameters,
             choices=suggestion.choices,
             distributions=suggestion.distributions,
             attributes=suggestion.attributes,
+            milestones=self._plan.milestones_of(config),
             duplicate_of=same,
         )
 
     def _grant(self, run: Run, attempt: int, target: int, start: Checkpoint | None, now: float, why: str) -> Held:
         state = self._standings.state.runs.get(run.id)
         changes = state.changes if state is not None else {}
+        config = self._standings.state.trials[run.trial].config
         resource = start.resource if start is not None else 0
-        replay = (
-            start is not None and resource in self._plan.milestones and (state is None or resource not in state.reports)
-        )
+        milestones = self._milestones[run.trial] = self._milestones.get(run.trial) or self._plan.milestones_of(config)
+        known = state is not None and resource in state.reports
+        replay = start is not None and resource in milestones and not known
         lease = Lease(
             id=f"{run.trial}-s{run.seed}-a{attempt}-l{state.leases if state is not None else 0}",
             attempt=Attempt(run, attempt),
-            config={**self._standings.state.trials[run.trial].config, **changes},
-            milestones=tuple(m for m in self._plan.milestones if m > resource),
+            config={**config, **changes},
+            milestones=tuple(m for m in milestones if m > resource),
             from_resource=resource,
             from_checkpoint=start.folder if start is not None else None,
             replay=replay,

@@ -31,13 +31,13 @@ class Pace:
         if resource > before:
             self._reached[run.id] = resource
             self._done += resource - before
-        if resource not in self._standings.milestones:
+        if resource not in self._standings.milestones_of(run.trial):
             return
         self._tried.add(run.trial)
         value = self._standings.value(run, resource)
         if value is None or value != value:
             return
-        entry = (-resource, self._standings.oriented(value), run.order, run.trial)
+        entry = (-self._standings.level(run.trial, resource), self._standings.oriented(value), run.order, run.trial)
         if self._best is None or entry < self._best:
             self._best = entry
 
@@ -57,13 +57,15 @@ class Pace:
             resource, oriented, _, trial = self._best
             best = {"trial": trial, "value": self._standings.oriented(oriented), "resource": -resource}
         return {
-            "trials_done": len(self._tried),
+            "trials_done": len(self._tried) + self._standings.duplicates,
             "trials_started": self._standings.suggestions,
             "trials_total": total,
             "best": best,
             "resource_done": self._done,
             "resource_at_start": self._at_start,
-            "resource_expected": None if total is None else self._expected(expected(total)),
+            "resource_expected": None
+            if total is None
+            else self._expected(expected(total - self._standings.duplicates)),
         }
 
     def _expected(self, trials: tuple[int, ...]) -> int:

@@ -67,11 +67,12 @@ def on_report(standings: Standings, scheduler: Scheduler, run: RunState, resourc
     others = [decision for decision in decisions if decision.run.id != run.id]
     if len(own) != 1:
         raise ValueError(f"a scheduler must decide once about the reporting run, but got {len(own)} decisions")
-    if own[0].action != "continue" or resource >= standings.total:
-        return Ruling(False, own[0].reason, others=others)
+    target = standings.next_milestone(run.trial, resource)
+    if own[0].action != "continue" or target is None:
+        return Ruling(False, own[0].reason or "reached the total", others=others)
     if standings.following(run.trial) is not None:
         return Ruling(False, f"{own[0].reason}; its other seeds come first", others=others)
-    return Ruling(True, own[0].reason, standings.next_milestone(resource), others)
+    return Ruling(True, own[0].reason, target, others)
 
 
 def promotion(standings: Standings, scheduler: Scheduler) -> Promotion | None:
@@ -85,7 +86,7 @@ def promotion(standings: Standings, scheduler: Scheduler) -> Promotion | None:
         return _catching_up(
             standings, Run(chosen.run.trial, seed), goal, f"another seed of a trial that is {chosen.reason}"
         )
-    target = standings.next_milestone(chosen.resource)
+    target = standings.next_milestone(chosen.run.trial, chosen.resource)
     if target is None:
         raise ValueError(f"a scheduler must promote below the total, but got {chosen.run.id} at {chosen.resource}")
     return Promotion(chosen.run, chosen.resource, target, chosen.reason)

@@ -4,6 +4,9 @@ A trial stands for its runs: the first tuning seed leads, and the trial's value 
 have reported there. The others follow a trial that is about to go beyond its rung, or has reached the total, so that a
 hopeless first seed ends a trial at the cost of one run.
 
+Runs of different lengths (never with rungs in between) have one milestone, their own total, which counts as `total` where
+they are compared.
+
 Everything here follows from the events alone: the engine, a resume and `sweeps.replay` see the same.
 """
 
@@ -63,7 +66,11 @@ class Plan(Protocol):
         ...
 
     def resolve(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A trial's resolved pipeline configuration."""
+        """A trial's resolved pipeline configuration. Raises ValueError for one that no run could have."""
+        ...
+
+    def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """A resolved configuration's own milestones; `milestones` wherever all runs have one length."""
         ...
 
 
@@ -74,10 +81,15 @@ class Standings:
         plan: the loaded sweep.
         milestones: resources at which runs are compared, the total last.
         finite: how many suggestions the searcher has in all, None without end.
+
+    Attributes:
+        state: the fold of the events so far.
+        used_up: set once the searcher had no suggestion left.
     """
 
     def __init__(self, plan: Plan, milestones: tuple[int, ...], finite: int | None) -> None:
         self.state = SweepState()
+        self.used_up = False
         self.seeds = plan.spec.seeds.tune
         self.milestones = milestones
         self.total = milestones[-1]
@@ -94,18 +106,22 @@ class Standings:
         self._diverged: dict[str, int] = {}
         self._bounds: dict[int, tuple[float, float]] = {}
         self._owing: dict[str, None] = {}
+        self._lengths: dict[str, int] = {}
 
     def apply(self, event: Event) -> None:
         """Take in one event."""
         self.state.apply(event)
         if event.kind == "suggested":
+            total = event.body.get("milestones", self.milestones)[-1]
+            if total != self.total:
+                self._lengths[event.body["trial"]] = total
             self._suggested(self.state.trials[event.body["trial"]])
         elif event.kind == "driver_started":
             for trial in self._place:
                 self._refresh(trial)
         elif event.kind in _ABOUT_RUNS:
             run = self.state.runs[event.body["run"]]
-            if event.kind == "reported" and event.body["resource"] in self.milestones:
+            if event.kind == "reported" and event.body["resource"] in self.milestones_of(run.trial):
                 self._widen(run, event.body["resource"])
             if run.trial in self._place:
                 self._refresh(run.trial)
@@ -137,13 +153,21 @@ class Standings:
         return len(self._told)
 
     @property
+    def duplicates(self) -> int:
+        """Suggestions that were there before."""
+        return len(self._told) - len(self._by_config)
+
+    @property
     def limit(self) -> int | None:
         """Suggestions in all: the budget, or the space's size where that is smaller; None when open-ended."""
-        return min((n for n in (self._limit, self._distinct) if n is not None), default=None)
+        sizes = (self._limit, None if self._distinct is None else self._distinct + self.duplicates)
+        return min((n for n in sizes if n is not None), default=None)
 
     @property
     def more_to_come(self) -> bool:
-        """Whether new trials will still be suggested, as far as the ledger shows."""
+        """Whether new trials will still be suggested, as far as the ledger shows (and the searcher has said)."""
+        if self.used_up:
+            return False
         if self._limit is not None and len(self._told) >= self._limit:
             return False
         return self._repeats < DUPLICATES and (self._distinct is None or len(self._by_config) < self._distinct)
@@ -169,13 +193,22 @@ class Standings:
         """So that smaller is better."""
         return self._sign * value
 
+    def milestones_of(self, trial: str) -> tuple[int, ...]:
+        """Where a trial's runs are compared, its total last."""
+        own = self._lengths.get(trial)
+        return self.milestones if own is None else (own,)
+
     def rung(self, run: RunState) -> int | None:
         """The highest milestone that a run has reported."""
-        return next((m for m in reversed(self.milestones) if m in run.reports), None)
+        return next((m for m in reversed(self.milestones_of(run.trial)) if m in run.reports), None)
 
-    def next_milestone(self, resource: int) -> int | None:
+    def level(self, trial: str, resource: int) -> int:
+        """A milestone as it compares with other trials': a trial's own total counts as the sweep's."""
+        return self.total if resource == self.milestones_of(trial)[-1] else resource
+
+    def next_milestone(self, trial: str, resource: int) -> int | None:
         """The first one after a resource."""
-        return next((m for m in self.milestones if m > resource), None)
+        return next((m for m in self.milestones_of(trial) if m > resource), None)
 
     def following(self, trial: str) -> tuple[int, int] | None:
         """(seed, resource): the first other seed that the trial's lead waits for and that nothing runs yet."""
@@ -211,14 +244,16 @@ class Standings:
         self._repeats = 0
         self._by_config[config_hash(trial.config)] = trial.id
         self._place[trial.id] = len(self._views)
-        self._views.append(RunView(Run(trial.id, self.seeds[0]), trial.order, "running", {}, self.milestones[0]))
+        self._views.append(
+            RunView(Run(trial.id, self.seeds[0]), trial.order, "running", {}, self.milestones_of(trial.id)[0])
+        )
 
     def _refresh(self, trial: str) -> None:
         lead = self._run(trial, self.seeds[0])
         if lead is None:
             return
         runs = [run for run in (self._run(trial, seed) for seed in self.seeds) if run is not None]
-        values = self._values(runs)
+        values = self._values(trial, runs)
         place = self._place[trial]
         oriented = {resource: self.oriented(value) for resource, value in values.items()}
         self._views[place] = RunView(
@@ -230,10 +265,10 @@ class Standings:
             if lead.phase == "finished" and self.following(trial) is not None:
                 self._owing[trial] = None
 
-    def _values(self, runs: Sequence[RunState]) -> dict[int, float]:
+    def _values(self, trial: str, runs: Sequence[RunState]) -> dict[int, float]:
         """Mean over the seeds that have reported, NaN where one of them diverged."""
         values: dict[int, float] = {}
-        for milestone in self.milestones:
+        for milestone in self.milestones_of(trial):
             found = [value for run in runs if (value := self._value_or_nan(run, milestone)) is not None]
             if found:
                 values[milestone] = fmean(found) if all(map(math.isfinite, found)) else math.nan
@@ -260,9 +295,9 @@ class Standings:
         if values:
             resource = max(values)
             if math.isfinite(values[resource]):
-                told = Told(suggestion, "complete", (values[resource],), resource)
+                told = Told(suggestion, "complete", (values[resource],), self.level(trial, resource))
             else:
-                self._diverged[trial] = resource
+                self._diverged[trial] = self.level(trial, resource)
         elif lead.phase == "failed":
             told = Told(suggestion, "failed")
         for index in self._same[trial]:
@@ -281,9 +316,9 @@ class Standings:
         value = self.value(run, resource)
         if value is None or not math.isfinite(value):
             return
-        oriented = self.oriented(value)
-        low, high = self._bounds.get(resource, (oriented, oriented))
-        self._bounds[resource] = min(low, oriented), max(high, oriented)
+        oriented, level = self.oriented(value), self.level(run.trial, resource)
+        low, high = self._bounds.get(level, (oriented, oriented))
+        self._bounds[level] = min(low, oriented), max(high, oriented)
 
 
 _ABOUT_RUNS = frozenset({"lease_started", "reported", "decided", "lease_ended", "failed", "run_ended"})

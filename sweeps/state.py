@@ -8,9 +8,9 @@ Which reports count
     `attempt` and `checkpoint`, and the report points there; its score stays the one that was decided on.
 
 Keys beside those listed in `sweeps.ledger`
-    lease_started: target, replay. reported: checkpoint_attempt (whose folder holds the checkpoint, where
-    it is not `attempt`: a report made again from a checkpoint). decided: target (the milestone the run now goes for),
-    attempt and checkpoint (above). failed: changes (for the retry).
+    suggested: milestones (the trial's own). lease_started: target, replay, why (new, again, promoted, seed). reported:
+    checkpoint_attempt (whose folder holds the checkpoint, where it is not `attempt`: a report made again from a checkpoint).
+    decided: target (the milestone the run now goes for), attempt and checkpoint (above). failed: changes (for the retry).
 
 Kinds this version does not know change nothing, so that an older reader shows what it understands.
 """

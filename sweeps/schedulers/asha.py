@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Rung:
-    """What one pass over the runs gathers about a rung."""
+    """A rung's counts and ranking (value, order, run)."""
 
     results: int = 0
     ranked: list[tuple[float, int, RunView]] = field(default_factory=list)
@@ -43,8 +43,53 @@ class _Rung:
     coming: int = 0
 
 
+class _Table:
+    """The rungs of the view it was last shown. Only runs that changed since are counted again; nothing else is kept."""
+
+    def __init__(self, milestones: tuple[int, ...]) -> None:
+        self._milestones = milestones
+        self._runs: list[RunView] = []
+        self.rungs = [_Rung() for _ in milestones]
+
+    def show(self, view: SweepView) -> list[_Rung]:
+        """The view's rungs."""
+        if len(view.runs) < len(self._runs):
+            self._runs, self.rungs = [], [_Rung() for _ in self._milestones]
+        known = len(self._runs)
+        changed = [i for i, (old, new) in enumerate(zip(self._runs, view.runs, strict=False)) if old is not new]
+        for i in changed:
+            self._count(self._runs[i], -1)
+        for i in changed:
+            self._runs[i] = view.runs[i]
+            self._count(view.runs[i], 1)
+        for run in view.runs[known:]:
+            self._runs.append(run)
+            self._count(run, 1)
+        return self.rungs
+
+    def _count(self, run: RunView, sign: int) -> None:
+        goal = bisect_left(self._milestones, run.target)
+        failed = run.state == "failed"
+        lost = failed and not any(math.isnan(value) for value in run.values.values())
+        for k, milestone in enumerate(self._milestones[: goal + 1]):
+            rung = self.rungs[k]
+            if k < goal and not failed:
+                rung.beyond += sign
+            value = run.values.get(milestone)
+            if value is None:
+                rung.coming += sign if k == goal and run.state == "running" else 0
+                continue
+            rung.results += sign
+            if math.isfinite(value) and not lost:
+                place = bisect_left(rung.ranked, (value, run.order))
+                if sign > 0:
+                    rung.ranked.insert(place, (value, run.order, run))
+                else:
+                    del rung.ranked[place]
+
+
 class ASHAScheduler:
-    """Keeps no state: every decision is made from the view alone.
+    """Every decision is made from the view alone; between calls it only remembers its last table of the rungs.
 
     Args:
         milestones: the rungs, ascending, the total last.
@@ -63,6 +108,7 @@ class ASHAScheduler:
         self.milestones = milestones
         self.eta = eta
         self.finalists = finalists
+        self._table = _Table(milestones)
 
     @classmethod
     def of(cls, config: ASHAConfig, milestones: tuple[int, ...], finalists: int) -> ASHAScheduler:
@@ -75,7 +121,7 @@ class ASHAScheduler:
             return [Decision(run, "stop", resource, "reached the total")]
         if resource not in self.milestones:
             return [Decision(run, "continue", resource, "between rungs")]
-        rungs = self._rungs(view)
+        rungs = self._table.show(view)
         chosen = self._choose(rungs, view)
         rung = rungs[self.milestones.index(resource)]
         if chosen is not None and chosen.run == run:
@@ -86,7 +132,7 @@ class ASHAScheduler:
 
     def next_lease(self, view: SweepView) -> Decision | None:
         """The best promotable run of the highest rung that has one."""
-        return self._choose(self._rungs(view), view)
+        return self._choose(self._table.show(view), view)
 
     def expected(self, trials: int) -> tuple[int, ...]:
         """How many of so many trials reach each milestone when nothing fails."""
@@ -94,27 +140,6 @@ class ASHAScheduler:
         for _ in self.milestones[1:]:
             runs.append(min(runs[-1], max(1, runs[-1] // self.eta, self.finalists)))
         return tuple(runs)
-
-    def _rungs(self, view: SweepView) -> list[_Rung]:
-        rungs = [_Rung() for _ in self.milestones]
-        for run in view.runs:
-            goal = bisect_left(self.milestones, run.target)
-            failed = run.state == "failed"
-            lost = failed and not any(math.isnan(value) for value in run.values.values())
-            for k, milestone in enumerate(self.milestones[: goal + 1]):
-                if k < goal and not failed:
-                    rungs[k].beyond += 1
-                value = run.values.get(milestone)
-                if value is None:
-                    if k == goal and run.state == "running":
-                        rungs[k].coming += 1
-                    continue
-                rungs[k].results += 1
-                if math.isfinite(value) and not lost:
-                    rungs[k].ranked.append((value, run.order, run))
-        for rung in rungs:
-            rung.ranked.sort(key=lambda entry: entry[:2])
-        return rungs
 
     def _choose(self, rungs: list[_Rung], view: SweepView) -> Decision | None:
         chosen: Decision | None = None
