@@ -128,11 +128,7 @@ def _files(datasets: Datasets) -> dict[str, DataFile]:
 
 
 def _ranges(datasets: Datasets) -> dict[str, tuple[float, float]]:
-    share = {n: getattr(datasets, n).fraction for n in _HELD_OUT if isinstance(getattr(datasets, n), Fraction)}
-    if sum(share.values()) >= 1:
-        raise UserError(
-            f"datasets: the fractions {share} take all of train; they must sum to less than 1 so that rows to train on stay"
-        )
+    share = datasets.fractions
     tune = share.get("tune", 0.0)
     ranges = {
         "tune": (0.0, tune),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +18,8 @@ from pipelines.config import SFTConfig
 WEIGHTS = "optimizer.safetensors"
 
 
-def optimizer_arguments(config: SFTConfig) -> dict[str, Any]:
-    """The optimizer's and schedule's part of Hugging Face's `TrainingArguments`."""
+def optimizer_arguments(config: SFTConfig, total: int) -> dict[str, Any]:
+    """The optimizer's and schedule's part of Hugging Face's `TrainingArguments`, laid out to `total` steps."""
     return {
         "optim": "adamw_torch",
         "learning_rate": config.learning_rate,
@@ -27,7 +28,7 @@ def optimizer_arguments(config: SFTConfig) -> dict[str, Any]:
         "adam_beta2": config.adam_beta2,
         "max_grad_norm": config.max_grad_norm,
         "lr_scheduler_type": config.lr_scheduler,
-        "warmup_steps": config.warmup_ratio if config.warmup_ratio < 1 else 0.999999,
+        "warmup_steps": math.ceil(config.warmup_ratio * total),
     }
 
 

@@ -259,7 +259,8 @@ def _arguments(config: SFTConfig, *, seed: int, total: int, folder: Path, device
         use_cpu=device == "cpu",
         bf16=False,
         fp16=False,
-        gradient_checkpointing=False,
+        activation_checkpointing=False,
+        gradient_checkpointing=None,
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -272,5 +273,5 @@ def _arguments(config: SFTConfig, *, seed: int, total: int, folder: Path, device
         report_to="none",
         disable_tqdm=True,
         push_to_hub=False,
-        **optimizer_arguments(config),
+        **optimizer_arguments(config, total),
     )
