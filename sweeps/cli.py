@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from sweeps.paths import DEFAULT_STORAGE
+from sweeps.problems import SpecError
 
 COMMANDS: dict[str, str] = {
     "check": "sweeps.commands.run:check",
@@ -33,6 +34,8 @@ COMMANDS: dict[str, str] = {
 
 INTERRUPTED = 130
 MISTAKE = 2
+MISTAKES = {"ClusterError", "LedgerError", "SpecError", "UsageError", "UserError"}
+"""Errors that a user can mend, by name: importing their classes would cost every command numpy."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,7 +50,7 @@ def parser() -> Parser:
     """The whole command line."""
     top = Parser(prog="stockpot", description="Hyperparameter sweeps that end in a judged soup.")
     top.add_argument("--version", action="store_true", help="print the version")
-    top.add_argument("--debug", action="store_true", help="show tracebacks of unexpected errors")
+    top.add_argument("--debug", action="store_true", help="show the traceback behind a message")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
     def add(name: str, text: str) -> argparse.ArgumentParser:
@@ -78,7 +81,7 @@ def _add_running(add: Add) -> None:
     stop = add("stop", "ask a running sweep to stop; it can be resumed")
     _name(stop)
     stop.add_argument("--no-wait", action="store_true", help="do not wait until it has stopped")
-    stop.add_argument("--timeout", type=float, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
+    stop.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
 
 
 def _add_reading(add: Add) -> None:
@@ -88,22 +91,22 @@ def _add_reading(add: Add) -> None:
     status = add("status", "how far a sweep is")
     _name(status)
     status.add_argument("--watch", action="store_true", help="go on showing until the sweep has ended")
-    status.add_argument("--interval", type=float, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
+    status.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
     _json(status)
     logs = add("logs", "the ends of logs, and why trials failed")
     _name(logs)
     logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
-    logs.add_argument("-n", "--lines", type=int, default=40, help="lines of a log shown (default 40)")
+    logs.add_argument("-n", "--lines", type=_positive, default=40, help="lines of a log shown (default 40)")
     show = add("show", "the leaderboard")
     _name(show)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
-    show.add_argument("--top", type=int, metavar="N", help="first N rows only")
-    compare = add("compare", "paired comparison of the best runs, within one sweep or across sweeps")
+    show.add_argument("--top", type=_positive, metavar="N", help="first N rows only")
+    compare = add("compare", "compare the best runs, of one sweep or of several, pair by pair")
     compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
     _storage(compare)
-    compare.add_argument("--top", type=int, default=8, metavar="N", help="best runs of each sweep (default 8)")
+    compare.add_argument("--top", type=_positive, default=8, metavar="N", help="best runs of each sweep (default 8)")
     _json(compare)
 
 
@@ -111,23 +114,38 @@ def _add_models(add: Add) -> None:
     soup = add("soup", "make and judge a soup from a finished or stopped sweep")
     _name(soup)
     soup.add_argument("--method", choices=("uniform", "greedy"), help="default: the file's, else greedy")
-    soup.add_argument("--top", type=int, metavar="K", help="runs considered; default: the file's, else 5")
+    soup.add_argument("--top", type=_positive, metavar="K", help="runs considered; default: the file's, else 5")
     _address(soup)
     _json(soup)
     evaluate = add("evaluate", "score any model or soup on data")
     evaluate.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
     evaluate.add_argument("--on", required=True, metavar="DATA", help="a JSONL file, or sweep://NAME/tune|select|test")
     evaluate.add_argument("--with", required=True, dest="evaluators", metavar="EVALUATOR[,...]", help="loss, ...")
-    evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder that does not name it")
+    evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder; default: the one it names")
     evaluate.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
     for field in ("prompt", "completion", "messages", "text"):
         evaluate.add_argument(f"--field-{field}", metavar="KEY", help=f"key of the {field} (default '{field}')")
-    evaluate.add_argument("--limit", type=int, metavar="N", help="first N rows only")
-    evaluate.add_argument("--max-new-tokens", type=int, metavar="N", help="of generated answers")
-    evaluate.add_argument("--sequence-len", type=int, metavar="N", help="tokens a row at most")
-    evaluate.add_argument("--batch-size", type=int, metavar="N", help="rows in one forward pass")
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
+    evaluate.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of generated answers")
+    evaluate.add_argument("--answer-regex", metavar="REGEX", help="exact_match compares what this finds")
+    evaluate.add_argument("--sequence-len", type=_positive, metavar="N", help="tokens a row at most")
+    evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
     _storage(evaluate)
     _json(evaluate)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but got {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be seconds from 0 up, but got {text}")
+    return value
 
 
 def _file(command: argparse.ArgumentParser) -> None:
@@ -205,11 +223,12 @@ def _guarded(arguments: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print("stockpot: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except RuntimeError as error:
-        if arguments.debug or type(error).__name__ not in MISTAKES:
+    except (RuntimeError, SpecError) as error:
+        if arguments.debug or not MISTAKES & {cls.__name__ for cls in type(error).__mro__}:
             raise
         print(f"stockpot: {error}", file=sys.stderr)
         return MISTAKE
 
 
-MISTAKES = {"UsageError", "UserError", "LedgerError", "SpecError"}
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,7 +18,7 @@ from sweeps.trial import finite
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
-    from sweeps.state import RunState, SweepState
+    from sweeps.state import ReportState, RunState, SweepState
 
 REDRAW_SECONDS = 1.0
 """A terminal's lines are drawn at most this often, and at least this often."""
@@ -29,49 +29,22 @@ STAGES = {"stopping": "stopping", "soup": "making the soup", "final": "in the fi
 """What a line adds in the stages that are not plain running."""
 
 
-def planned_trials(loaded: LoadedSweep) -> int | None:
-    """How many trials the file asks for: the budget, or the grid's size where that is smaller; None when open-ended."""
-    sizes = [loaded.spec.budget.trials]
-    if loaded.spec.method.type == "grid" or loaded.spec.budget.trials is None:
-        sizes.append(loaded.space.size)
-    known = [size for size in sizes if size is not None]
-    return min(known) if known else None
-
-
-def expected_runs(trials: int, loaded: LoadedSweep) -> list[int]:
-    """Runs expected to reach each milestone when nothing fails, seeds included."""
-    stopping = loaded.spec.early_terminate
-    seeds = max(1, len(loaded.spec.seeds.tune))
-    if stopping.type != "asha":
-        return [trials * seeds for _ in loaded.milestones]
-    runs = trials * seeds
-    return [min(runs, max(1, loaded.finalists, runs // stopping.eta**k)) for k in range(len(loaded.milestones))]
-
-
-def expected_resource(trials: int, loaded: LoadedSweep) -> int:
-    """Resource the whole sweep is expected to spend when nothing fails."""
-    before, spent = 0, 0
-    for milestone, runs in zip(loaded.milestones, expected_runs(trials, loaded), strict=True):
-        spent += (milestone - before) * runs
-        before = milestone
-    return spent
-
-
 def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
     """What the ledger says now, JSON-ready.
 
     `trials.tried` counts trials that have a result or failed; it never falls. `resource.done` counts each run to its
     newest report; `seconds` counts all drivers together, up to the newest event.
     """
+    from sweeps.load import describe
+
     phases = [run.phase for run in state.runs.values()]
-    tried = {run.trial for run in state.runs.values() if _has_result(run, loaded) or run.phase == "failed"}
+    tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
     tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
-    total = planned_trials(loaded)
     return {
         "name": state.name,
         "state": _phase(state),
         "trials": {
-            "total": total,
+            "total": loaded.trials,
             "started": len(state.trials),
             "tried": len(tried),
             "running": phases.count("running"),
@@ -83,7 +56,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
         "best": best(state, loaded),
         "resource": {
             "done": sum(max(run.reports, default=0) for run in state.runs.values()),
-            "expected": None if total is None else expected_resource(total, loaded),
+            "expected": describe(loaded)["resource"],
         },
         "unit": "units" if loaded.spec.pipeline.type == "custom" else "steps",
         "seconds": state.spent + max(0.0, state.updated_at - state.driver_started_at),
@@ -93,31 +66,49 @@ def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
 
 
 def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
-    """The best run at the highest milestone that any run has reached with a finite score, or None."""
+    """The best run among those that got furthest with a finite value, or None.
+
+    Where runs are compared on the way, that is the highest milestone reached; elsewhere every finished run counts.
+    """
     sign = 1.0 if loaded.direction == "minimize" else -1.0
     found = []
     for run in state.runs.values():
-        for resource in loaded.milestones:
-            score = run.reports[resource].scores.get(loaded.metric) if resource in run.reports else None
-            if score is not None and finite(score.value):
-                found.append((-resource, sign * score.value, run.order, run, score))
+        report = _standing(run, loaded)
+        if report is None:
+            continue
+        value, se, n = _value(report, loaded.metric)
+        if value is not None:
+            far = report.resource if loaded.spec.early_terminate.type == "asha" else 0
+            found.append((-far, sign * value, run.order, run, report, value, se, n))
     if not found:
         return None
-    resource, _, _, run, score = min(found, key=lambda entry: entry[:3])
-    se = score.se if finite(score.se) else None
+    *_, run, report, value, se, n = min(found, key=lambda entry: entry[:3])
     return {
         "trial": run.trial,
         "seed": run.seed,
         "metric": loaded.metric,
-        "value": score.value,
+        "value": value,
         "se": se,
-        "n": score.n,
-        "resource": -resource,
+        "n": n,
+        "resource": report.resource,
     }
 
 
-def _has_result(run: RunState, loaded: LoadedSweep) -> bool:
-    return any(resource in run.reports for resource in loaded.milestones)
+def _standing(run: RunState, loaded: LoadedSweep) -> ReportState | None:
+    """The report a run stands on: at its highest milestone; a finished run's last one."""
+    if run.phase == "finished":
+        return run.newest
+    reached = [resource for resource in loaded.milestones if resource in run.reports]
+    return run.reports[reached[-1]] if reached else None
+
+
+def _value(report: ReportState, metric: str) -> tuple[float | None, float | None, int | None]:
+    """Value, error and n of the metric; telemetry has neither error nor n."""
+    score = report.scores.get(metric)
+    if score is None:
+        value = report.telemetry.get(metric)
+        return (value if finite(value) else None), None, None
+    return (score.value if finite(score.value) else None), (score.se if finite(score.se) else None), score.n
 
 
 def _phase(state: SweepState) -> str:

@@ -109,7 +109,7 @@ def status(arguments: argparse.Namespace) -> int:
         shot = read_snapshot(paths)
         print(json.dumps(shot, indent=2, allow_nan=False) if arguments.json else _describe(shot, paths))
         return 0
-    return _watch(paths, max(0.1, arguments.interval), arguments.json)
+    return _watch(paths, arguments.interval, arguments.json)
 
 
 def _watch(paths: SweepPaths, interval: float, as_json: bool) -> int:
@@ -119,7 +119,7 @@ def _watch(paths: SweepPaths, interval: float, as_json: bool) -> int:
     if as_json:
         print(json.dumps(shot, allow_nan=False), flush=True)
         while shot["state"] not in ENDED:
-            time.sleep(interval)
+            time.sleep(max(0.1, interval))
             before, shot = shot, read_snapshot(paths)
             if shot != before:
                 print(json.dumps(shot, allow_nan=False), flush=True)
@@ -127,7 +127,7 @@ def _watch(paths: SweepPaths, interval: float, as_json: bool) -> int:
     with ProgressView(sys.stdout, before=_spent(shot)) as view:
         view.on_snapshot(shot)
         while shot["state"] not in ENDED:
-            time.sleep(interval)
+            time.sleep(max(0.1, interval))
             shot = read_snapshot(paths)
             view.on_snapshot(shot)
     print(_describe(shot, paths))
@@ -170,7 +170,7 @@ def logs(arguments: argparse.Namespace) -> int:
     """The driver's log and a line a failure; or a trial's log and its failures in full."""
     paths = find_sweep(arguments.name, arguments.storage)
     state = read_state(paths)
-    lines = max(0, arguments.lines)
+    lines = arguments.lines
     if arguments.trial is None:
         shown = _print_log(paths.log("driver"), lines)
         failed = [(run, failure) for run in _in_order(state.runs.values()) for failure in run.failures]
@@ -211,10 +211,10 @@ def _print_log(path: Path, lines: int) -> bool:
 
 
 def _trial(word: str, trials: list[str], paths: SweepPaths) -> str:
-    """The trial that `word` means: its id, a beginning of it, or its number.
+    """The trial that `word` means: its id, its number, or a beginning that holds the number.
 
     Raises:
-        UsageError: when none or several fit.
+        UsageError: when none fits.
     """
     if word in trials:
         return word
@@ -222,7 +222,5 @@ def _trial(word: str, trials: list[str], paths: SweepPaths) -> str:
     found = found or [trial for trial in trials if trial.startswith(word)]
     if len(found) == 1:
         return found[0]
-    if found:
-        raise UsageError(f"'{word}' may be any of {', '.join(found[:5])}")
     there = f"{trials[0]} to {trials[-1]}" if trials else "none yet"
     raise UsageError(f"sweep {paths.name} has no trial '{word}'; its trials: {there}")

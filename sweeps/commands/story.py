@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from sweeps.trial import finite
 
 if TYPE_CHECKING:
-    from sweeps.state import SoupState, SweepState
+    from sweeps.leaderboard import Leaderboard
+    from sweeps.state import SoupState
 
 VERDICT_WORDS = {"left": "{left} is better", "right": "{right} is better", "neither": "no difference shown"}
 ROLES = {"winner": "best single", "soup": "soup", "baseline": "untuned model"}
 
 
-def soup_lines(soup: SoupState, root: Path) -> list[str]:
+def soup_lines(soup: SoupState, folder: Path) -> list[str]:
     """What a soup was made of, one line a decision."""
     top = f"soup {soup.id}: {soup.method} over {len(soup.ingredients)} runs, chosen on {soup.metric}"
     lines = [top]
@@ -30,11 +31,13 @@ def soup_lines(soup: SoupState, root: Path) -> list[str]:
     if soup.finished is None:
         lines.append("  not finished: `stockpot resume` goes on with it")
         return lines
+    if not soup.finished.get("folder"):
+        lines.append(f"  no soup: {soup.finished.get('reason') or 'none could be made'}")
+        return lines
     inside = [_run_name(entry) for entry in soup.finished.get("ingredients") or ()]
     if inside:
         lines.append(f"  in it   {', '.join(inside)}")
-    if soup.finished.get("folder"):
-        lines.append(f"  folder  {root / soup.finished['folder']}")
+    lines.append(f"  folder  {folder}")
     return lines
 
 
@@ -44,8 +47,14 @@ def _run_name(entry: Any) -> str:
     return str(entry[0] if isinstance(entry, list | tuple) else entry)
 
 
-def verdict_line(verdict: Mapping[str, Any]) -> str:
-    """`soup - best single on test/loss: -0.012 ± 0.020 (95 %), n=60: no difference shown`."""
+def verdict_line(verdict: Mapping[str, Any], tests: int = 1, alpha: float = 0.05) -> str:
+    """`soup - best single on test/loss: -0.012 ± 0.020 (95 %), n=60: no difference shown`.
+
+    Args:
+        verdict: as the ledger has it, with `p_holm` where several were made.
+        tests: how many were made; Holm's p then decides.
+        alpha: its level.
+    """
     left, right = role(verdict["left"]), role(verdict["right"])
     difference, low, high = (number(verdict.get(key)) for key in ("difference", "low", "high"))
     head = f"{left} - {right} on {verdict['metric']}: "
@@ -54,8 +63,11 @@ def verdict_line(verdict: Mapping[str, Any]) -> str:
     text = head + f"{difference:+.3g}"
     if low is not None and high is not None:
         text += f" ± {(high - low) / 2:.2g} (95 %)"
-    words = VERDICT_WORDS[verdict.get("better") or "neither"]
-    return text + f", n={verdict['n']}: {words.format(left=left, right=right)}"
+    text += f", n={verdict['n']}: "
+    better, adjusted = verdict.get("better") or "neither", number(verdict.get("p_holm"))
+    if better != "neither" and tests > 1 and adjusted is not None and adjusted > alpha:
+        return text + f"no difference shown once {tests} verdicts are allowed for (Holm p = {adjusted:.2g})"
+    return text + VERDICT_WORDS[better].format(left=left, right=right)
 
 
 def role(name: str) -> str:
@@ -63,18 +75,18 @@ def role(name: str) -> str:
     return ROLES.get(name, name)
 
 
-def final_lines(state: SweepState) -> list[str]:
+def final_lines(board: Leaderboard) -> list[str]:
     """Scores on `test` of every candidate, the verdicts, and how often test was opened."""
     lines = []
-    for final in state.finals:
+    for final in board.finals:
         scores = [f"{key} {_score(score)}" for key, score in final["scores"].items()]
         seed = f" (seed {final['seed']})" if final.get("seed") is not None else ""
         lines.append(f"{role(final['role'])}{seed}: {', '.join(scores)}")
-    lines += [verdict_line(verdict) for verdict in state.verdicts]
-    if state.test_openings > 1:
+    tests = len(board.verdicts)
+    lines += [verdict_line(verdict, tests, board.alpha) for verdict in board.verdicts]
+    if board.test_openings > 1:
         lines.append(
-            f"test was opened {state.test_openings} times for {len(state.verdicts)} verdicts: "
-            "the more often, the less one of them means"
+            f"test was opened {board.test_openings} times for {tests} verdicts: the more often, the less each one means"
         )
     return lines
 

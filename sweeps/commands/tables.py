@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 from sweeps.commands.places import UsageError, find_sweep, word_for
@@ -13,18 +15,19 @@ if TYPE_CHECKING:
     from sweeps.leaderboard import Leaderboard
     from sweeps.state import SweepState
 
+PLAIN_WIDTH = 120
+"""Columns where standard output is no terminal."""
+
 
 def show(arguments: argparse.Namespace) -> int:
     """The leaderboard, the soup's story and the verdicts."""
     from sweeps.leaderboard import to_csv
 
     paths = find_sweep(arguments.name, arguments.storage)
-    if arguments.top is not None and arguments.top < 1:
-        raise UsageError(f"--top must be at least 1, but got {arguments.top}")
     if arguments.json:
         print(json.dumps(sweep_record(paths, arguments.top), indent=2, allow_nan=False))
     elif arguments.csv:
-        print(to_csv(_read(paths, arguments.top)[1]), end="")
+        print(to_csv(read_board(paths, arguments.top)[1]), end="")
     else:
         print_sweep(paths, arguments.top)
     return 0
@@ -50,3 +53,72 @@ def compare(arguments: argparse.Namespace) -> int:
     else:
         print(comparison_text(comparison))
     return 0
+
+
+def read_board(paths: SweepPaths, top: int | None = None) -> tuple[SweepState, Leaderboard]:
+    """The folded ledger and its leaderboard, read only."""
+    from sweeps.leaderboard import leaderboard
+    from sweeps.ledger import Ledger
+    from sweeps.load import load_resolved
+    from sweeps.state import fold
+
+    loaded = load_resolved(paths.resolved_spec)
+    ledger = Ledger.read(paths.root)
+    try:
+        state = fold(ledger.events())
+        return state, leaderboard(state, ledger, loaded).head(top)
+    finally:
+        ledger.close()
+
+
+def sweep_record(paths: SweepPaths, top: int | None = None) -> dict[str, Any]:
+    """What `show --json` prints: the leaderboard, the soups and the folder."""
+    from sweeps.leaderboard import to_json
+
+    state, board = read_board(paths, top)
+    soups = [
+        {
+            "id": soup.id,
+            "method": soup.method,
+            "metric": soup.metric,
+            "ingredients": soup.ingredients,
+            "decisions": soup.decisions,
+            "finished": soup.finished,
+            "folder": str(paths.soup(soup.id)) if soup.finished is not None else None,
+        }
+        for soup in state.soups.values()
+    ]
+    return {**to_json(board), "soups": soups, "folder": str(paths.root)}
+
+
+def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
+    """The leaderboard, each soup's story, the verdicts, and where to go from here."""
+    from sweeps.commands.story import final_lines, soup_lines
+    from sweeps.leaderboard import to_text
+
+    state, board = read_board(paths, top)
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
+    blocks = [to_text(board, width)]
+    blocks += ["\n".join(soup_lines(soup, paths.soup(soup.id))) for soup in state.soups.values()]
+    final = final_lines(board)
+    if final:
+        blocks.append("\n".join(final))
+    blocks.append(_next(paths, state))
+    print("\n\n".join(blocks))
+
+
+def _next(paths: SweepPaths, state: SweepState) -> str:
+    from sweeps.lock import DriverLock
+
+    word = word_for(paths)
+    failed = sum(bool(run.failures) for run in state.runs.values())
+    lines = [f"folder: {paths.root}"]
+    if failed:
+        lines.append(f"why runs failed ({failed}): stockpot logs {word}")
+    if DriverLock.holder(paths.lock) is not None:
+        lines.append(f"it is running: stockpot status {word} --watch")
+    elif state.finished is None:
+        lines.append(f"it is not finished: stockpot resume {word}")
+    elif any(run.reports for run in state.runs.values()):
+        lines.append(f"pair by pair: stockpot compare {word}")
+    return "\n".join(lines)
