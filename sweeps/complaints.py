@@ -16,6 +16,9 @@ from sweeps.problems import close, show, unknown
 from sweeps.spec import NAME_PATTERN, SweepSpec
 from sweeps.yaml_source import Place
 
+BARE = {"method": "type", "early_terminate": "type", "metric": "name", "soup": "method"}
+"""Sections that may be one word -> the key it is."""
+
 
 @dataclass(frozen=True)
 class Complaint:
@@ -109,9 +112,11 @@ def unknown_key(path: Place, data: Any, root: Models, top: str) -> str:
     legal = sorted({name for model in models for name in model.model_fields})
     section = top or str(path[0] if len(path) > 1 else "")
     in_pipeline = section in ("pipeline", "parameters", "baseline")
-    mend = None if word in legal else key_answer(word, in_pipeline)
+    mend = None if word in legal else key_answer(word, in_pipeline, legal)
     if mend is None and section == "" and lookup(PIPELINE_CONFIGS, [word]).leaves:
         mend = "it belongs under pipeline:"
+    elif mend is None and section == "" and word in ("together", "choose"):
+        mend = "it belongs under parameters:"
     elif mend is None and in_pipeline and word in SweepSpec.model_fields:
         mend = "it belongs at the top of the file, outside pipeline:"
     return unknown(word, legal, mend)
@@ -178,6 +183,8 @@ def _value(value: Any, path: Place, details: Sequence[ErrorDetails]) -> str:
     if words and isinstance(value, str) and not legal:
         key = str(next((part for part in reversed(path) if isinstance(part, str)), ""))
         return unknown(value, words, VALUES.get(key, {}).get(value))
+    if len(path) == 1 and path[0] in BARE and legal == ["a mapping (key: value)"]:
+        legal = ["a word or a mapping (key: value)"]
     wanted = " or ".join([*legal, *(f"'{word}'" for word in words)])
     if value is None:
         return f"is empty; give {wanted}, or delete the line"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 HF, AXOLOTL, FACTORY, WANDB, LUDWIG, RAY, PEFT = (
     "Hugging Face",
     "Axolotl",
@@ -245,18 +248,21 @@ VALUES: dict[str, dict[str, str]] = {
 """Values of a section's `type` (or of a key) used elsewhere, and what to write here."""
 
 
-def key_answer(word: str, inside_pipeline: bool) -> str | None:
+def key_answer(word: str, inside_pipeline: bool, legal: Iterable[str] = ()) -> str | None:
     """What to write instead of a foreign key, or None when the word is not known.
 
     Args:
         word: the key in the file.
         inside_pipeline: whether it stands under `pipeline` or `parameters`.
+        legal: keys that may stand there; under `pipeline`, an answer must begin with one of them.
     """
     tables = (PIPELINE_NAMES, SWEEP_NAMES) if inside_pipeline else (SWEEP_NAMES, PIPELINE_NAMES)
     for table in tables:
         if word in table:
             tool, ours = table[word]
             where = ""
+            if table is PIPELINE_NAMES and inside_pipeline and re.split(r"[.:]", ours)[0] not in legal:
+                continue
             if table is PIPELINE_NAMES and not inside_pipeline:
                 where = " under pipeline"
             elif table is SWEEP_NAMES and inside_pipeline:

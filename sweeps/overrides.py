@@ -6,12 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.config import PIPELINE_CONFIGS
+from sweeps.complaints import BARE
 from sweeps.problems import Problem, close
 from sweeps.spec import SweepSpec
 from sweeps.yaml_source import Document, Place, read
-
-BARE = {"method": "type", "early_terminate": "type", "metric": "name", "soup": "method"}
-"""Sections that may be one word -> the key it is."""
 
 
 def write_out(document: Document) -> None:

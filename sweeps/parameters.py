@@ -130,6 +130,8 @@ class _Parser:
         elif isinstance(value, list):
             if choice := self._choice(value, level.source, target):
                 self._axis(choice, level, parts)
+        elif value is None:
+            self.wrong(level.source, "is empty; write a list of values, or {min: ..., max: ...}")
         elif not isinstance(value, Mapping):
             hint = f"write [{show(value)}] for one value, or {{min: ..., max: ...}} for a range"
             self.wrong(level.source, f"{show(value)} is no domain; {hint}")
@@ -151,7 +153,7 @@ class _Parser:
 
     def _unknown(self, target: Target) -> str:
         word = target.unknown or ""
-        mend = key_answer(word, inside_pipeline=True)
+        mend = key_answer(word, inside_pipeline=True, legal=target.legal)
         if mend is None and word in SweepSpec.model_fields and not target.leaves:
             mend = "only keys of pipeline are swept"
         return unknown(word, target.legal, mend)

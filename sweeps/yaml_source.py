@@ -160,6 +160,12 @@ _SYNTAX = (
     ("expected ',' or '}'", "a '{' is not closed, or a ',' is missing"),
     ("expected ',' or ']'", "a '[' is not closed, or a ',' is missing"),
     ("but found '<stream end>'", "a '[' or '{' is not closed"),
+    ("while scanning a tag", "text that starts with '!' needs quotes"),
+    ("expected the node content", "a value is missing before this"),
+    (
+        "expected '<document start>'",
+        "a line that fits neither the mapping above nor the one below; mend the indentation",
+    ),
     ("found undefined alias", "this '*' names an anchor that is not there; put the text in quotes if it is none"),
     ("but found another document", "a second '---' document; a sweep file holds one"),
     ("found unexpected end of stream", "a quote is not closed"),

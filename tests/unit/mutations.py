@@ -1,6 +1,7 @@
 """Seeded damage to sweep files, as hands and editors do it."""
 
 import random
+import re
 from collections.abc import Iterator
 
 from sweep_files import CUSTOM, SFT
@@ -54,11 +55,31 @@ parameters:
 """,
 ]
 VALUES = (
-    "null true false no on 0 1 -1 2.5 1e-4 1e400 99999999999999999999 .nan .inf '' x 'a b' [] {} [[]] [{}] {a: 1} [1, 2] [a] "
-    "2020-01-01 0x10 auto tpe loss sft custom sweep://a/best package://a/b ./x s3://a ${X} &a *a !!str !!python/name:os <<"
-).split(" ")
+    *(
+        "null",
+        "true",
+        "false",
+        "no",
+        "on",
+        "0",
+        "1",
+        "-1",
+        "2.5",
+        "1e-4",
+        "1e400",
+        "99999999999999999999",
+        ".nan",
+        ".inf",
+    ),
+    *("''", "x", "'a b'", "[]", "{}", "[[]]", "[{}]", "{a: 1}", "[1, 2]", "[a]", "2020-01-01", "0x10", "auto", "tpe"),
+    *("loss", "sft", "custom", "sweep://a/best", "package://a/b", "./x", "s3://a", "${X}", "&a", "*a", "!!str"),
+    *("!!python/name:os", "<<"),
+)
 PALETTE = "\t\n  :,-[]{}#&*!|>'\"%@`?~.0123456789eabxyz_/\\\x00\x7fé\u2028\U0001f600"
-KEYS = "type name min max values value q choose together distribution lora_rank pipeline parameters metric kwargs << tune".split()
+KEYS = (
+    *("type", "name", "min", "max", "values", "value", "q", "choose", "together", "distribution", "lora_rank"),
+    *("pipeline", "parameters", "metric", "kwargs", "<<", "tune"),
+)
 
 
 def mutated(count: int) -> Iterator[str]:
@@ -98,8 +119,6 @@ def _lines(text: str, generator: random.Random) -> str:
 
 def _words(text: str, generator: random.Random, new: str, wanted: str) -> str:
     """Another word in the place of a key (before ':') or of a value."""
-    import re
-
     pattern = r"[A-Za-z_][\w.]*(?=:)" if wanted == "key" else r"(?<=[:,\[] )[^,:\[\]{}\n]+|(?<=\[)[^,:\[\]{}\n]+"
     places = list(re.finditer(pattern, text))
     if not places:

@@ -160,17 +160,41 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ("metric: {name: loss, goal: maximize}", "metric.goal", "contradicts loss, which is to minimize"),
         ("metric: cost/seconds", "metric.name", "is telemetry; say which way is better"),
         ("metric: [loss, perplexity]", "metric", "several metrics (a Pareto front) are not supported yet"),
-        ("metric: perplexity\nevaluate: [{type: perplexity, when: end}]", "evaluate[0].when", "runs at every rung; delete when"),
+        (
+            "metric: perplexity\nevaluate: [{type: perplexity, when: end}]",
+            "evaluate[0].when",
+            "runs at every rung; delete when",
+        ),
         ("evaluate: [perplexity, perplexity]", "evaluate[1]", "'perplexity' stands twice"),
         ("evaluate: perplexity", "evaluate", "'perplexity' is not a list; write [perplexity]"),
         ("evaluate: [ppl]", "evaluate[0].type", "here it is 'perplexity'"),
-        ("evaluate: [{limit: 3}]", "evaluate[0].type", "is missing; give one of exact_match, json_fields, loss, perplexity"),
-        ("parameters: {learning_rate: {min: 0.1, max: 1}}", "parameters", "so the sweep has no end; write budget: {trials: 24}"),
+        (
+            "evaluate: [{limit: 3}]",
+            "evaluate[0].type",
+            "is missing; give one of exact_match, json_fields, loss, perplexity",
+        ),
+        (
+            "parameters: {learning_rate: {min: 0.1, max: 1}}",
+            "parameters",
+            "so the sweep has no end; write budget: {trials: 24}",
+        ),
         ("early_terminate: {type: asha, min: 27}", "early_terminate.min", "must come before the end of a run, 27"),
-        ("early_terminate: {type: asha, min: 3, max: 81}", "early_terminate.max", "is not the length of a run, which is 27; delete max"),
+        (
+            "early_terminate: {type: asha, min: 3, max: 81}",
+            "early_terminate.max",
+            "is not the length of a run, which is 27; delete max",
+        ),
         ("early_terminate: asha", "early_terminate.min", "is missing: First rung"),
-        ("early_terminate: {type: asha, min: 3}\nparameters: {max_steps: [27, 81]}", "parameters.max_steps", "asha can't compare them"),
-        ("early_terminate: {type: asha, min: 3, finalists: 3}\nparameters: {lora_r: [1, 2]}", "early_terminate.finalists", "3 finalists of 2 trials"),
+        (
+            "early_terminate: {type: asha, min: 3}\nparameters: {max_steps: [27, 81]}",
+            "parameters.max_steps",
+            "asha can't compare them",
+        ),
+        (
+            "early_terminate: {type: asha, min: 3, finalists: 3}\nparameters: {lora_r: [1, 2]}",
+            "early_terminate.finalists",
+            "3 finalists of 2 trials",
+        ),
         (
             "early_terminate: {type: asha, min: 3, finalists: 2}\nparameters: {lora_r: [1, 2, 3, 4, 5]}\nsoup: {top: 3}",
             "soup.top",
@@ -178,7 +202,11 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ),
         ("soup: {top: 3}\nparameters: {lora_r: [1, 2]}", "soup.top", "there are only 2"),
         ("soup: {metric: exact}", "soup.metric", "did you mean 'exact_match'?"),
-        ("soup: {top: 4}\nkeep: {best: 2}\nparameters: {lora_r: [1, 2, 3, 4]}", "keep.best", "fewer than the 4 that the soup needs"),
+        (
+            "soup: {top: 4}\nkeep: {best: 2}\nparameters: {lora_r: [1, 2, 3, 4]}",
+            "keep.best",
+            "fewer than the 4 that the soup needs",
+        ),
         ("baseline: {lora_r: 0}", "baseline.lora_r", "0 is not at least 1"),
         ("baseline: {datasets: {train: {lmit: 3}}}", "baseline.datasets.train.lmit", "did you mean 'limit'?"),
         ("resources: {gpus: 2}", "resources.gpus", "not supported yet"),
@@ -284,7 +312,10 @@ def test_set_reaches_parameters_and_lists_and_removes(tmp_path):
         ("=3", "is not KEY=VALUE"),
         ("budget.trails=3", "budget.trails (--set budget.trails=3): 'trails' is unknown; did you mean 'trials'?"),
         ("max_steps=ten", "pipeline.max_steps (--set max_steps=ten): 'ten' is not a whole number"),
-        ("lora_dropot=1", "pipeline.lora_dropot (--set lora_dropot=1): 'lora_dropot' is unknown; did you mean 'lora_dropout'?"),
+        (
+            "lora_dropot=1",
+            "pipeline.lora_dropot (--set lora_dropot=1): 'lora_dropot' is unknown; did you mean 'lora_dropout'?",
+        ),
         ("name.x=1", "leads into a value that has no keys below it"),
         ("metric=[", "a '[' or '{' is not closed"),
         ("lora_r=4", "is swept, so that this value would never be used; write --set parameters.lora_r=[VALUE]"),
@@ -311,7 +342,14 @@ def test_the_metrics_evaluator_is_implied_at_rungs(tmp_path):
     assert [entry["type"] for entry in table.final] == ["loss", "perplexity", "exact_match"]
     assert [entry["type"] for entry in table.soup] == ["loss"]
     own = load(tmp_path, FULL.replace("metric: loss", "metric: exact_match").replace(", when: final", "")).timetable
-    assert own.rung[0] == {"type": "exact_match", "max_new_tokens": 8, "normalize": False, "answer_regex": None, "when": None, "limit": None}
+    assert own.rung[0] == {
+        "type": "exact_match",
+        "max_new_tokens": 8,
+        "normalize": False,
+        "answer_regex": None,
+        "when": None,
+        "limit": None,
+    }
 
 
 def test_epochs_are_counted_in_rows(tmp_path):
@@ -344,12 +382,22 @@ def test_check_data_adds_the_warnings_of_the_splits(tmp_path):
 
 
 def test_warnings(tmp_path):
-    assert "soup.top is 4, but only 2 of 4" in load(
-        tmp_path, SFT + "parameters: {lora_r: [1, 2, 3, 4]}\nsoup: {top: 4}\nearly_terminate: {type: asha, min: 3}\n"
-    ).warnings[0]
-    assert "only 2 configurations" in load(tmp_path, SFT + "parameters: {lora_r: [1, 2]}\nbudget: {trials: 9}\n").warnings[0]
+    assert (
+        "soup.top is 4, but only 2 of 4"
+        in load(
+            tmp_path,
+            SFT + "parameters: {lora_r: [1, 2, 3, 4]}\nsoup: {top: 4}\nearly_terminate: {type: asha, min: 3}\n",
+        ).warnings[0]
+    )
+    assert (
+        "only 2 configurations"
+        in load(tmp_path, SFT + "parameters: {lora_r: [1, 2]}\nbudget: {trials: 9}\n").warnings[0]
+    )
     assert "sequence_len is swept" in load(tmp_path, SFT + "parameters: {sequence_len: [64, 128]}\n").warnings[0]
-    assert "pipeline.lora_r has no effect" in load(tmp_path, SFT.replace("max_steps", "adapter: none\n  lora_r: 8\n  max_steps")).warnings[0]
+    assert (
+        "pipeline.lora_r has no effect"
+        in load(tmp_path, SFT.replace("max_steps", "adapter: none\n  lora_r: 8\n  max_steps")).warnings[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -374,11 +422,17 @@ def test_describe_says_what_would_run(tmp_path):
     assert told["resource"] == 12 * 3 + 4 * 6 + 4 * 18
     assert told["parameters"] == 3
     assert json.loads(json.dumps(told)) == told
-    assert describe(load(tmp_path, SFT + "parameters: {weight_decay: {min: 0, max: 1}}\nbudget: {hours: 1}\n"))["rungs"] is None
+    assert (
+        describe(load(tmp_path, SFT + "parameters: {weight_decay: {min: 0, max: 1}}\nbudget: {hours: 1}\n"))["rungs"]
+        is None
+    )
 
 
 def test_cross_field_rules_see_every_configuration_of_a_grid(tmp_path):
-    text = SFT.replace("  max_steps: 27\n", "") + "parameters:\n  together:\n    length:\n    - {max_steps: 3, num_epochs: null}\n    - {max_steps: 3, num_epochs: 1}\n"
+    text = (
+        SFT.replace("  max_steps: 27\n", "")
+        + "parameters:\n  together:\n    length:\n    - {max_steps: 3, num_epochs: null}\n    - {max_steps: 3, num_epochs: 1}\n"
+    )
     message = only(problems(tmp_path, text))
     assert "max_steps and num_epochs are both given" in message
     assert "with max_steps: 3, num_epochs: 1" in message

@@ -41,7 +41,9 @@ def test_damaged_files_are_loaded_or_refused(tmp_path):
             loaded += 1
             describe(found)
             assert from_record(found.record()) == found
-            found.resolve(found.space.sample(lambda name, domain: next(iter(domain.grid())) if domain.size else domain.low)[0])
+            found.resolve(
+                found.space.sample(lambda name, domain: next(iter(domain.grid())) if domain.size else domain.low)[0]
+            )
         else:
             refused += 1
             message = str(found)
