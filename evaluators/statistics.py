@@ -20,7 +20,7 @@ from evaluators.base import Direction, ItemSet
 
 EXACT_CLUSTERS = 12
 RESAMPLES = 10_000
-_BITS_AT_ONCE = 16_000_000
+_BITS_AT_ONCE = 2_000_000
 
 Floats = NDArray[np.float64]
 Side = Literal["left", "right", "neither"]

@@ -1,0 +1,325 @@
+"""The leaderboard's rows and their three forms: JSON, CSV and a text table for people.
+
+Missing is not zero: a number that is not there is NaN here, null in JSON, empty in CSV and `-` in the text.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from evaluators.base import Direction
+from sweeps.ledger import number
+
+ALPHA = 0.05
+WIDTH = 120
+GAP = "  "
+REASON_WIDTH = 24
+"""The reason's column is at least this wide; where there is less room it is left out."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with its error; NaN is unknown. `n` is None for telemetry, which has no items."""
+
+    value: float = math.nan
+    se: float = math.nan
+    n: int | None = None
+    unscored: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"value": number(self.value), "se": number(self.se), "n": self.n, "unscored": self.unscored}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line.
+
+    Attributes:
+        rank: counts from 1; None where there is no score to rank.
+        kind: `trial`, or a `soup` or the `baseline`, which are scored on other splits and never ranked.
+        name: trial id, soup id or `baseline`.
+        seeds: seeds of its runs.
+        rung: the milestone that `score` comes from; None before the first.
+        whole: whether that is the trial's total.
+        score: the sweep's metric.
+        tie: not distinguishable from the first; None where it was not compared (another rung, no items).
+        p: against the first, adjusted by Holm.
+        resource: furthest that its runs have reported, all of them together.
+        seconds: worker seconds of all its runs.
+        cost: newest `cost/...` telemetry but the seconds, summed over its runs.
+        state: its runs' phase, or `duplicate`, `soup`, `baseline`.
+        reason: why it stopped or failed, what it repeats, or what a soup is made of.
+        parameters: dotted path -> value.
+        changes: what a retry changed against the file.
+        test: the metric on `test`, for the final step's candidates.
+    """
+
+    rank: int | None
+    kind: Literal["trial", "soup", "baseline"]
+    name: str
+    seeds: tuple[int, ...] = ()
+    rung: int | None = None
+    whole: bool = False
+    score: Measured = Measured()
+    tie: bool | None = None
+    p: float = math.nan
+    resource: int | None = None
+    seconds: float = math.nan
+    cost: Mapping[str, float] = field(default_factory=dict)
+    state: str = ""
+    reason: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    test: Measured | None = None
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready; NaN becomes null."""
+        return {
+            **self.__dict__,
+            "seeds": list(self.seeds),
+            "score": self.score.record(),
+            "p": number(self.p),
+            "seconds": number(self.seconds),
+            "cost": {name: number(value) for name, value in self.cost.items()},
+            "parameters": dict(self.parameters),
+            "changes": dict(self.changes),
+            "test": None if self.test is None else self.test.record(),
+        }
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The rows and what belongs under them.
+
+    Attributes:
+        sweep: name.
+        metric: full name.
+        direction: which way is better.
+        alpha: level of the tie marks.
+        rows: trials, best first, then soups and the baseline.
+        finals: what the final step scored: {role, candidate, seed, scores}, scores by full name.
+        verdicts: as in the ledger, with `p_holm` over all of them.
+        test_openings: how often `test` was opened.
+        finished: whether the sweep is over.
+    """
+
+    sweep: str
+    metric: str
+    direction: Direction
+    alpha: float
+    rows: tuple[Row, ...]
+    finals: tuple[Mapping[str, Any], ...] = ()
+    verdicts: tuple[Mapping[str, Any], ...] = ()
+    test_openings: int = 0
+    finished: bool = False
+
+    @property
+    def trials(self) -> tuple[Row, ...]:
+        """The trials' rows alone."""
+        return tuple(row for row in self.rows if row.kind == "trial")
+
+    def head(self, count: int | None) -> Leaderboard:
+        """With the first `count` trials only; soups and the baseline stay."""
+        if count is None:
+            return self
+        return replace(self, rows=self.trials[:count] + tuple(row for row in self.rows if row.kind != "trial"))
+
+
+def to_json(board: Leaderboard) -> dict[str, Any]:
+    """JSON-ready; unknown numbers are null."""
+    return {
+        "sweep": board.sweep,
+        "metric": board.metric,
+        "direction": board.direction,
+        "alpha": board.alpha,
+        "finished": board.finished,
+        "rows": [row.record() for row in board.rows],
+        "finals": [
+            {**final, "scores": {key: score.record() for key, score in final["scores"].items()}}
+            for final in board.finals
+        ],
+        "verdicts": [dict(verdict) for verdict in board.verdicts],
+        "test_openings": board.test_openings,
+    }
+
+
+def to_csv(board: Leaderboard) -> str:
+    """One line a row, one column a parameter (`parameters.<path>`); unknown is empty."""
+    axes = sorted({path for row in board.rows for path in row.parameters})
+    costs = sorted({name for row in board.rows for name in row.cost})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    head = ["rank", "kind", "name", "seeds", "rung", "metric", "score", "se", "n", "unscored", "tie", "p"]
+    head += ["resource", "seconds", *costs, "state", "reason", "test", "test_se", "test_n"]
+    writer.writerow([*head, *(f"parameters.{path}" for path in axes)])
+    for row in board.rows:
+        test = row.test or Measured()
+        score = row.score
+        cells: list[Any] = [row.rank, row.kind, row.name, " ".join(map(str, row.seeds)), row.rung, board.metric]
+        cells += [score.value, score.se, score.n, score.unscored, row.tie, row.p, row.resource, row.seconds]
+        cells += [row.cost.get(name) for name in costs]
+        cells += [row.state, row.reason, test.value, test.se, test.n]
+        cells += [row.parameters.get(path) for path in axes]
+        writer.writerow([_cell(cell) for cell in cells])
+    return out.getvalue()
+
+
+def _cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def to_text(board: Leaderboard, width: int = WIDTH) -> str:
+    """An aligned table for people, at most `width` columns wide as far as it can be.
+
+    Columns that do not fit are left out, the least telling first, and named in a last line; reasons then stand below.
+    """
+    counts = [f"{len(board.trials)} trials"]
+    for state in ("running", "waiting", "failed"):
+        here = sum(row.state == state for row in board.trials)
+        counts += [f"{here} {state}"] if here else []
+    better = "lower" if board.direction == "minimize" else "higher"
+    lines = [f"{board.sweep}: {board.metric} ({better} is better), {', '.join(counts)}"]
+    if board.rows:
+        columns, dropped = _fitting(_columns(board), board.rows, width)
+        lines += aligned([c.title for c in columns], [[c.cell(row) for c in columns] for row in board.rows], width)
+        if "reason" in dropped:
+            lines += [cut(f"{row.name}: {_reason(row)}", width) for row in board.rows if _reason(row)]
+        lines += _ties(board)
+        dropped = [title for title in dropped if title != "reason"]
+        if dropped:
+            lines.append(f"left out for width: {', '.join(dropped)} (--json and --csv have them)")
+    return "\n".join(lines)
+
+
+def score_text(score: Measured) -> str:
+    """`0.412 ± 0.011`: the error to two digits, the score to as many; `-` where it is unknown."""
+    value, se = score.value, score.se
+    if math.isnan(value):
+        return "-"
+    if not math.isfinite(se) or se <= 0 or not math.isfinite(value):
+        said = f"{value:.4g}"
+        if score.n is None or not math.isfinite(value):
+            return said
+        return f"{said} ± {'-' if math.isnan(se) else f'{se:g}'}"
+    digits = min(8, max(0, 1 - math.floor(math.log10(se))))
+    return f"{value:.{digits}f} ± {se:.{digits}f}" if abs(value) < 1e7 else f"{value:.4g} ± {se:.2g}"
+
+
+def aligned(titles: Sequence[str], cells: Sequence[Sequence[str]], width: int | None = None) -> list[str]:
+    """Lines of a table: numbers to the right, words to the left; the last column is cut to `width`."""
+    table = [list(titles), *([cell or "-" for cell in row] for row in cells)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(titles))]
+    numeric = [all(row[i] == "-" or _is_number(row[i]) for row in table[1:]) for i in range(len(titles))]
+    lines = []
+    for row in table:
+        padded = [cell.rjust(w) if n else cell.ljust(w) for cell, w, n in zip(row, widths, numeric, strict=True)]
+        lines.append(cut(GAP.join(padded).rstrip(), width))
+    return lines
+
+
+def cut(text: str, width: int | None) -> str:
+    """The text, its end replaced by `…` where it is longer than `width`."""
+    return text if width is None or len(text) <= width else text[: max(0, width - 1)].rstrip() + "…"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the text; the highest `drop` is left out first, 0 never."""
+
+    title: str
+    cell: Callable[[Row], str]
+    drop: int = 0
+
+
+def _columns(board: Leaderboard) -> list[_Column]:
+    rows = board.rows
+    columns = [
+        _Column("#", lambda row: "" if row.rank is None else f"{row.rank}{'=' if row.tie else ''}"),
+        _Column("trial", lambda row: row.name),
+        _Column("rung", lambda row: _text(row.rung)),
+        _Column(board.metric, lambda row: score_text(row.score)),
+        _Column("n", _n, 2),
+    ]
+    if any(row.test is not None for row in rows):
+        columns.append(_Column("test", lambda row: score_text(row.test or Measured())))
+    columns += [_Column("resource", lambda row: _text(row.resource), 5), _Column("seconds", _seconds, 4)]
+    columns += [
+        _Column(name, lambda row, name=name: _text(row.cost.get(name)), 6)  # type: ignore[misc]
+        for name in sorted({name for row in rows for name in row.cost})
+    ]
+    if any(len(row.seeds) > 1 for row in rows):
+        columns.append(_Column("seeds", lambda row: str(len(row.seeds)) if row.seeds else "", 5))
+    columns.append(_Column("state", lambda row: row.state))
+    axes = list(dict.fromkeys(path for row in rows for path in row.parameters))
+    ends = [path.rpartition(".")[2] for path in axes]
+    for i, (path, end) in enumerate(zip(axes, ends, strict=True)):
+        title = end if ends.count(end) == 1 else path
+        columns.append(_Column(title, lambda row, path=path: _text(row.parameters.get(path)), 1 if i < 3 else 3))  # type: ignore[misc]
+    if any(_reason(row) for row in rows):
+        columns.append(_Column("reason", _reason, 2))
+    return columns
+
+
+def _fitting(columns: list[_Column], rows: Sequence[Row], width: int) -> tuple[list[_Column], list[str]]:
+    """The columns that fit, and the titles of those that do not."""
+    widths = {c.title: max(len(c.title), *(len(c.cell(row)) or 1 for row in rows)) for c in columns}
+    if "reason" in widths:
+        widths["reason"] = min(widths["reason"], REASON_WIDTH)
+    kept, dropped = list(columns), []
+    while sum(widths[c.title] + len(GAP) for c in kept) - len(GAP) > width and any(c.drop for c in kept):
+        last = max(reversed(kept), key=lambda c: c.drop)
+        kept.remove(last)
+        dropped.append(last.title)
+    return kept, [c.title for c in columns if c.title in dropped]
+
+
+def _ties(board: Leaderboard) -> list[str]:
+    compared = [row for row in board.trials if row.tie is not None]
+    if not compared:
+        return []
+    first = next(row for row in board.trials if row.rank == 1)
+    how = f"paired on stored items at rung {first.rung}, Holm over {len(compared)}, α = {board.alpha:g}"
+    if any(row.tie for row in compared):
+        return [f"= can't be told from the first ({how})"]
+    return [f"the first is better than each of the {len(compared)} compared with it ({how})"]
+
+
+def _n(row: Row) -> str:
+    if row.score.n is None:
+        return ""
+    return str(row.score.n) + (f" (-{row.score.unscored})" if row.score.unscored else "")
+
+
+def _seconds(row: Row) -> str:
+    return "" if math.isnan(row.seconds) else f"{row.seconds:.1f}" if row.seconds < 100 else f"{row.seconds:.0f}"
+
+
+def _reason(row: Row) -> str:
+    said = [row.reason] if row.reason else []
+    said += [f"{key} = {_text(value)}" for key, value in row.changes.items()]
+    return " ".join("; ".join(said).split())
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.4g}"
+    return cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 28)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.partition(" ")[0].rstrip("="))
+    except ValueError:
+        return False
+    return True
