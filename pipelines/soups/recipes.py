@@ -6,7 +6,7 @@ soups (they need gradients) and the logit ensemble. The authors' code accepts on
 paper accepts an equal one too: `tie` chooses, the paper's way by default.
 
 Example:
-    >>> recipe = build_recipe(SoupRecipe("greedy", "accept"))
+    >>> recipe = build_recipe(SoupConfig(method="greedy"))
     >>> recipe.mix(ingredients, score, on_event)
     (('0003-1f2e3d4c/seed-0', 0.5), ('0001-aabbccdd/seed-0', 0.5))
 """
@@ -25,6 +25,10 @@ from pipelines.soups.base import Ingredient, Mixture, Recipe, SoupEvent, uniform
 Tie = Literal["accept", "reject"]
 Scorer = Callable[[Mixture], Score]
 Listener = Callable[[SoupEvent], None]
+
+
+class NothingScored(ValueError):
+    """No ingredient has a finite score of its own, so there is nothing to begin with."""
 
 
 class SoupConfigLike(Protocol):
@@ -65,7 +69,8 @@ class UniformSoup:
         """The mean of all ingredients with a finite score.
 
         Raises:
-            ValueError: if there is no ingredient, or none could be scored.
+            NothingScored: if no ingredient could be scored.
+            ValueError: if there is no ingredient.
         """
         ranked, broken = _rank(ingredients, score)
         best = ranked[0][1].value
@@ -92,7 +97,8 @@ class GreedySoup:
         """The mixture whose score no ingredient, tried in the order of its own score, could hold or raise.
 
         Raises:
-            ValueError: if there is no ingredient, or none could be scored.
+            NothingScored: if no ingredient could be scored.
+            ValueError: if there is no ingredient.
         """
         ranked, broken = _rank(ingredients, score)
         first, single = ranked[0]
@@ -128,7 +134,7 @@ def _rank(
     scored = [pair for pair in singles if math.isfinite(pair[1].value)]
     broken = [pair for pair in singles if not math.isfinite(pair[1].value)]
     if not scored:
-        raise ValueError(f"no ingredient could be scored: {', '.join(i.run for i in ingredients)}")
+        raise NothingScored(f"no ingredient could be scored: {', '.join(i.run for i in ingredients)}")
     directions = {single.direction for _, single in scored}
     if len(directions) != 1:
         raise ValueError(f"all scores must have one direction, but got {sorted(directions)}")

@@ -1,0 +1,174 @@
+"""Scoring weights from the driver: which checkpoints count, and the calls that soups and the final step make.
+
+The driver holds no tensors. A worker merges (`pipelines.soups:merge`), trains (`sweeps.retrain:train`) and evaluates
+(`sweeps.worker:evaluate`); each call is tried again as a trial would be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluators.base import Score, Split
+from pipelines.finetune.checkpoint import content_hash, is_whole
+from pipelines.stage import ModelSource
+from sweeps.engine import Backend, CallFailed
+from sweeps.failures import Failure, remedy
+from sweeps.paths import SweepPaths
+from sweeps.retrain import TRAIN
+from sweeps.state import ReportState, RunState, SweepState
+from sweeps.trial import Attempt, Run, finite
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+
+Say = Callable[[str], None]
+"""Takes one line for people."""
+
+EVALUATE = "sweeps.worker:evaluate"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A run with its result at the highest rung.
+
+    Attributes:
+        run: the run.
+        report: its report there.
+        value: the sweep's metric there.
+    """
+
+    run: RunState
+    report: ReportState
+    value: float
+
+
+def silent(text: str) -> None:
+    """A `Say` for nobody."""
+
+
+def ranked(loaded: LoadedSweep, state: SweepState) -> list[Placed]:
+    """The runs that reached the highest rung with a finite metric, best first, the earlier trial first among equals.
+
+    Where runs differ in length (never under asha) a rung is a share of the run's own total.
+    """
+    sign = 1.0 if loaded.direction == "minimize" else -1.0
+    found: list[tuple[float, float, int, int, Placed]] = []
+    for run in state.runs.values():
+        if run.phase == "failed":
+            continue
+        config = state.trials[run.trial].config
+        milestones = loaded.milestones_of(config)
+        for resource in milestones:
+            report = run.reports.get(resource)
+            value = None if report is None else metric_value(report, loaded.metric)
+            if report is not None and value is not None and finite(value):
+                share = resource / milestones[-1]
+                found.append((-share, sign * value, run.order, run.seed, Placed(run, report, value)))
+    if not found:
+        return []
+    highest = min(entry[0] for entry in found)
+    return [entry[4] for entry in sorted(found, key=lambda entry: entry[:4]) if entry[0] == highest]
+
+
+def metric_value(report: ReportState, metric: str) -> float | None:
+    """A metric in a kept report, from its scores or its telemetry."""
+    score = report.scores.get(metric)
+    return score.value if score is not None else report.telemetry.get(metric)
+
+
+def checkpoint_folder(paths: SweepPaths, run: RunState, report: ReportState) -> Path | None:
+    """Folder of the checkpoint behind a report; None where it was never made or was deleted."""
+    if report.checkpoint is None or report.deleted:
+        return None
+    return paths.attempt(Attempt(Run(run.trial, run.seed), report.attempt)) / report.checkpoint
+
+
+def whole_checkpoint(paths: SweepPaths, placed: Placed) -> tuple[Path, str] | None:
+    """(folder, content hash) of a run's checkpoint, every file checked; None where it is not whole."""
+    folder = checkpoint_folder(paths, placed.run, placed.report)
+    return (folder, content_hash(folder)) if folder is not None and is_whole(folder) else None
+
+
+def model_source(config: Mapping[str, Any], folder: Path | None, content: str | None = None) -> ModelSource:
+    """What a pipeline is told to score: an adapter on the configuration's base model, a whole model, or the base itself.
+
+    Args:
+        config: the pipeline configuration; a pipeline of the user's own has no `base_model`.
+        folder: weights; None for the untuned model.
+        content: their hash.
+    """
+    base = config.get("base_model")
+    if folder is None:
+        return ModelSource(str(base))
+    if base is not None and (folder / "adapter_config.json").is_file():
+        return ModelSource(str(base), str(folder), content)
+    return ModelSource(str(folder), None, content)
+
+
+def evaluate(
+    loaded: LoadedSweep,
+    backend: Backend,
+    config: Mapping[str, Any],
+    model: ModelSource,
+    split: Split,
+    evaluators: Sequence[Mapping[str, Any]],
+    say: Say = silent,
+) -> tuple[Score, ...]:
+    """Scores of given weights on a split, made on a worker.
+
+    Raises:
+        CallFailed: with the typed failure.
+    """
+    payload = {
+        "config": dict(config),
+        "model": asdict(model),
+        "split": split,
+        "evaluators": [dict(e) for e in evaluators],
+    }
+    return tuple(call(loaded, backend, EVALUATE, payload, say))
+
+
+def call(loaded: LoadedSweep, backend: Backend, function: str, payload: Mapping[str, Any], say: Say = silent) -> Any:
+    """`Backend.call`, again after a failure where `on_failure` would start a trial again.
+
+    Raises:
+        CallFailed: with the typed failure.
+    """
+    earlier: list[Failure] = []
+    while True:
+        try:
+            return backend.call(function, payload, say)
+        except CallFailed as error:
+            config = payload.get("config") or {}
+            answer = remedy(error.failure, loaded.spec.on_failure, earlier, config)
+            if not answer.retry or (answer.changes and function != TRAIN):
+                raise
+            earlier.append(error.failure)
+            payload = {**payload, "config": {**config, **(answer.changes or {})}} if answer.changes else payload
+            say(f"{error.failure.message}; trying again")
+
+
+def can_evaluate(payload: Mapping[str, Any]) -> bool:
+    """Whether a pipeline can score weights; runs on a worker, as only there a user's own pipeline is imported.
+
+    Args:
+        payload: `config`, a resolved configuration.
+    """
+    from pipelines import build_pipeline
+
+    return callable(getattr(build_pipeline(payload["config"]), "evaluate", None))
+
+
+def has_split(loaded: LoadedSweep, backend: Backend, config: Mapping[str, Any], split: Split) -> bool:
+    """Whether a split can be scored: the file gives it, or the user's own pipeline has `evaluate`."""
+    if config["type"] == "custom":
+        return bool(call(loaded, backend, "sweeps.scoring:can_evaluate", {"config": dict(config)}))
+    return (config.get("datasets") or {}).get(split) is not None
+
+
+def relative(paths: SweepPaths, folder: Path) -> str:
+    """A folder of the sweep as events hold it: relative to the sweep's own."""
+    return folder.relative_to(paths.root).as_posix()
