@@ -25,7 +25,7 @@ SEED = 20260314
 SPLITS = {"train": 600, "tune": 50, "select": 50, "test": 60}
 """Rows of each file."""
 LONGEST = 115
-"""Characters of a prompt at most, at most 45 tokens of SmolLM2; with the answer, 80."""
+"""Characters of a prompt at most: at most 45 tokens of SmolLM2, 80 with the answer."""
 
 ITEMS = {
     "desk lamp": "desk lamps",

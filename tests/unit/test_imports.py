@@ -1,0 +1,63 @@
+"""Slim imports, and tables that keep what they promise."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from typing import Any, get_args
+
+import pytest
+
+import evaluators
+import evaluators.config
+import pipelines
+import pipelines.config
+import pipelines.soups
+import sweeps.schedulers
+import sweeps.searchers
+import sweeps.spec
+
+HEAVY = (
+    "torch", "ray", "transformers", "peft", "trl", "datasets", "accelerate", "faiss", "chromadb",
+    "sentence_transformers", "optuna",
+)  # fmt: skip
+
+
+def literals(union: Any) -> set[str]:
+    """The `type` words of an annotated union told apart by `type`."""
+    return {get_args(member.model_fields["type"].annotation)[0] for member in get_args(get_args(union)[0])}
+
+
+TABLES = {
+    "PIPELINES": (pipelines.PIPELINES, literals(pipelines.config.PipelineConfig)),
+    "EVALUATORS": (evaluators.EVALUATORS, literals(evaluators.config.AnyEvaluatorConfig)),
+    "SEARCHERS": (sweeps.searchers.SEARCHERS, literals(sweeps.spec.MethodConfig)),
+    "SCHEDULERS": (sweeps.schedulers.SCHEDULERS, literals(sweeps.spec.EarlyTerminateConfig)),
+    "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
+}
+
+
+@pytest.mark.parametrize(
+    "module", ["sweeps.cli", "sweeps.load", "sweeps.engine", "sweeps.simulate", "pipelines.splits"]
+)
+def test_loads_nothing_heavy(module: str) -> None:
+    program = f"import sys, {module}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == []
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_table_has_what_the_file_may_say(table: str) -> None:
+    entries, words = TABLES[table]
+    assert len(words) >= 2
+    assert set(entries) == words
+
+
+@pytest.mark.parametrize(
+    ("table", "name"), [(table, name) for table, (entries, _) in TABLES.items() for name in entries]
+)
+def test_entry_resolves(table: str, name: str) -> None:
+    module, _, attribute = TABLES[table][0][name].partition(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
