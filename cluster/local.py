@@ -66,6 +66,7 @@ class RayCluster:
         ray.shutdown()
         _await_end(started)
         _restore(self._before)
+        _reread_environment()
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
@@ -127,6 +128,7 @@ def _start(address: str | None, folder: Path) -> None:
 
     if ray.is_initialized():
         raise RuntimeError("this process is already connected to a Ray cluster")
+    _reread_environment()
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:
         ray.init(address=address, **shared)
@@ -138,6 +140,14 @@ def _start(address: str | None, folder: Path) -> None:
         _temp_dir=str(folder / "ray"),
         **shared,
     )
+
+
+def _reread_environment() -> None:
+    """Ray's core read the authentication variables when it was imported; have it forget them."""
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _private_folder() -> tuple[Path, int]:

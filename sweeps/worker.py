@@ -10,19 +10,27 @@ import contextlib
 import importlib
 import os
 import queue
+import re
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from evaluators.base import Report, Score
 from pipelines import build_pipeline, pipeline_key
 from pipelines.custom import add_folder
-from pipelines.stage import Devices, EvaluationJob, ModelSource, Pipeline, Services, Task
+from pipelines.stage import Devices, EvaluationJob, ModelSource, Pipeline, Services, Task, UserError
 from sweeps.failures import Failure, classify
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+    from sweeps.paths import SweepPaths
+    from sweeps.trial import Lease
+
+_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 END_SECONDS = 30.0
@@ -91,6 +99,40 @@ def read_secret(name: str) -> str:
     return os.environ[name]
 
 
+def worker_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """The file's `env` with `${NAME}` filled in from this process's environment: the one place where secrets are read.
+
+    Raises:
+        UserError: naming every variable that is not there.
+    """
+    missing = sorted({name for value in env.values() for name in _REFERENCE.findall(value) if name not in os.environ})
+    if missing:
+        raise UserError(f"env: {', '.join(missing)} not in the environment; export it, then submit again")
+    return {key: _REFERENCE.sub(lambda found: os.environ[found[1]], value) for key, value in env.items()}
+
+
+def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup) -> Task:
+    """A lease as the pipeline sees it."""
+    attempt, when = lease.attempt, loaded.timetable
+    return Task(
+        config=lease.config,
+        trial=attempt.run.trial,
+        seed=attempt.run.seed,
+        attempt=attempt.n,
+        folder=str(paths.attempt(attempt)),
+        milestones=lease.milestones,
+        total=loaded.total_of(lease.config),
+        start=lease.from_checkpoint,
+        start_resource=lease.from_resource,
+        rung_evaluators=when.rung,
+        end_evaluators=when.end,
+        report_every=loaded.spec.report_every,
+        devices=setup.devices,
+        replay=lease.replay,
+        services=services(setup),
+    )
+
+
 def services(setup: Setup) -> Services:
     """What pipelines get from above in this process."""
     return Services(secret=read_secret, cache=setup.cache)
@@ -138,7 +180,8 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
 
     Args:
         payload: `config` (a trial's resolved configuration), `model` (`ModelSource` or its fields), `split`,
-            `evaluators` (`evaluate` entries). Devices and services are this worker's.
+            `evaluators` (`evaluate` entries) and, where they replace the split's own, `rows`. Devices and services are
+            this worker's.
     """
     setup = current_setup()
     model = payload["model"]
@@ -149,6 +192,7 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
         evaluators=tuple(payload["evaluators"]),
         devices=setup.devices,
         services=services(setup),
+        rows=payload.get("rows"),
     )
     return WARM.get(job.config, job.devices).evaluate(job)
 

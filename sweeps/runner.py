@@ -1,0 +1,354 @@
+"""Ray executes leases: the only module that knows Ray Tune.
+
+A Ray Tune trial is one lease. The search adapter hands a lease out when a slot is free, the scheduler adapter gives the
+loop every report and does what it answers. Tune is never the truth: it keeps no checkpoint, no log and no state of its
+own (`Tuner.restore` is not used), it starts workers, keeps them warm and notices when they die.
+
+The adapters hang on `TuneController` directly, one layer below `Tuner.fit`: so the loop can tick, stop and kill, no
+signal handler is taken over, and nothing is pickled to disk. This leans on Ray's developer interfaces, which is why the
+version of Ray is pinned; `tests/slow/test_ray_backend.py` holds what is used here to what it must do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import SearchAlgorithm
+
+from cluster.base import Placement, place
+from cluster.local import RayCluster, connect
+from pipelines.stage import Devices
+from sweeps.engine import CallFailed, Loop
+from sweeps.failures import Failure, classify
+from sweeps.paths import SweepPaths, cache_dir
+from sweeps.trial import Lease
+from sweeps.worker import CallWorker, LeaseWorker, Met, Setup, make_task, worker_environment
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+
+GRACE_SECONDS = 10.0
+"""How long running leases may take to their next report after the first Ctrl-C."""
+TICK_SECONDS = 0.2
+TRAINABLE = "stockpot-lease"
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+Spawn = Callable[[Lease], dict[str, Any]]
+
+
+class LeaseTrainable(tune.Trainable):
+    """A worker as Tune knows it: `reset` begins a lease, `train` lets it go on to its next report."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Prepare the process and begin its first lease."""
+        self._worker = LeaseWorker(config["setup"])
+        self._worker.begin(config["task"], config["log"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next lease; what could not be ended is told by the next `step`."""
+        self._worker.begin(new_config["task"], new_config["log"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The lease's next report or its end."""
+        return {"met": self._worker.next()}
+
+    def cleanup(self) -> None:
+        """End the present lease."""
+        self._worker.end()
+
+
+class LeaseSearch(SearchAlgorithm):
+    """Tune asks it for trials; it asks the loop for a lease, only when a slot is free."""
+
+    def __init__(self, loop: Loop, slots: int, spawn: Spawn, experiment: Experiment, resources: Any) -> None:
+        self._loop = loop
+        self._slots = slots
+        self._spawn = spawn
+        self._experiment = experiment
+        self._resources = resources
+        self.running: dict[str, Trial] = {}
+        """Leases handed out and not ended."""
+
+    def next_trial(self) -> Trial | None:
+        """A Tune trial for the next lease, or None: nothing for now."""
+        if len(self.running) >= self._slots:
+            return None
+        lease = self._loop.ask()
+        if lease is None:
+            return None
+        trial = Trial(
+            TRAINABLE,
+            config=self._spawn(lease),
+            trial_id=lease.id,
+            experiment_tag=lease.id,
+            storage=self._experiment.storage,
+            placement_group_factory=self._resources,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        )
+        self.running[lease.id] = trial
+        return trial
+
+    def is_finished(self) -> bool:
+        """Whether no lease will come any more."""
+        return self._loop.over
+
+
+class LeaseScheduler(FIFOScheduler):
+    """Tune tells it every report; the loop decides."""
+
+    def __init__(self, loop: Loop, search: LeaseSearch) -> None:
+        super().__init__()
+        self._loop = loop
+        self._running = search.running
+        self.recycle: set[str] = set()
+        """Leases whose worker must not serve another one."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nothing to choose: every trial handed out starts."""
+        return None
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A report, an end or a failure of a lease."""
+        met: Met = result["met"]
+        lease = trial.trial_id
+        if met.recycle:
+            self.recycle.add(lease)
+        if met.kind == "reported" and met.report is not None:
+            if self._loop.report(lease, met.report) == "continue":
+                return self.CONTINUE
+            self._forget(lease)
+            self._loop.ended(lease)
+        elif met.kind == "ended":
+            self._forget(lease)
+            self._loop.ended(lease)
+        else:
+            self._forget(lease)
+            self._loop.failed(lease, met.failure or Failure("unknown", "the worker gave no reason"))
+        return self.STOP
+
+    def lost(self, lease: str, failure: Failure) -> None:
+        """The worker of a lease died, or was killed."""
+        if self._forget(lease):
+            self._loop.failed(lease, failure)
+
+    def _forget(self, lease: str) -> bool:
+        return self._running.pop(lease, None) is not None
+
+
+class LeaseController(TuneController):
+    """Tune's own loop with three changes: it writes no state, keeps one warm worker a slot, and can kill a lease."""
+
+    def __init__(self, loop: Loop, placement: Placement, spawn: Spawn, folder: str) -> None:
+        tune.register_trainable(TRAINABLE, LeaseTrainable)
+        experiment = Experiment(f"sweep-{uuid.uuid4().hex[:8]}", TRAINABLE, storage_path=folder)
+        resources = PlacementGroupFactory([{"CPU": placement.cpus, "GPU": placement.gpus}])
+        self.search = LeaseSearch(loop, placement.slots, spawn, experiment, resources)
+        self.scheduler = LeaseScheduler(loop, self.search)
+        self._killed: dict[str, Failure] = {}
+        super().__init__(
+            search_alg=self.search, scheduler=self.scheduler, storage=experiment.storage, reuse_actors=True
+        )
+        self.update_max_pending_trials(placement.slots)
+        self._actor_cache.increase_max(resources, placement.slots)
+
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+        """Nothing is saved: the ledger is the truth."""
+
+    def kill(self, lease: str, failure: Failure) -> None:
+        """End a lease's worker at once; the loop is told `failure`."""
+        trial = self.search.running.get(lease)
+        actor = trial.temporary_state.ray_actor if trial is not None else None
+        if actor is not None:
+            self._killed[lease] = failure
+            ray.kill(actor)
+
+    def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
+        """Never wait for the search: the loop must tick."""
+        return super()._update_trial_queue(blocking=False, timeout=timeout)
+
+    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
+        """A trial whose own worker is starting waits for that one: the free worker is for the next lease."""
+        if trial in self._trial_to_actor:
+            return trial in self._resetting_trials
+        return super()._maybe_reuse_cached_actor(trial)
+
+    def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
+        """A worker after an error, or one that has grown, is not kept."""
+        if trial.trial_id in self.scheduler.recycle:
+            self.scheduler.recycle.discard(trial.trial_id)
+            return False
+        return super()._maybe_cache_trial_actor(trial)
+
+    def _process_trial_failure(self, trial: Trial, exception: Exception) -> None:
+        """A worker died: the loop gets the typed failure, and a retry is its business."""
+        failure = self._killed.pop(trial.trial_id, None) or classify(exception)
+        super()._process_trial_failure(trial, exception)
+        self.scheduler.lost(trial.trial_id, failure)
+
+
+class Interrupts:
+    """Ctrl-C and SIGTERM while leases run: the first asks, the second ends at once."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.at = 0.0
+
+    @contextlib.contextmanager
+    def caught(self) -> Iterator[Interrupts]:
+        """Take the signals over for a while; nothing is done outside the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {sign: signal.signal(sign, self._on_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.at = time.monotonic()
+        else:
+            raise KeyboardInterrupt
+
+
+class RayBackend:
+    """Leases and calls on Ray, started here or reached by its address.
+
+    Args:
+        loaded: the sweep.
+        paths: where it lies.
+        address: `host:port` or `auto`; None starts Ray in this process.
+        on_message: told what a person should know (a first Ctrl-C).
+
+    Raises:
+        ClusterError: when the cluster can't be reached, or can never run one trial.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedSweep,
+        paths: SweepPaths,
+        address: str | None = None,
+        on_message: Callable[[str], None] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._paths = paths
+        self._say = on_message or (lambda text: None)
+        self._caller: Any = None
+        env = worker_environment(loaded.spec.env)
+        os.environ.update(TUNE_ENVIRONMENT)
+        self._cluster: RayCluster = connect(address)
+        try:
+            wanted = loaded.spec.resources
+            self.placement = place(self._cluster.nodes, wanted.cpus, wanted.gpus, loaded.spec.max_concurrent_trials)
+        except BaseException:
+            self._cluster.close()
+            raise
+        devices = Devices(self.placement.cpus, self.placement.gpus)
+        self._setup = Setup(devices, str(loaded.folder), env, str(cache_dir()))
+
+    @property
+    def slots(self) -> int:
+        """Leases that run at once."""
+        return self.placement.slots
+
+    def run(self, loop: Loop) -> None:
+        """Drive the loop until it is over.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when running leases have ended or were killed; at once after the
+                second one.
+        """
+        interrupts = Interrupts()
+        with interrupts.caught():
+            controller = LeaseController(loop, self.placement, self._spawn, str(self._cluster.folder / "tune"))
+            ticked, asked = 0.0, False
+            while not controller.is_finished():
+                controller.step()
+                now = time.monotonic()
+                if now - ticked >= TICK_SECONDS:
+                    ticked = now
+                    self._tick(loop, controller)
+                if interrupts.count and not asked:
+                    asked = True
+                    loop.request_stop("ctrl-c")
+                    self._say(f"stopping: running trials end at their next report, or in {GRACE_SECONDS:g} s")
+                if asked and now - interrupts.at > GRACE_SECONDS:
+                    for lease in list(controller.search.running):
+                        controller.kill(lease, Failure("node", "killed at the end of the grace after Ctrl-C"))
+                    break
+            controller.cleanup()
+        if interrupts.count:
+            raise KeyboardInterrupt
+
+    def call(self, function: str, payload: Mapping[str, Any], on_progress: Callable[[str], None] | None = None) -> Any:
+        """Run `module:function(payload)` on a warm worker with a trial's resources and return its result.
+
+        Raises:
+            CallFailed: with the typed failure; the next call gets a fresh worker.
+        """
+        if self._caller is None:
+            options = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus, "max_concurrency": 2}
+            log = str(self._paths.log("calls"))
+            self._caller = ray.remote(**options)(CallWorker).remote(self._setup, log)
+        try:
+            answer, failure = self._await(self._caller.call.remote(function, dict(payload)), on_progress)
+        except ray.exceptions.RayError as error:
+            answer, failure = None, classify(error)
+        if failure is not None:
+            self._end_caller()
+            raise CallFailed(failure)
+        return answer
+
+    def close(self) -> None:
+        """End workers, and Ray where it was started here."""
+        self._end_caller()
+        self._cluster.close()
+
+    def _spawn(self, lease: Lease) -> dict[str, Any]:
+        task = make_task(self._loaded, self._paths, lease, self._setup)
+        return {"setup": self._setup, "task": task, "log": str(self._paths.log(lease.attempt.run.trial))}
+
+    def _tick(self, loop: Loop, controller: LeaseController) -> None:
+        loop.tick()
+        for lease in loop.stalled():
+            seconds = self._loaded.spec.stall_after
+            controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
+
+    def _await(self, future: Any, on_progress: Callable[[str], None] | None) -> Any:
+        seen = 0
+        while not ray.wait([future], timeout=0.5 if on_progress else None)[0]:
+            if on_progress:
+                for text in ray.get(self._caller.poll.remote(seen)):
+                    seen += 1
+                    on_progress(text)
+        return ray.get(future)
+
+    def _end_caller(self) -> None:
+        caller, self._caller = self._caller, None
+        if caller is not None and ray.is_initialized():
+            ray.kill(caller)

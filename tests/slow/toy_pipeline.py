@@ -1,0 +1,99 @@
+"""A pipeline without torch: a curve in the resource, with JSON checkpoints, that fails where it is told to."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from evaluators.base import ItemSet, Report, Score, summarise
+from pipelines.finetune.checkpoint import placing, read_report, write_complete
+from pipelines.stage import EvaluationJob, Task
+
+ITEMS = 16
+
+
+class Toy:
+    """Loss = (x - 0.3)^2 + 1/(1 + resource), item by item, a little different for each seed.
+
+    Args:
+        x: swept.
+        step_seconds: time a unit of the resource takes.
+        fail: `nan`, `missing`, `crash`, `exit`, `stall` or `user`, at the first milestone.
+        say: text printed at the start.
+    """
+
+    resource = "steps"
+
+    def __init__(self, x: float = 0.5, step_seconds: float = 0.0, fail: str = "", say: str = "") -> None:
+        self.x = x
+        self.step_seconds = step_seconds
+        self.fail = fail
+        self.say = say
+
+    def run(self, task: Task, report: Callable[[Report], None]) -> None:
+        """Trains by waiting; its state is the sum of what it has seen, so that a resume can be told from a restart."""
+        print(f"toy {task.trial} pid {os.getpid()} {self.say}", flush=True)
+        done, seen = 0, 0.0
+        if task.start is not None:
+            state = json.loads((Path(task.start) / "state.json").read_text())
+            done, seen = state["done"], state["seen"]
+            if task.replay:
+                report(read_report(Path(task.start)))
+        for milestone in task.milestones:
+            while done < milestone:
+                time.sleep(self.step_seconds)
+                done += 1
+                seen += self.x * done
+            self._fail()
+            name = f"checkpoint-{done}"
+            scores = (self._score(done, task.seed),) if self.fail != "missing" else ()
+            made = Report(done, scores, {"train/seen": seen}, name)
+            with placing(Path(task.folder) / name) as folder:
+                (folder / "state.json").write_text(json.dumps({"done": done, "seen": seen, "x": self.x}))
+                write_complete(folder, made)
+            report(made)
+
+    def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
+        """The loss of a checkpoint by its state; the untuned model has done nothing."""
+        state = {"x": 0.0, "done": 0}
+        if job.model.adapter is not None:
+            state = json.loads((Path(job.model.adapter) / "state.json").read_text())
+        return (curve(state["x"], state["done"], 0, job.split),)
+
+    def _score(self, done: int, seed: int) -> Score:
+        return curve(float("nan") if self.fail == "nan" else self.x, done, seed, "tune")
+
+    def _fail(self) -> None:
+        if self.fail == "crash":
+            raise RuntimeError("the toy was told to crash")
+        if self.fail == "user":
+            raise ValueError("the toy was told to be wrong")
+        if self.fail == "exit":
+            os._exit(7)
+        if self.fail == "stall":
+            time.sleep(3600)
+
+
+def curve(x: float, done: int, seed: int, split: str) -> Score:
+    """The score after `done` units."""
+    items = [(x - 0.3) ** 2 + 1 / (1 + done) + 0.001 * ((i * 7 + seed) % 5) for i in range(ITEMS)]
+    if x != x:
+        items = [float("inf")] * ITEMS
+    item_set = ItemSet(tuple(f"item-{i}" for i in range(ITEMS)))
+    return summarise("loss", split, "minimize", item_set, items)  # type: ignore[arg-type]
+
+
+class Noop:
+    """Reports once, at once."""
+
+    resource = "steps"
+
+    def __init__(self, x: float = 0.0) -> None:
+        self.x = x
+
+    def run(self, task: Task, report: Callable[[Report], None]) -> None:
+        """One report, no checkpoint."""
+        report(Report(task.total, (Score("loss", "tune", self.x, 0.1, 4, 0, "minimize"),)))
