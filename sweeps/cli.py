@@ -219,7 +219,7 @@ def _guarded(arguments: argparse.Namespace) -> int:
     except BrokenPipeError:
         # The reader has what it wanted; keep the interpreter's own flush at exit quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(getattr(arguments, "status", 0))
     except KeyboardInterrupt:
         print("stockpot: interrupted", file=sys.stderr)
         return INTERRUPTED

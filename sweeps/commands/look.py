@@ -172,7 +172,7 @@ def logs(arguments: argparse.Namespace) -> int:
     state = read_state(paths)
     lines = arguments.lines
     if arguments.trial is None:
-        shown = _print_log(paths.log("driver"), lines)
+        shown = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
         failed = [(run, failure) for run in _in_order(state.runs.values()) for failure in run.failures]
         for run, failure in failed:
             print(f"{run.id}: {failure.kind}: {failure.message}")

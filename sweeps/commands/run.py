@@ -149,6 +149,7 @@ def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> in
     """What is printed when a driver has ended: the tables, where things are, and what can be done next."""
     from sweeps.commands.tables import print_sweep, sweep_record
 
+    arguments.status = status  # what the command ends with, also when nobody reads the tables any more
     if arguments.json:
         print(json.dumps({"status": status, **sweep_record(paths)}, indent=2, allow_nan=False))
         return status

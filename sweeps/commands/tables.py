@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shutil
 import sys
@@ -34,25 +35,37 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """Each sweep's best runs against the best of all, paired on stored item scores."""
-    from sweeps.commands.comparison import compare_sweeps, comparison_text
+    """The best trials of one sweep or of several, paired on their stored item scores."""
+    from sweeps import compare as comparing
+    from sweeps.ledger import Ledger
+    from sweeps.load import load_resolved
+    from sweeps.state import fold
 
     if arguments.top < 2:
         raise UsageError(f"--top must be at least 2 to compare anything, but got {arguments.top}")
     sweeps = [find_sweep(name, arguments.storage) for name in arguments.names]
     if len({paths.root for paths in sweeps}) < len(sweeps):
         raise UsageError("the same sweep is named twice")
-    comparison = compare_sweeps(sweeps, arguments.top)
+    with contextlib.ExitStack() as stack:
+        sources = []
+        for paths in sweeps:
+            loaded = load_resolved(paths.resolved_spec)
+            ledger = Ledger.read(paths.root)
+            stack.callback(ledger.close)
+            sources.append(comparing.Source(paths.name, fold(ledger.events()), ledger, loaded))
+        try:
+            comparison = comparing.compare(sources, top=arguments.top)
+        except comparing.CompareError as error:
+            raise UsageError(str(error)) from error
     if arguments.json:
-        record = {
-            "metric": comparison.metric,
-            "direction": comparison.direction,
-            "rows": [row.record() for row in comparison.rows],
-        }
-        print(json.dumps(record, indent=2, allow_nan=False))
+        print(json.dumps(comparing.to_json(comparison), indent=2, allow_nan=False))
     else:
-        print(comparison_text(comparison))
+        print(comparing.to_text(comparison, _width()))
     return 0
+
+
+def _width() -> int:
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
 
 
 def read_board(paths: SweepPaths, top: int | None = None) -> tuple[SweepState, Leaderboard]:
@@ -97,8 +110,7 @@ def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
     from sweeps.leaderboard import to_text
 
     state, board = read_board(paths, top)
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else PLAIN_WIDTH
-    blocks = [to_text(board, width)]
+    blocks = [to_text(board, _width())]
     blocks += ["\n".join(soup_lines(soup, paths.soup(soup.id))) for soup in state.soups.values()]
     final = final_lines(board)
     if final:

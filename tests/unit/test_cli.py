@@ -229,9 +229,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded_by("--help") & {*HEAVY, "numpy", "pydantic", "yaml"}
 
 
-def test_list_and_logs_import_nothing_heavy(here: Path) -> None:
+def test_logs_import_nothing_heavy(here: Path) -> None:
     make_sweep(here / "stockpot-runs", "one")
     assert not loaded_by("logs", "one") & set(HEAVY)
+
+
+def test_check_imports_nothing_heavy(here: Path) -> None:
+    (here / "m.py").write_text("class P: ...\n")
+    (here / "sweep.yaml").write_text(
+        "name: s\npipeline: {type: custom, import_path: 'm:P', total: 4, metrics: {loss: minimize}, kwargs: {x: 1}}\n"
+        "parameters: {kwargs.x: {min: 0.0, max: 1.0}}\nmethod: tpe\nmetric: loss\nbudget: {trials: 4}\n"
+        "early_terminate: {type: asha, min: 1, eta: 2}\n"
+    )
+    assert not loaded_by("check", "sweep.yaml") & {*HEAVY, "numpy"}
+    assert not loaded_by("check", "sweep.yaml", "--json") & {*HEAVY, "numpy"}
 
 
 def test_output_that_is_no_file_survives_a_closed_pipe(monkeypatch: pytest.MonkeyPatch) -> None:

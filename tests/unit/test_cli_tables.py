@@ -101,30 +101,26 @@ def test_show_prints_the_leaderboard_in_three_forms(here: Path, capsys: pytest.C
 
 def test_compare_marks_what_cant_be_told_from_the_best(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(here)
-    text = told(capsys, "compare", "toy")
-    assert "2 runs can't be told from the best (marked =); n=40" in text
-    rows = json.loads(told(capsys, "compare", "toy", "--json"))["rows"]
-    assert [row["tied"] for row in rows] == [True, True, False]
-    assert rows[0]["difference"] is None
-    assert rows[2]["difference"] == pytest.approx(0.5, abs=1e-4)
-    assert rows[2]["low"] < 0.5 < rows[2]["high"]
-    assert rows[2]["p"] < 0.01 < 0.05 < rows[1]["p"]
+    assert "2 can't be told from the best (marked =)" in told(capsys, "compare", "toy")
+    record = json.loads(told(capsys, "compare", "toy", "--json"))
+    assert record["tied_best"] == ["0000-00000000", "0001-00000001"]
+    assert record["pairs"][1]["difference"] == pytest.approx(-0.5, abs=1e-4)
+    assert "at least 2" in told(capsys, "compare", "toy", "--top", "1", status=2)
 
 
-def test_compare_across_sweeps_wants_the_same_rows(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_compare_takes_several_sweeps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(here, "one", [0.5, 0.7])
     make_sweep(here, "two", [0.0])
-    text = told(capsys, "compare", "one", "two")
-    assert text.splitlines()[2].split()[:3] == ["=", "two:", "0000-00000000/seed-0"]
-    assert "one: 0001-00000001/seed-0" in text
-    assert "it is the best alone" in text
-    make_sweep(here, "other", [0.0], rows=20)
-    assert "scored on different rows" in told(capsys, "compare", "one", "other", status=2)
+    make_sweep(here, "other", [0.1], rows=20)
+    text = told(capsys, "compare", "one", "two", "other")
+    assert text.splitlines()[2].split()[:2] == ["=", "two:0000-00000000"]
+    assert "one:0001-00000001" in text
+    assert "left out: other:0000-00000000" in text
 
 
 def test_compare_has_nothing_before_the_first_milestone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(here, worse=[])
-    assert "nothing to compare yet" in told(capsys, "compare", "toy", status=2)
+    assert "nothing to compare" in told(capsys, "compare", "toy", status=2)
 
 
 def test_list_and_status_tell_state_best_and_driver(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
