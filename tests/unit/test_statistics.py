@@ -95,7 +95,7 @@ def test_scale_does_not_change_p() -> None:
 def test_many_clusters_go_in_chunks_with_the_same_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     s = np.random.default_rng(6).normal(0.1, 1, size=320)
     whole = sign_flip(s)
-    monkeypatch.setattr("evaluators.statistics._BITS_AT_ONCE", 320 * 77)
+    monkeypatch.setattr("evaluators.statistics._BYTES_AT_ONCE", 40 * 77)
     assert sign_flip(s) == whole
 
 
