@@ -27,7 +27,7 @@ COMMANDS: dict[str, str] = {
     "logs": "sweeps.commands.look:logs",
     "show": "sweeps.commands.tables:show",
     "compare": "sweeps.commands.tables:compare",
-    "soup": "sweeps.commands.models:soup",
+    "soup": "sweeps.commands.soups:soup",
     "evaluate": "sweeps.commands.models:evaluate",
 }
 """Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
@@ -113,7 +113,7 @@ def _add_reading(add: Add) -> None:
 def _add_models(add: Add) -> None:
     soup = add("soup", "make and judge a soup from a finished or stopped sweep")
     _name(soup)
-    soup.add_argument("--method", choices=("uniform", "greedy"), help="default: the file's, else greedy")
+    soup.add_argument("--method", metavar="M", help="uniform or greedy; default: the file's, else greedy")
     soup.add_argument("--top", type=_positive, metavar="K", help="runs considered; default: the file's, else 5")
     _address(soup)
     _json(soup)

@@ -172,13 +172,13 @@ def logs(arguments: argparse.Namespace) -> int:
     state = read_state(paths)
     lines = arguments.lines
     if arguments.trial is None:
-        shown = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
+        logged = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
         failed = [(run, failure) for run in _in_order(state.runs.values()) for failure in run.failures]
         for run, failure in failed:
             print(f"{run.id}: {failure.kind}: {failure.message}")
         if failed:
             print(f"the whole traceback: stockpot logs {word_for(paths)} {failed[0][0].trial}")
-        elif not shown:
+        elif not logged:
             print("nothing was logged and nothing failed")
         return 0
     trial = _trial(arguments.trial, list(state.trials), paths)

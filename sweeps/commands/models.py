@@ -79,13 +79,12 @@ def _score(
     job = replace(job, services=Services(secret=os.environ.__getitem__, cache=str(cache_dir())))
     if data.paths is None or data.split != "test":
         return _run(job, data)
-    from sweeps.ledger import Event, Ledger
+    from sweeps.final import open_test
+    from sweeps.ledger import Ledger
 
     ledger = Ledger.open(data.paths.root)
     try:
-        metrics = [str(entry["type"]) for entry in entries]
-        opened = {"by": "evaluate", "candidates": [arguments.model], "metrics": metrics}
-        ledger.append([Event("test_opened", opened)])
+        open_test(ledger, "evaluate", [arguments.model], [f"test/{entry['type']}" for entry in entries])
         return _run(job, data)
     finally:
         ledger.close()

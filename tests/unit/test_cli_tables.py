@@ -213,7 +213,7 @@ def test_evaluate_scores_a_sweeps_split_and_counts_openings_of_test(
     assert openings(loaded) == []
     record = json.loads(told(capsys, "evaluate", "some-hub-id", "--on", "sweep://toy/test", "--with", "loss", "--json"))
     assert record["scores"][0]["split"] == "test"
-    assert openings(loaded) == [{"by": "evaluate", "candidates": ["some-hub-id"], "metrics": ["loss"]}]
+    assert openings(loaded) == [{"by": "evaluate", "candidates": ["some-hub-id"], "metrics": ["test/loss"]}]
 
 
 def openings(loaded: LoadedSweep) -> list[dict[str, Any]]:
