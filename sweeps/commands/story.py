@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sweeps.state import SoupState
 
 VERDICT_WORDS = {"left": "{left} is better", "right": "{right} is better", "neither": "no difference shown"}
-ROLES = {"winner": "best single", "soup": "soup", "baseline": "untuned model"}
+ROLES = {"winner": "best single", "baseline": "baseline"}
 
 
 def soup_lines(soup: SoupState, folder: Path) -> list[str]:
@@ -63,6 +63,8 @@ def verdict_line(verdict: Mapping[str, Any], tests: int = 1, alpha: float = 0.05
     text = head + f"{difference:+.3g}"
     if low is not None and high is not None:
         text += f" ± {(high - low) / 2:.2g} (95 %)"
+    if verdict["metric"].endswith("/perplexity"):
+        text += " in nats, the logarithm's scale"
     text += f", n={verdict['n']}: "
     better, adjusted = verdict.get("better") or "neither", number(verdict.get("p_holm"))
     if better != "neither" and tests > 1 and adjusted is not None and adjusted > alpha:
@@ -84,6 +86,9 @@ def final_lines(board: Leaderboard) -> list[str]:
         lines.append(f"{role(final['role'])}{seed}: {', '.join(scores)}")
     tests = len(board.verdicts)
     lines += [verdict_line(verdict, tests, board.alpha) for verdict in board.verdicts]
+    lines += [f"  note: {note}" for note in dict.fromkeys(v.get("note") for v in board.verdicts) if note]
+    if any(verdict.get("covers") == "data" for verdict in board.verdicts):
+        lines.append("the intervals cover the choice of rows, not the luck of training (`seeds.test` repeats training)")
     if board.test_openings > 1:
         lines.append(
             f"test was opened {board.test_openings} times for {tests} verdicts: the more often, the less each one means"

@@ -209,6 +209,8 @@ def test_verdicts_are_told_in_words() -> None:
     assert verdict_line({**clear, "better": "right"}).endswith(": best single is better")
     shaken = verdict_line({**clear, "p_holm": 0.08}, tests=8)
     assert shaken.endswith("no difference shown once 8 verdicts are allowed for (Holm p = 0.08)")
+    nats = verdict_line({**VERDICT, "metric": "test/perplexity"})
+    assert "-0.012 ± 0.02 (95 %) in nats, the logarithm's scale, n=60" in nats
     assert verdict_line({**VERDICT, "difference": None}).endswith("nothing could be compared")
 
 
@@ -233,7 +235,10 @@ def test_many_openings_of_test_are_told() -> None:
     items = ItemSet(("a", "b"))
     scores = {"test/loss": summarise("loss", "test", "minimize", items, [1.0, 2.0])}
     finals = ({"role": "winner", "candidate": "x", "seed": None, "scores": scores},)
-    board = SimpleNamespace(finals=finals, verdicts=(VERDICT,), test_openings=2, alpha=0.05)
+    verdicts = ({**VERDICT, "covers": "data", "note": "compared unpaired"},)
+    board = SimpleNamespace(finals=finals, verdicts=verdicts, test_openings=2, alpha=0.05)
     lines = final_lines(board)  # type: ignore[arg-type]
     assert lines[0] == "best single: test/loss 1.5 ± 0.5 (n=2)"
+    assert lines[2] == "  note: compared unpaired"
+    assert "cover the choice of rows, not the luck of training" in lines[3]
     assert "test was opened 2 times for 1 verdicts" in lines[-1]
