@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 
 from evaluators.base import Report
 from sweeps.checkpoints import Checkpoints, DiskCheckpoints
-from sweeps.failures import Failure, remedy
+from sweeps.failures import Failure, SameError, remedy
 from sweeps.journal import Journal
 from sweeps.keep import Keeper
 from sweeps.leases import Held, LeaseDesk
@@ -24,7 +24,7 @@ from sweeps.schedulers import build_scheduler
 from sweeps.searchers import build_searcher
 from sweeps.standings import Plan, Standings
 from sweeps.state import RunState, SweepState
-from sweeps.trial import Lease, finite
+from sweeps.trial import Lease, Run, finite
 
 Answer = Literal["continue", "stop"]
 
@@ -152,12 +152,20 @@ class Engine:
         self._keep_every = keep_every
         self._kept_at = float("-inf")
         self._desk = LeaseDesk(
-            plan, self._standings, self._journal, searcher, self._scheduler, self._checkpoints, self._keeper
+            plan,
+            self._standings,
+            self._journal,
+            searcher,
+            self._scheduler,
+            self._checkpoints,
+            self._keeper,
+            self._invalid,
         )
         self._leases: dict[str, Held] = {}
         self._over: bool | None = None
         self._pace = Pace(self._standings)
-        self._errors: list[str] | None = [] if not any(run.reports for run in self.state.runs.values()) else None
+        scored = any(run.reports for run in self.state.runs.values())
+        self._same_error = SameError(plan.spec.on_failure.abort_after_same_error, scored)
         self._settle()
 
     @property
@@ -238,7 +246,7 @@ class Engine:
         return [lease for lease, held in self._leases.items() if held.heard < bound and not held.stopped]
 
     def request_stop(self, by: str) -> None:
-        """Ask the sweep to stop: `ctrl-c`, `command`, `budget` or `same-error`. A second request changes nothing."""
+        """Ask the sweep to stop: `ctrl-c`, `command` or `budget`. A second request changes nothing."""
         if not self.stopping:
             self._journal.stage("stop_requested", by=by)
             self._commit()
@@ -296,12 +304,12 @@ class Engine:
         self._journal.stage("reported", **body, checkpoint=report.checkpoint, worker_seconds=round(waited, 3))
         self._journal.stage_items(run.id, resource, report.scores)
         self._pace.reported(run, resource)
-        if resource in self._standings.milestones_of(run.trial):
-            self._judge(run, held, report)
-        elif resource > run.target:
+        if resource > run.target:
             self._fail(
                 run, held, Failure("user", f"reported {resource} without a report at its milestone {run.target}")
             )
+        elif resource in self._standings.milestones_of(run.trial):
+            self._judge(run, held, report)
 
     def _judge(self, run: RunState, held: Held, report: Report) -> None:
         value = self._standings.metric_of(report)
@@ -311,11 +319,8 @@ class Engine:
             self._fail(run, held, Failure("user", message))
         elif not finite(value):
             self._fail(run, held, Failure("nan", f"{self._plan.metric} is {value:g} at {report.resource}"))
-        elif report.resource > run.target:
-            message = f"reported {report.resource} without a report at its milestone {run.target}"
-            self._fail(run, held, Failure("user", message))
         else:
-            self._errors = None
+            self._same_error.scored()
             self._decide(run, held, report.resource)
 
     def _decide(self, run: RunState, held: Held, resource: int) -> None:
@@ -341,33 +346,22 @@ class Engine:
 
     def _fail(self, run: RunState, held: Held, failure: Failure) -> None:
         answer = remedy(failure, self._plan.spec.on_failure, run.failures, held.lease.config)
-        self._journal.stage(
-            "failed",
-            lease=held.lease.id,
-            run=run.id,
-            attempt=held.lease.attempt.n,
-            kind=failure.kind,
-            message=failure.message,
-            traceback=failure.traceback,
-            final=not answer.retry,
-            changes=answer.changes,
-        )
         held.stopped = True
+        body = {"lease": held.lease.id, "run": run.id, "attempt": held.lease.attempt.n, "changes": answer.changes}
+        self._journal.stage("failed", **body, **_described(failure), final=not answer.retry)
         if answer.retry:
             self._desk.again(run.id)
-            return
+        else:
+            self._bury(run, failure)
+
+    def _invalid(self, run: Run, failure: Failure) -> None:
+        self._journal.stage("failed", lease=None, run=run.id, attempt=0, **_described(failure), final=True)
+        self._bury(self.state.runs[run.id], failure)
+
+    def _bury(self, run: RunState, failure: Failure) -> None:
         self._journal.stage("run_ended", run=run.id, state="failed", reason=failure.message)
         self._pace.ended(run)
-        self._count_error(failure)
-
-    def _count_error(self, failure: Failure) -> None:
-        """The sweep stops when the first so-many trials all failed with the same error, and nothing was ever scored."""
-        if self._errors is None:
-            return
-        self._errors.append(failure.signature)
-        if len(set(self._errors)) > 1:
-            self._errors = None
-        elif len(self._errors) >= self._plan.spec.on_failure.abort_after_same_error and not self.stopping:
+        if self._same_error.too_many(failure) and not self.stopping:
             self.abort = failure
             self._journal.stage("stop_requested", by="same-error")
 
@@ -401,3 +395,7 @@ class Engine:
         self._commit()
         for sized in gone:
             self._checkpoints.delete(sized.checkpoint)
+
+
+def _described(failure: Failure) -> dict[str, str]:
+    return {"kind": failure.kind, "message": failure.message, "traceback": failure.traceback}

@@ -106,3 +106,30 @@ def halved(config: Mapping[str, Any]) -> dict[str, Any] | None:
     rows = micro * int(config.get("gradient_accumulation_steps", 1))
     half = next(size for size in range(micro // 2, 0, -1) if rows % size == 0)
     return {"micro_batch_size": half, "gradient_accumulation_steps": rows // half}
+
+
+class SameError:
+    """Whether the first trials to end all failed with the same error, and nothing was ever scored.
+
+    Args:
+        bound: so many failures in a row from the start are too many.
+        scored: whether there is a result already.
+    """
+
+    def __init__(self, bound: int, scored: bool) -> None:
+        self._bound = bound
+        self._signatures: list[str] | None = None if scored else []
+
+    def scored(self) -> None:
+        """There is a result: the sweep as such works."""
+        self._signatures = None
+
+    def too_many(self, failure: Failure) -> bool:
+        """Count a run's last failure; True when the sweep should stop."""
+        if self._signatures is None:
+            return False
+        self._signatures.append(failure.signature)
+        if len(set(self._signatures)) > 1:
+            self._signatures = None
+            return False
+        return len(self._signatures) >= self._bound

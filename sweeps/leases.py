@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sweeps.checkpoints import Checkpoint, Checkpoints, newest_whole
+from sweeps.failures import Failure, classify
 from sweeps.journal import Journal
 from sweeps.keep import Keeper
 from sweeps.rulings import Promotion, follower, promotion
@@ -44,6 +45,7 @@ class LeaseDesk:
         scheduler: picks promotions.
         checkpoints: where leases start from.
         keeper: is told of torn checkpoints.
+        on_invalid: is told of suggestions that make no configuration, once staged.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LeaseDesk:
         scheduler: Scheduler,
         checkpoints: Checkpoints,
         keeper: Keeper,
+        on_invalid: Callable[[Run, Failure], None],
     ) -> None:
         self._plan = plan
         self._standings = standings
@@ -63,6 +66,7 @@ class LeaseDesk:
         self._scheduler = scheduler
         self._checkpoints = checkpoints
         self._keeper = keeper
+        self._on_invalid = on_invalid
         self._milestones: dict[str, tuple[int, ...]] = {}
         interrupted = [run for run in standings.state.runs.values() if run.phase in ("interrupted", "running")]
         self._again = [run.id for run in sorted(interrupted, key=lambda run: (run.order, run.seed))]
@@ -112,23 +116,38 @@ class LeaseDesk:
 
     def _new_trial(self, now: float) -> Held | None:
         standings = self._standings
-        while standings.more_to_come:
+        while standings.more_to_come and standings.state.stop is None:
             index = standings.suggestions
             suggestion = self._searcher.suggest(index, standings.history())
             if suggestion is None:
                 standings.used_up = True
                 break
-            config = self._plan.resolve(suggestion.parameters)
+            config, milestones, invalid = self._resolved(suggestion)
             trial = trial_id(index, config)
             same = standings.known(config)
-            self._stage_suggestion(trial, config, suggestion, same)
-            if same is None:
-                target = standings.milestones_of(trial)[0]
-                return self._grant(Run(trial, standings.seeds[0]), 0, target, None, now, why="new")
+            self._stage_suggestion(trial, config, milestones, suggestion, same)
+            run = Run(trial, standings.seeds[0])
+            if same is None and invalid is None:
+                return self._grant(run, 0, standings.milestones_of(trial)[0], None, now, why="new")
+            if same is None and invalid is not None:
+                self._on_invalid(run, invalid)
         return None
 
+    def _resolved(self, suggestion: Suggestion) -> tuple[Mapping[str, Any], tuple[int, ...], Failure | None]:
+        """Configuration and milestones; the door tries only so many draws, so a rule between fields may still be broken."""
+        try:
+            config = self._plan.resolve(suggestion.parameters)
+            return config, self._plan.milestones_of(config), None
+        except ValueError as error:
+            return {"parameters": suggestion.parameters}, self._plan.milestones, replace(classify(error), kind="user")
+
     def _stage_suggestion(
-        self, trial: str, config: Mapping[str, Any], suggestion: Suggestion, same: str | None
+        self,
+        trial: str,
+        config: Mapping[str, Any],
+        milestones: tuple[int, ...],
+        suggestion: Suggestion,
+        same: str | None,
     ) -> None:
         self._journal.stage(
             "suggested",
@@ -139,7 +158,7 @@ class LeaseDesk:
             choices=suggestion.choices,
             distributions=suggestion.distributions,
             attributes=suggestion.attributes,
-            milestones=self._plan.milestones_of(config),
+            milestones=milestones,
             duplicate_of=same,
         )
 

@@ -139,8 +139,9 @@ class Standings:
     def history(self) -> Sequence[Told]:
         """All suggestions in order and what became of them; valid until the next event.
 
-        A trial that waits at a rung or goes on from one is told with its value there. A diverged one is told as the worst
-        finite value at its rung plus the observed range; before any finite value it is not told.
+        A trial that waits at a rung or goes on from one is told with its value there. A diverged one is told at the first
+        rung, so that it ranks behind all others, as the worst finite value there plus the observed range; before any finite
+        value it is not told.
         """
         for trial, resource in self._diverged.items():
             for index in self._same[trial]:
@@ -297,7 +298,7 @@ class Standings:
             if math.isfinite(values[resource]):
                 told = Told(suggestion, "complete", (values[resource],), self.level(trial, resource))
             else:
-                self._diverged[trial] = self.level(trial, resource)
+                self._diverged[trial] = self.level(trial, self.milestones_of(trial)[0])
         elif lead.phase == "failed":
             told = Told(suggestion, "failed")
         for index in self._same[trial]:
@@ -305,8 +306,6 @@ class Standings:
 
     def _penalised(self, suggestion: Suggestion, resource: int) -> Told:
         bounds = self._bounds.get(resource)
-        if bounds is None and self._bounds:
-            bounds = min(low for low, _ in self._bounds.values()), max(high for _, high in self._bounds.values())
         if bounds is None:
             return Told(suggestion, "failed")
         low, high = bounds

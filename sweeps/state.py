@@ -180,11 +180,15 @@ def _suggested(state: SweepState, body: Mapping[str, Any], event: Event) -> None
     )
 
 
+def _run(state: SweepState, name: str) -> RunState:
+    if name not in state.runs:
+        trial, _, seed = name.partition("/seed-")
+        state.runs[name] = RunState(trial, int(seed), state.trials[trial].order)
+    return state.runs[name]
+
+
 def _lease_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
-    run = state.runs.get(body["run"])
-    if run is None:
-        trial, _, seed = body["run"].partition("/seed-")
-        run = state.runs[body["run"]] = RunState(trial, int(seed), state.trials[trial].order)
+    run = _run(state, body["run"])
     run.phase, run.lease, run.reason = "running", body["lease"], ""
     run.attempt = body["attempt"]
     run.leases += 1
@@ -225,7 +229,7 @@ def _lease_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> No
 
 
 def _failed(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
-    run = state.runs[body["run"]]
+    run = _run(state, body["run"])
     run.failures.append(Failure(body["kind"], body["message"], body.get("traceback", "")))
     run.phase = "failed" if body["final"] else "interrupted"
     run.lease, run.reason = None, body["message"]

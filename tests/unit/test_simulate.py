@@ -1,0 +1,83 @@
+"""The virtual clock: sweeps of thousands of trials in seconds, hangs noticed, calls answered."""
+
+import time
+
+import pytest
+from plans import backend, curve, plan
+
+from sweeps.engine import CallFailed
+from sweeps.failures import Failure
+from sweeps.ledger import Ledger
+from sweeps.simulate import Killed, drive, kill_at
+
+
+def answer(payload):
+    if payload["x"] < 0:
+        raise MemoryError
+    return {"x": payload["x"] + 1}
+
+
+def test_two_thousand_trials_in_seconds_and_most_of_the_resource_saved(tmp_path):
+    sweep = plan(trials=2000, total=81, eta=3)
+    start = time.perf_counter()
+    engine = drive(sweep, tmp_path / "s", backend(tmp_path / "s", slots=16))
+    assert time.perf_counter() - start < 60
+    seen = engine.snapshot()
+    assert seen["trials_done"] == 2000
+    assert seen["resource_done"] < 0.08 * 2000 * 81
+    everything = [curve(t.config, 81) for t in engine.state.trials.values()]
+    assert sum(value < seen["best"]["value"] for value in everything) < 20
+
+
+def test_slots_share_the_time(tmp_path):
+    sweep, spent = plan(trials=16, stop="none", total=10), {}
+    for slots in (1, 4):
+        spent[slots] = drive(sweep, tmp_path / str(slots), backend(tmp_path / str(slots), slots)).snapshot()["elapsed"]
+    assert spent == {1: 160.0, 4: 40.0}
+
+
+def test_a_loop_that_would_hang_is_noticed(tmp_path):
+    class Idle:
+        over, stopping = False, False
+
+        def tick(self):
+            pass
+
+        def ask(self):
+            return None
+
+    with pytest.raises(RuntimeError, match="hands out nothing and runs nothing"):
+        backend(tmp_path).run(Idle())
+
+
+def test_a_silent_trial_is_taken_for_stalled_and_goes_again(tmp_path):
+    def faults(lease, resource):
+        return Failure("stall", "") if lease.attempt.n == 0 and resource == 3 else None
+
+    sweep = plan(trials=1, total=9, first=3, stall_after=60)
+    engine = drive(sweep, tmp_path / "s", backend(tmp_path / "s", faults=faults))
+    run = next(iter(engine.state.runs.values()))
+    assert ([f.kind for f in run.failures], run.phase, run.attempt) == (["stall"], "finished", 1)
+
+
+def test_telemetry_between_milestones(tmp_path):
+    engine = drive(plan(trials=1, total=9), tmp_path / "s", backend(tmp_path / "s", report_every=2))
+    run = next(iter(engine.state.runs.values()))
+    assert sorted(run.reports) == [1, 2, 3, 4, 6, 8, 9]
+    assert run.reports[4].scores == {}
+
+
+def test_calls_are_answered_or_fail_with_their_kind(tmp_path):
+    simulated = backend(tmp_path)
+    assert simulated.call("test_simulate:answer", {"x": 1}) == {"x": 2}
+    with pytest.raises(CallFailed) as caught:
+        simulated.call("test_simulate:answer", {"x": -1})
+    assert caught.value.failure.kind == "oom"
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_kill_happens_where_it_was_asked_for(tmp_path, written):
+    with pytest.raises(Killed):
+        drive(plan(), tmp_path / "s", backend(tmp_path / "s"), kill_at(2, written))
+    kinds = [event.kind for event in Ledger.read(tmp_path / "s").events()]
+    assert kinds == ["sweep_created", "driver_started"] + ["suggested", "lease_started"] * written
