@@ -144,7 +144,7 @@ def _start(address: str | None, folder: Path) -> None:
 
 def _reread_environment() -> None:
     """Ray's core read the authentication variables when it was imported; have it forget them."""
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
 
     Config.initialize("")
     AuthenticationTokenLoader.instance().reset_cache()

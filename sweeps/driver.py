@@ -1,0 +1,322 @@
+"""The driver: from a loaded sweep to its last event, and on from wherever an earlier driver was ended.
+
+The walk is the same for a new sweep and for a resumed one: leases until the engine is done, the soup, the final step,
+`sweep_finished`. Each stage reads from the ledger what is there already, so that a driver killed at any moment is
+followed by one that goes on with the same decisions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from evaluators.base import Report
+from sweeps.engine import Answer, Backend, CallFailed, Engine, Loop
+from sweeps.failures import Failure
+from sweeps.ledger import Event, Ledger, LedgerError
+from sweeps.load import LoadedSweep, from_record
+from sweeps.paths import SweepPaths
+from sweeps.progress import snapshot
+from sweeps.state import SweepState, fold
+from sweeps.trial import Lease
+
+if TYPE_CHECKING:
+    from sweeps.runner import RayBackend
+
+OK, FAILED, INTERRUPTED = 0, 1, 130
+SHOW_SECONDS = 0.5
+RECORDED = ("stockpot", "ray", "torch", "transformers", "trl", "peft", "optuna", "numpy", "scipy")
+"""Packages whose versions the first event keeps."""
+
+
+class Progress(Protocol):
+    """Who shows how a driver is getting on. `sweeps.progress.ProgressView` is one."""
+
+    def on_snapshot(self, shot: Mapping[str, Any]) -> None:
+        """How far the sweep is; see `sweeps.progress.snapshot`."""
+        ...
+
+    def on_message(self, message: str) -> None:
+        """Something a person should read once."""
+        ...
+
+
+def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progress | None = None) -> int:
+    """Run a new sweep to its end.
+
+    Args:
+        loaded: the sweep, from the door.
+        address: a Ray cluster; None starts Ray here.
+        progress: who shows how it goes.
+
+    Returns:
+        0 if at least one run finished and the final step ran, 1 otherwise, 130 when interrupted (and resumable).
+
+    Raises:
+        LedgerError: when the name is in use; nothing was changed.
+        ClusterError: when the cluster can't be reached, or can never run one trial; nothing was written.
+        UserError: when `env` names a variable that is not there; nothing was written.
+        KeyboardInterrupt: before anything was written.
+    """
+    paths = loaded.paths
+    refuse_used_name(paths)
+    say = _sayer(paths, progress)
+    for warning in loaded.warnings:
+        say(f"warning: {warning}")
+    with _connected(loaded, paths, address, say) as backend:
+        ledger = _create(loaded, paths)
+        return _Drive(loaded, ledger, paths, backend, progress, say).to_the_end()
+
+
+def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress | None = None) -> int:
+    """Go on with a sweep whose driver has ended, however it did.
+
+    Returns:
+        As `submit`; for a sweep that is finished already, what it ended with.
+
+    Raises:
+        LedgerError: when there is no such sweep, or another driver is at work on it.
+        ClusterError: when the cluster can't be reached, or can never run one trial.
+        UserError: when `env` names a variable that is not there.
+    """
+    ledger = Ledger.open(paths.root)
+    try:
+        state = fold(ledger.events())
+        if not state.seq:
+            raise LedgerError(f"{paths.root} holds nothing yet: its driver was ended before it began; submit it again")
+        say = _sayer(paths, progress)
+        if state.finished is not None:
+            say(f"{paths.name} is finished; there is nothing to resume")
+            return _status(state)
+        loaded = from_record(state.spec)
+        with _connected(loaded, paths, address, say) as backend:
+            return _Drive(loaded, ledger, paths, backend, progress, say).to_the_end()
+    finally:
+        ledger.drop()
+
+
+def refuse_used_name(paths: SweepPaths) -> None:
+    """Raise when a sweep's folder holds a sweep.
+
+    Raises:
+        LedgerError: asking for `resume` or another name.
+    """
+    if not paths.ledger.is_file() and not paths.segments.is_dir():
+        return
+    reader = Ledger.read(paths.root)
+    used = next(iter(reader.events()), None) is not None
+    reader.close()
+    if used:
+        raise LedgerError(
+            f"the name '{paths.name}' is in use in {paths.root.parent}: go on with `stockpot resume {paths.name}`, "
+            "or choose another name (name: in the file, or --set name=...)"
+        )
+
+
+def _create(loaded: LoadedSweep, paths: SweepPaths) -> Ledger:
+    """The sweep's folder, its resolved spec and its ledger with the first event."""
+    record = loaded.record()
+    paths.root.mkdir(parents=True, exist_ok=True)
+    ledger = Ledger.create(paths.root)
+    aside = paths.resolved_spec.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    aside.replace(paths.resolved_spec)
+    space = {"paths": list(loaded.space.paths), "configurations": loaded.space.size}
+    body = {"name": loaded.spec.name, "spec": record, "versions": _versions(), "space": space}
+    ledger.append([Event("sweep_created", body)])
+    return ledger
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in RECORDED:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+@contextlib.contextmanager
+def _connected(
+    loaded: LoadedSweep, paths: SweepPaths, address: str | None, say: Callable[[str], None]
+) -> Iterator[RayBackend]:
+    """The backend; SIGTERM is a Ctrl-C while it is there."""
+    say(f"connecting to Ray at {address}" if address else "starting Ray here")
+    from sweeps.runner import RayBackend
+
+    backend = RayBackend(loaded, paths, address, on_message=say)
+    before = _on_sigterm(_interrupt)
+    try:
+        placed = backend.placement
+        gpus = f" and {placed.gpus:g} GPUs" if placed.gpus else ""
+        say(f"{placed.slots} trial{'s' if placed.slots > 1 else ''} at a time, each with {placed.cpus:g} CPUs{gpus}")
+        yield backend
+    finally:
+        backend.close()
+        _on_sigterm(before)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _on_sigterm(handler: Any) -> Any:
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(signal.SIGTERM, handler)
+
+
+def _sayer(paths: SweepPaths, progress: Progress | None) -> Callable[[str], None]:
+    """Says to the person, and to the driver's log where the sweep has its folder."""
+
+    def say(text: str) -> None:
+        if progress is not None:
+            progress.on_message(text)
+        if paths.ledger.is_file():
+            paths.logs.mkdir(exist_ok=True)
+            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            with paths.log("driver").open("a", encoding="utf-8") as log:
+                log.write(f"{stamp} {text}\n")
+
+    return say
+
+
+class _Drive:
+    """One driver's walk. The ledger is open; it is closed when the walk ends."""
+
+    def __init__(
+        self,
+        loaded: LoadedSweep,
+        ledger: Ledger,
+        paths: SweepPaths,
+        backend: Backend,
+        progress: Progress | None,
+        say: Callable[[str], None],
+    ) -> None:
+        self._loaded = loaded
+        self._ledger = ledger
+        self._paths = paths
+        self._backend = backend
+        self._progress = progress
+        self._say = say
+
+    def to_the_end(self) -> int:
+        """Leases, soup, final step; the exit status."""
+        reason, status = "interrupted", INTERRUPTED
+        try:
+            host = {"pid": os.getpid(), "host": socket.gethostname(), "version": version("stockpot")}
+            self._ledger.append([Event("driver_started", host)])
+            reason = self._tune()
+            if reason == "finished":
+                self._conclude()
+                status = _status(fold(self._ledger.events()))
+            elif reason == "aborted":
+                status = FAILED
+        except KeyboardInterrupt:
+            reason, status = "interrupted", INTERRUPTED
+        except CallFailed as failed:
+            reason, status = "aborted", FAILED
+            self._say(f"failed: {failed.failure.message} (see {self._paths.log('calls')}); mend it, then resume")
+        finally:
+            self._ledger.append([Event("driver_ended", {"reason": reason})])
+            self._show()
+            self._ledger.close()
+        return status
+
+    def _tune(self) -> str:
+        """Leases until there are none left; `finished`, `interrupted` or `aborted`."""
+        engine = Engine(self._loaded, self._ledger, self._paths, self._backend.slots)
+        try:
+            if not engine.over:
+                self._backend.run(Shown(engine, lambda: self._show(engine.state)))
+        finally:
+            engine.close()
+        if engine.abort is not None:
+            self._say(f"stopped: the first trials all failed alike: {engine.abort.message}")
+            return "aborted"
+        return "interrupted" if engine.state.stop in ("ctrl-c", "command") else "finished"
+
+    def _conclude(self) -> None:
+        """Soup, final step and the last event; what is in the ledger already is not made again."""
+        state = fold(self._ledger.events())
+        if any(run.phase in ("finished", "stopped") and run.reports for run in state.runs.values()):
+            if self._loaded.spec.soup is not None:
+                from sweeps.soup import make_soup
+
+                self._show(state)
+                make_soup(self._loaded, self._ledger, self._paths, self._backend, self._loaded.spec.soup, self._say)
+            from sweeps.final import run_final
+
+            self._show()
+            run_final(self._loaded, self._ledger, self._paths, self._backend, self._say)
+        else:
+            self._say("no trial has a result; the soup and the final step are left out")
+        state = fold(self._ledger.events())
+        failed = sum(run.phase == "failed" for run in state.runs.values())
+        shot = snapshot(state, self._loaded)
+        seconds = round(state.spent + time.time() - state.driver_started_at, 3)
+        body = {"trials": len(state.trials), "failed": failed, "best": shot["best"], "seconds": seconds}
+        self._ledger.append([Event("sweep_finished", body)])
+
+    def _show(self, state: SweepState | None = None) -> None:
+        if self._progress is not None:
+            folded = state if state is not None else fold(self._ledger.events())
+            self._progress.on_snapshot(snapshot(folded, self._loaded))
+
+
+def _status(state: SweepState) -> int:
+    return OK if any(run.phase == "finished" for run in state.runs.values()) else FAILED
+
+
+class Shown:
+    """A loop that shows itself at its ticks, a few times a second at most."""
+
+    def __init__(self, loop: Loop, show: Callable[[], None]) -> None:
+        self._loop = loop
+        self._show = show
+        self._shown_at = float("-inf")
+        # The calls made for every report go to the loop without a step between.
+        self.report: Callable[[str, Report], Answer] = loop.report
+        self.ask: Callable[[], Lease | None] = loop.ask
+
+    @property
+    def over(self) -> bool:
+        """As the loop says."""
+        return self._loop.over
+
+    @property
+    def stopping(self) -> bool:
+        """As the loop says."""
+        return self._loop.stopping
+
+    def ended(self, lease: str) -> None:
+        """Tell the loop."""
+        self._loop.ended(lease)
+
+    def failed(self, lease: str, failure: Failure) -> None:
+        """Tell the loop."""
+        self._loop.failed(lease, failure)
+
+    def stalled(self) -> list[str]:
+        """As the loop says."""
+        return self._loop.stalled()
+
+    def request_stop(self, by: str) -> None:
+        """Tell the loop."""
+        self._loop.request_stop(by)
+
+    def tick(self) -> None:
+        """Let the loop tick, then show how far it is."""
+        self._loop.tick()
+        now = time.monotonic()
+        if now - self._shown_at >= SHOW_SECONDS:
+            self._shown_at = now
+            self._show()
