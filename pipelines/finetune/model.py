@@ -13,6 +13,7 @@ import importlib.util
 import json
 import re
 import shutil
+import struct
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -199,7 +200,7 @@ def _from_gguf(path: Path, cache: Path) -> Path:
             )
         except ImportError as error:
             raise UserError(f"base_model: {path.name} needs the package gguf (pip install gguf): {error}") from error
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
             raise UserError(f"base_model: {path} can't be read as GGUF: {_first_line(error)}") from error
         for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
             model.__dict__.pop(mark, None)

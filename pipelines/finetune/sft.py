@@ -189,7 +189,10 @@ class _Run:
         if step in self.task.milestones:
             self.milestone(step)
         elif self.task.report_every and step % self.task.report_every == 0:
+            self.lap(training=True)
+            random = random_state(self.device)
             self.report(Report(step, (), self.telemetry()))
+            set_random_state(random)
 
     def milestone(self, step: int) -> None:
         """Checkpoint, score on `tune`, report. The random state is the same after as before."""

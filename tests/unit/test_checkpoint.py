@@ -93,7 +93,8 @@ def test_a_writer_that_fails_leaves_nothing_and_keeps_what_was_there(tmp_path: P
             (aside / "adapter_model.safetensors").write_bytes(b"half")
             raise SystemExit
 
-    pytest.raises(SystemExit, killed)
+    with pytest.raises(SystemExit):
+        killed()
     assert is_whole(folder)
     assert content_hash(folder) == before
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-5"]
