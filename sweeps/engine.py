@@ -7,8 +7,8 @@ answer is in the ledger before it is given, so that a fold of the ledger after a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from evaluators.base import Report
 from sweeps.checkpoints import Checkpoints, DiskCheckpoints
@@ -17,6 +17,7 @@ from sweeps.journal import Journal
 from sweeps.keep import Keeper
 from sweeps.leases import Held, LeaseDesk
 from sweeps.ledger import Ledger, number
+from sweeps.loop import Answer, Backend, CallFailed, Loop
 from sweeps.pace import Pace
 from sweeps.paths import SweepPaths
 from sweeps.rulings import on_report
@@ -26,90 +27,15 @@ from sweeps.standings import Plan, Standings
 from sweeps.state import RunState, SweepState
 from sweeps.trial import Lease, Run, finite
 
-Answer = Literal["continue", "stop"]
-
-
-class Loop(Protocol):
-    """What a backend sees of the engine. All calls come from the backend's one driving thread."""
-
-    def ask(self) -> Lease | None:
-        """The next lease, now that a slot is free: a retry, then a promotion, then a new trial. None: nothing for now."""
-        ...
-
-    def report(self, lease: str, report: Report) -> Answer:
-        """A report of a running lease. Report and decision are one transaction, written before this returns."""
-        ...
-
-    def ended(self, lease: str) -> None:
-        """The lease ended as it was told to. Without a `stop` answered before, it is a failure of kind `unknown`."""
-        ...
-
-    def failed(self, lease: str, failure: Failure) -> None:
-        """The lease ended with a failure; the engine may hand out a retry at a later `ask`."""
-        ...
-
-    @property
-    def over(self) -> bool:
-        """True when nothing runs and nothing can be asked any more."""
-        ...
-
-    @property
-    def stopping(self) -> bool:
-        """True once a stop was requested (Ctrl-C, `stockpot stop`, budget): running leases end at their next report."""
-        ...
-
-    def stalled(self) -> list[str]:
-        """Running leases that have not reported for `stall_after`: kill them and tell `failed` of a `stall`."""
-        ...
-
-    def tick(self) -> None:
-        """Called a few times a second: polls the stop request, watches the budget, ships ledger segments."""
-        ...
-
-    def request_stop(self, by: str) -> None:
-        """Ask the sweep to stop (`ctrl-c`): nothing new starts, running leases end at their next report."""
-        ...
-
-
-class Backend(Protocol):
-    """Executes leases and calls. `RayBackend` (sweeps/runner.py) and `SimulatedBackend` (sweeps/simulate.py)."""
-
-    @property
-    def slots(self) -> int:
-        """Leases that run at once."""
-        ...
-
-    def run(self, loop: Loop) -> None:
-        """Drive the loop until it is over. Ctrl-C raises KeyboardInterrupt after running leases have ended."""
-        ...
-
-    def call(self, function: str, payload: Mapping[str, Any], on_progress: Callable[[str], None] | None = None) -> Any:
-        """Run `module:function(payload)` on a worker with a trial's resources and return its result.
-
-        The worker stays warm between calls. Raises `CallFailed` with a typed failure.
-        """
-        ...
-
-    def close(self) -> None:
-        """Free everything it started."""
-        ...
-
-
-class CallFailed(RuntimeError):
-    """A `Backend.call` failed; carries the typed failure."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure = failure
+__all__ = ["Answer", "Backend", "CallFailed", "Engine", "Loop"]
 
 
 class Engine:
     """The loop: a fold of the ledger so far, then one event after another.
 
-    A retry is a new attempt from the newest whole checkpoint; a promotion goes on with the same attempt, unless its
-    checkpoint is torn. The driver writes `driver_started` before it makes an engine, so that what a dead driver had running
-    counts as interrupted. When nothing is left to do (or `budget.hours` is used up), runs that still wait are ended as
-    `stopped`.
+    A retry is a new attempt from the newest whole checkpoint; a promotion keeps its attempt, unless its checkpoint is torn.
+    The driver writes `driver_started` before it makes an engine, so that what a dead driver had running counts as
+    interrupted. When nothing is left to do (or the hours are used up), runs that still wait are ended as `stopped`.
 
     Args:
         plan: the loaded sweep.
@@ -208,8 +134,8 @@ class Engine:
         held = self._leases.get(lease)
         if held is None or held.stopped:
             return "stop"
-        run = self.state.runs[held.lease.attempt.run.id]
-        waited, held.heard = self._clock() - held.heard, self._clock()
+        run, now = self.state.runs[held.lease.attempt.run.id], self._clock()
+        waited, held.heard = now - held.heard, now
         if report.resource in run.reports:
             self._made_again(run, held, report)
         else:
@@ -231,11 +157,17 @@ class Engine:
         self._settle()
 
     def failed(self, lease: str, failure: Failure) -> None:
-        """The lease ended with a failure; a retry is handed out at a later `ask`, where the file allows one."""
+        """The lease ended with a failure; a retry is handed out at a later `ask`, where the file allows one.
+
+        A worker lost while the sweep is stopping was most likely ended with it: that is an interruption, not a failure.
+        """
         held = self._leases.pop(lease, None)
         if held is not None and not held.stopped:
             run = self.state.runs[held.lease.attempt.run.id]
-            self._fail(run, held, failure)
+            if self.stopping and failure.kind == "node":
+                self._end(run, held, "interrupted")
+            else:
+                self._fail(run, held, failure)
             self._commit()
             self._keeper.changed(run.id)
         self._settle()
@@ -257,7 +189,7 @@ class Engine:
         request = self._paths.stop_request
         if request.exists():
             fresh = request.stat().st_mtime >= self.state.driver_started_at
-            request.unlink(missing_ok=True)
+            request.unlink()
             if fresh:
                 self.request_stop("command")
         self._watch_hours()

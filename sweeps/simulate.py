@@ -22,9 +22,10 @@ from typing import Any
 
 from evaluators.base import Direction, Report, Score, Split
 from sweeps.checkpoints import Checkpoint
-from sweeps.engine import CallFailed, Engine, Loop
+from sweeps.engine import Engine
 from sweeps.failures import Failure, classify
 from sweeps.ledger import Event, Ledger
+from sweeps.loop import CallFailed, Loop
 from sweeps.paths import SweepPaths, checkpoint_name
 from sweeps.standings import Plan
 from sweeps.trial import Lease, Run

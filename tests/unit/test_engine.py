@@ -279,6 +279,15 @@ def test_a_stop_ends_leases_at_their_next_report_and_resume_goes_on(tmp_path):
     assert kept.whole(kept.listed(lease.attempt.run)[0])
 
 
+def test_a_worker_lost_while_stopping_is_no_failure(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3, on_failure={"max_restarts": 0}))
+    lease = hand.engine.ask()
+    hand.engine.request_stop("ctrl-c")
+    hand.engine.failed(lease.id, Failure("node", "killed"))
+    assert (hand.run(lease).phase, hand.run(lease).failures) == ("interrupted", [])
+    assert hand.engine.over
+
+
 def test_a_stop_request_is_polled_and_an_old_one_ignored(tmp_path):
     import os
 

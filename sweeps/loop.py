@@ -1,0 +1,90 @@
+"""The seam between the loop and what executes its leases: `Loop` is what a backend sees, `Backend` what a driver sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from evaluators.base import Report
+from sweeps.failures import Failure
+from sweeps.trial import Lease
+
+Answer = Literal["continue", "stop"]
+
+
+class Loop(Protocol):
+    """What a backend sees of the engine. All calls come from the backend's one driving thread."""
+
+    def ask(self) -> Lease | None:
+        """The next lease, now that a slot is free: a retry, then a promotion, then a new trial. None: nothing for now."""
+        ...
+
+    def report(self, lease: str, report: Report) -> Answer:
+        """A report of a running lease. Report and decision are one transaction, written before this returns."""
+        ...
+
+    def ended(self, lease: str) -> None:
+        """The lease ended as it was told to. Without a `stop` answered before, it is a failure of kind `unknown`."""
+        ...
+
+    def failed(self, lease: str, failure: Failure) -> None:
+        """The lease ended with a failure; the engine may hand out a retry at a later `ask`."""
+        ...
+
+    @property
+    def over(self) -> bool:
+        """True when nothing runs and nothing can be asked any more."""
+        ...
+
+    @property
+    def stopping(self) -> bool:
+        """True once a stop was requested (Ctrl-C, `stockpot stop`, budget): running leases end at their next report."""
+        ...
+
+    def stalled(self) -> list[str]:
+        """Running leases that have not reported for `stall_after`: kill them and tell `failed` of a `stall`."""
+        ...
+
+    def request_stop(self, by: str) -> None:
+        """Ctrl-C and the like: running leases end at their next report, and nothing new starts."""
+        ...
+
+    def tick(self) -> None:
+        """Called a few times a second: polls the stop request, watches the budget, ships ledger segments."""
+        ...
+
+    def request_stop(self, by: str) -> None:
+        """Ask the sweep to stop (`ctrl-c`): nothing new starts, running leases end at their next report."""
+        ...
+
+
+class Backend(Protocol):
+    """Executes leases and calls. `RayBackend` (sweeps/runner.py) and `SimulatedBackend` (sweeps/simulate.py)."""
+
+    @property
+    def slots(self) -> int:
+        """Leases that run at once."""
+        ...
+
+    def run(self, loop: Loop) -> None:
+        """Drive the loop until it is over. Ctrl-C raises KeyboardInterrupt after running leases have ended."""
+        ...
+
+    def call(self, function: str, payload: Mapping[str, Any], on_progress: Callable[[str], None] | None = None) -> Any:
+        """Run `module:function(payload)` on a worker with a trial's resources and return its result.
+
+        The worker stays warm between calls. Raises `CallFailed` with a typed failure.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free everything it started."""
+        ...
+
+
+class CallFailed(RuntimeError):
+    """A `Backend.call` failed; carries the typed failure."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
