@@ -45,10 +45,6 @@ class Loop(Protocol):
         """Running leases that have not reported for `stall_after`: kill them and tell `failed` of a `stall`."""
         ...
 
-    def request_stop(self, by: str) -> None:
-        """Ctrl-C and the like: running leases end at their next report, and nothing new starts."""
-        ...
-
     def tick(self) -> None:
         """Called a few times a second: polls the stop request, watches the budget, ships ledger segments."""
         ...

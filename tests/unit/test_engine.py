@@ -130,6 +130,14 @@ def test_the_best_goes_on_in_the_same_lease(tmp_path):
     assert hand.report(lease, 3, 0.1) == "stop"
 
 
+def test_a_run_on_its_way_to_a_later_milestone_is_not_judged(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=9, total=9))
+    lease = hand.engine.ask()
+    hand.run(lease).target = 9
+    assert [hand.report(lease, resource) for resource in (1, 3, 9)] == ["continue", "continue", "stop"]
+    assert hand.run(lease).phase == "finished"
+
+
 def test_telemetry_goes_on_and_is_kept(tmp_path):
     hand = Hand(tmp_path / "s", plan(trials=1, total=9, first=3))
     lease = hand.engine.ask()
