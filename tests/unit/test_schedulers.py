@@ -3,13 +3,14 @@
 import math
 import random
 import time
+from typing import get_args
 
 import pytest
 
 from sweeps.schedulers import SCHEDULERS, build_scheduler
 from sweeps.schedulers.asha import ASHAScheduler
 from sweeps.schedulers.base import RunToEnd, RunView, SweepView
-from sweeps.spec import ASHAConfig, NoneConfig
+from sweeps.spec import ASHAConfig, EarlyTerminateConfig, NoneConfig
 from sweeps.trial import Run
 
 RUNGS = (1, 3, 9)
@@ -69,7 +70,8 @@ def scheduler(request):
 
 class TestContract:
     def test_the_table_is_complete(self):
-        assert set(SCHEDULERS) == {"none", "asha"}
+        union = get_args(get_args(EarlyTerminateConfig)[0])
+        assert set(SCHEDULERS) == {config.model_fields["type"].default for config in union}
 
     def test_milestones_ascend_to_the_total(self, scheduler):
         assert scheduler.milestones[-1] == 9

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -12,7 +13,7 @@ from sweeps.searchers.base import Told
 from sweeps.searchers.basic import GridSearcher, RandomSearcher
 from sweeps.searchers.optuna import TPESearcher
 from sweeps.space import Axis, Branch, Choice, Group, Interval, Space
-from sweeps.spec import GridConfig, RandomConfig, TPEConfig
+from sweeps.spec import GridConfig, MethodConfig, RandomConfig, TPEConfig
 from sweeps.trial import canonical
 
 CHOICES = Space(
@@ -72,7 +73,8 @@ def ask(searcher, count, history=()):
 
 class TestContract:
     def test_the_table_names_them(self):
-        assert set(SEARCHERS) == set(CONFIGS)
+        union = get_args(get_args(MethodConfig)[0])
+        assert set(SEARCHERS) == set(CONFIGS) == {config().type for config in union}
 
     def test_the_same_seed_index_and_history_give_the_same(self, make):
         first = ask(make(), 20)
