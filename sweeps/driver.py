@@ -20,10 +20,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evaluators.base import Report
-from sweeps.engine import Answer, Backend, CallFailed, Engine, Loop
+from sweeps.engine import Engine
 from sweeps.failures import Failure
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep, from_record
+from sweeps.loop import Answer, Backend, CallFailed, Loop
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
 from sweeps.state import SweepState, fold

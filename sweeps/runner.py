@@ -32,8 +32,8 @@ from ray.tune.search import SearchAlgorithm
 from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
 from pipelines.stage import Devices
-from sweeps.engine import CallFailed, Loop
 from sweeps.failures import Failure, classify
+from sweeps.loop import CallFailed, Loop
 from sweeps.paths import SweepPaths, cache_dir
 from sweeps.trial import Lease
 from sweeps.worker import CallWorker, LeaseWorker, Met, Setup, make_task, worker_environment
