@@ -120,22 +120,22 @@ def submit(arguments: argparse.Namespace) -> int:
 
     loaded = load_file(_file(arguments), arguments.sets)
     paths = loaded.paths
-    from sweeps import driver
+    from sweeps.driver import submit as drive
 
     with _progress(arguments) as view:
         view.on_message(f"sweep {paths.name} in {paths.root}")
-        status = driver.submit(loaded, address=arguments.address, progress=view)
+        status = drive(loaded, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep whose driver was interrupted, stopped or killed."""
     paths = find_sweep(arguments.name, arguments.storage)
-    from sweeps import driver
+    from sweeps.driver import resume as drive
 
     with _progress(arguments) as view:
         view.on_message(f"sweep {paths.name} in {paths.root}")
-        status = driver.resume(paths, address=arguments.address, progress=view)
+        status = drive(paths, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
 
