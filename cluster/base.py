@@ -56,7 +56,7 @@ def place(
     """How trials fit on the nodes.
 
     `gpus: auto` is one GPU where any node has one. `cpus: auto` shares the CPUs evenly among the trials that run at
-    once: `most` of them where it is given, else as many as the GPUs carry, else one for every 4 CPUs.
+    once: as many as the GPUs carry, or one for every 4 CPUs where there are none, and `most` of them where it is given.
 
     Args:
         nodes: the cluster.
@@ -81,26 +81,27 @@ def place(
 def _fit(node: Node, cpus: float, gpus: float) -> int:
     """Trials that fit on a node; a hair of rounding is forgiven."""
     by_cpu = math.floor(node.cpus / cpus + 1e-6)
-    if not gpus:
-        return by_cpu
-    by_gpu = math.floor(node.gpus / gpus + 1e-6) if gpus >= 1 else int(node.gpus) * math.floor(1 / gpus + 1e-6)
-    return min(by_cpu, by_gpu)
+    return min(by_cpu, _fit_gpus(node, gpus)) if gpus else by_cpu
+
+
+def _fit_gpus(node: Node, gpus: float) -> int:
+    """Trials that a node's GPUs carry; a share never spans two GPUs."""
+    if gpus >= 1:
+        return math.floor(node.gpus / gpus + 1e-6)
+    return int(node.gpus) * math.floor(1 / gpus + 1e-6)
 
 
 def _even_share(nodes: Sequence[Node], gpus: float, most: int | None) -> float:
-    """CPUs of a trial on the node that would share most thinly, rounded down to what Ray can count."""
-    usable = [node for node in nodes if node.cpus > 0 and (not gpus or node.gpus >= min(gpus, 1.0))]
-    if not usable:
-        return 1.0
+    """The most CPUs a trial can have while as many run at once as should; rounded down to what Ray can count."""
     if gpus:
-        shares = [node.cpus / max(1, _fit(Node(math.inf, node.gpus), 1.0, gpus)) for node in usable]
+        carried = sum(_fit_gpus(node, gpus) for node in nodes)
+        wanted = min(carried, most or MAX_SLOTS)
     else:
-        shares = [min(AUTO_CPUS, node.cpus) for node in usable]
-    share = min(shares)
-    if most is not None:
-        share = max(share if gpus else 0.0, min(node.cpus for node in usable) / math.ceil(most / len(usable)))
-        share = min(share, max(node.cpus for node in usable))
-    return max(0.01, math.floor(share * 1e4) / 1e4)
+        wanted = most or sum(max(1, math.floor(node.cpus / AUTO_CPUS)) for node in nodes)
+    wanted = max(1, min(wanted, MAX_SLOTS))
+    shares = {math.floor(node.cpus / k * 1e4) / 1e4 for node in nodes for k in range(1, wanted + 1)}
+    fair = [share for share in shares if share > 0 and sum(_fit(node, share, gpus) for node in nodes) >= wanted]
+    return max(fair, default=1.0)
 
 
 def _infeasible(nodes: Sequence[Node], cpus: float, gpus: float) -> str:

@@ -71,8 +71,12 @@ class RayCluster:
         os.close(self._lock)
 
 
-def connect(address: str | None = None) -> RayCluster:
+def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
     """Start Ray here, or attach to the cluster at `address` (`host:port`, or `auto`). Call it from the main thread.
+
+    Args:
+        address: the cluster's; None starts Ray here.
+        cpus: what Ray started here counts as its CPUs; default: the machine's.
 
     Raises:
         ClusterError: when the address is of a kind that can't run a sweep, or nobody answers there.
@@ -91,7 +95,7 @@ def connect(address: str | None = None) -> RayCluster:
     before = _set(settings)
     cluster = RayCluster(folder, lock, before, embedded=address is None)
     try:
-        _start(address, folder)
+        _start(address, folder, cpus)
     except (ConnectionError, RuntimeError, ValueError, OSError, TimeoutError) as error:
         cluster.close()
         where = f"the Ray cluster at {address}" if address else "Ray on this machine"
@@ -123,7 +127,7 @@ def refuse_address(address: str) -> None:
         )
 
 
-def _start(address: str | None, folder: Path) -> None:
+def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     import ray
 
     if ray.is_initialized():
@@ -136,6 +140,7 @@ def _start(address: str | None, folder: Path) -> None:
     ray.init(
         address="local",
         include_dashboard=False,
+        num_cpus=cpus,
         object_store_memory=OBJECT_STORE_BYTES,
         _temp_dir=str(folder / "ray"),
         **shared,

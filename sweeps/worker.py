@@ -252,7 +252,7 @@ class LeaseThread:
                 end = Met("ended")
             except BaseException as error:  # the one place where a trial may fail and the sweep goes on
                 failure = classify(error)
-                print(failure.traceback, file=sys.stderr, flush=True)
+                print(failure.traceback, end="", file=sys.stderr, flush=True)
                 end = Met("failed", failure=failure, recycle=True)
             else:
                 end = Met("ended")
@@ -359,7 +359,7 @@ class CallWorker:
                 return getattr(importlib.import_module(module), name)(payload), None
             except BaseException as error:  # typed for the driver, which decides
                 failure = classify(error)
-                print(failure.traceback, file=sys.stderr, flush=True)
+                print(failure.traceback, end="", file=sys.stderr, flush=True)
                 return None, failure
 
     def poll(self, since: int) -> list[str]:

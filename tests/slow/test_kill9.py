@@ -1,0 +1,83 @@
+"""kill -9 of the driver, 22 times over three sweeps: nothing reported is lost or doubled, and every decision is the same."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import killing
+import pytest
+
+from sweeps.load import load_file
+from sweeps.paths import SweepPaths
+
+pytestmark = pytest.mark.slow
+
+FILE = """\
+name: {name}
+storage: ./runs
+pipeline:
+  type: custom
+  import_path: toy_pipeline:Toy
+  total: 9
+  metrics: {{loss: minimize}}
+  kwargs: {{x: 0.5, step_seconds: {step}}}
+parameters:
+  kwargs.x: {{min: 0.0, max: 1.0}}
+method: {{type: tpe, seed: 5, n_startup_trials: 3}}
+metric: loss
+budget: {{trials: 10}}
+max_concurrent_trials: {most}
+resources: {{cpus: 1}}
+early_terminate: {{type: asha, min: 1, eta: 3, finalists: 2}}
+"""
+
+
+def write(folder: Path, name: str, most: int = 1, step: float = 0.01) -> Path:
+    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
+    file = folder / f"{name}.yaml"
+    file.write_text(FILE.format(name=name, most=most, step=step))
+    return file
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> SweepPaths:
+    """The same sweep, never interrupted."""
+    file = write(tmp_path_factory.mktemp("plain"), "plain")
+    assert killing.run_to_the_end(file) == 0, file.with_suffix(".out").read_text()
+    return load_file(file).paths
+
+
+@pytest.mark.parametrize(("seed", "kills", "longest"), [(11, 9, 14), (12, 9, 14)])
+def test_a_killed_sweep_tells_the_same_story(
+    plain: SweepPaths, tmp_path: Path, seed: int, kills: int, longest: int
+) -> None:
+    file = write(tmp_path, "killed")
+    done = killing.kill_along(file, *killing.moments(seed, kills, longest))
+    paths = load_file(file).paths
+    assert len(done) >= kills - 1, "the sweep ended before its kills; make the gaps shorter"
+    assert killing.story(paths) == killing.story(plain)
+    check_nothing_lost(paths, done)
+
+
+def test_several_at_once_lose_nothing_either(tmp_path: Path) -> None:
+    file = write(tmp_path, "two", most=2)
+    done = killing.kill_along(file, *killing.moments(13, 4, 20))
+    paths = load_file(file).paths
+    check_nothing_lost(paths, done)
+    ends = Counter(event.body["run"] for event in killing.read(paths) if event.kind == "run_ended")
+    assert len(ends) == 10
+    assert set(ends.values()) == {1}
+
+
+def check_nothing_lost(paths: SweepPaths, done: list[killing.Kill]) -> None:
+    """What a kill left is the beginning of what there is at the end; each result once; no process left behind."""
+    events = killing.read(paths)
+    for kill in done:
+        assert tuple(events[: len(kill.events)]) == kill.events
+    twice = Counter((event.body["run"], event.body["resource"]) for event in events if event.kind == "reported")
+    assert set(twice.values()) == {1}
+    assert events[-1].kind == "driver_ended"
+    assert [event.kind for event in events].count("sweep_finished") == 1
+    assert not killing.await_gone([pid for kill in done for pid in kill.pids])

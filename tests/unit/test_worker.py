@@ -1,0 +1,238 @@
+"""A lease meets the driver at every report, ends where it is told to, and fails with a type; no Ray."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from evaluators.base import Report
+from pipelines.stage import Devices, Diverged, Task, UserError
+from sweeps import worker
+from sweeps.worker import CallWorker, LeaseThread, LeaseWorker, Setup, read_secret, thread_count, worker_environment
+
+
+def task(**changes):
+    return Task(config={}, trial="0000-abc", seed=0, attempt=0, folder="", milestones=(1, 2), total=2, **changes)
+
+
+def three_reports(task, report):
+    for resource in (1, 2, 3):
+        report(Report(resource))
+
+
+@pytest.fixture
+def quiet(monkeypatch):
+    """A worker whose set-up leaves this process's environment and module path alone."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(worker, "_SETUP", [])
+    return Setup(Devices(1.0, 0.0), "/sweeps")
+
+
+def test_a_lease_waits_at_every_report():
+    going = []
+
+    def run(task, report):
+        for resource in (1, 2):
+            report(Report(resource))
+            going.append(resource)
+
+    lease = LeaseThread(task(), None, run)
+    assert lease.next().report == Report(1)
+    time.sleep(0.05)
+    assert going == []
+    assert lease.next().report == Report(2)
+    assert going == [1]
+    assert lease.next().kind == "ended"
+
+
+def test_stop_raises_system_exit_in_the_pipeline_and_runs_its_finally():
+    seen = []
+
+    def run(task, report):
+        try:
+            report(Report(1))
+        except SystemExit:
+            seen.append("exit")
+            raise
+        finally:
+            seen.append("finally")
+
+    lease = LeaseThread(task(), None, run)
+    assert lease.next().kind == "reported"
+    assert lease.finish()
+    assert seen == ["exit", "finally"]
+
+
+def test_a_pipeline_that_reports_on_after_stop_is_stopped_again():
+    def run(task, report):
+        for resource in range(5):
+            try:
+                report(Report(resource))
+            except SystemExit:
+                continue
+
+    lease = LeaseThread(task(), None, run)
+    lease.next()
+    assert lease.finish(5)
+
+
+def test_run_is_not_in_the_main_thread():
+    found = []
+    lease = LeaseThread(task(), None, lambda task, report: found.append(threading.current_thread()))
+    assert lease.next().kind == "ended"
+    assert found[0] is not threading.main_thread()
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (UserError("row 3 has no prompt"), "user"),
+        (Diverged("loss is NaN at 3"), "nan"),
+        (MemoryError("no more"), "oom"),
+        (ValueError("odd"), "unknown"),
+    ],
+)
+def test_failures_are_typed_in_the_worker(error, kind):
+    def run(task, report):
+        raise error
+
+    met = LeaseThread(task(), None, run).next()
+    assert (met.kind, met.failure.kind, met.recycle) == ("failed", kind, True)
+    assert str(error) in met.failure.message
+    assert "Traceback" in met.failure.traceback
+
+
+def test_what_is_no_report_is_the_users_mistake():
+    met = LeaseThread(task(), None, lambda task, report: report({"loss": 1.0})).next()
+    assert (met.kind, met.failure.kind) == ("failed", "user")
+    assert "evaluators.base.Report" in met.failure.message
+
+
+def test_a_new_lease_ends_the_one_before(quiet, monkeypatch):
+    left = []
+
+    def run(task, report):
+        try:
+            three_reports(task, report)
+        finally:
+            left.append(task.trial)
+
+    monkeypatch.setattr(worker.LeaseThread.__init__, "__defaults__", (run,))
+    leases = LeaseWorker(quiet)
+    leases.begin(task(), None)
+    assert leases.next().report == Report(1)
+    leases.begin(task(), None)
+    assert left == ["0000-abc"]
+    assert leases.next().report == Report(1)
+    leases.end()
+    assert left == ["0000-abc"] * 2
+
+
+def test_a_lease_that_does_not_leave_costs_the_worker(quiet, monkeypatch):
+    release = threading.Event()
+
+    def run(task, report):
+        try:
+            report(Report(1))
+        finally:
+            release.wait(10)
+
+    monkeypatch.setattr(worker, "END_SECONDS", 0.05)
+    monkeypatch.setattr(worker.LeaseThread.finish, "__defaults__", (0.05,))
+    monkeypatch.setattr(worker.LeaseThread.__init__, "__defaults__", (run,))
+    leases = LeaseWorker(quiet)
+    leases.begin(task(), None)
+    leases.next()
+    leases.begin(task(), None)
+    met = leases.next()
+    release.set()
+    assert (met.kind, met.failure.kind, met.recycle) == ("failed", "node", True)
+
+
+def test_a_worker_that_has_grown_is_recycled(quiet, monkeypatch):
+    held = iter([10**9, 3 * 10**9, 5 * 10**9])
+    monkeypatch.setattr(worker, "resident_bytes", lambda: next(held))
+    monkeypatch.setattr(worker.LeaseThread.__init__, "__defaults__", (three_reports,))
+    leases = LeaseWorker(quiet)
+    leases.begin(task(), None)
+    assert [leases.next().recycle for _ in range(3)] == [False, False, True]
+    leases.end()
+
+
+PROGRAM = """
+import os, sys
+from pipelines.stage import Task
+from sweeps.worker import LeaseThread
+
+def run(task, report):
+    print("from python")
+    os.write(2, b"from below\\n")
+    raise ValueError("and its end")
+
+task = Task(config={}, trial="t", seed=3, attempt=1, folder="", milestones=(1,), total=1)
+lease = LeaseThread(task, sys.argv[1], run)
+lease.next()
+lease.finish()
+print("after")
+"""
+
+
+def test_output_goes_to_the_trials_log(tmp_path):
+    log = tmp_path / "logs" / "t.log"
+    done = subprocess.run([sys.executable, "-c", PROGRAM, log], capture_output=True, text=True, check=True)
+    lines = log.read_text().splitlines()
+    assert "seed 3 attempt 1 from 0" in lines[0]
+    assert lines[1:3] == ["from below", "from python"] or lines[1:3] == ["from python", "from below"]
+    assert lines[-1] == "ValueError: and its end"
+    assert (done.stdout, done.stderr) == ("after\n", "")
+
+
+def test_a_log_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").touch()
+    met = LeaseThread(task(), str(tmp_path / "file" / "t.log"), three_reports).next()
+    assert met.kind == "reported"
+
+
+def test_cpu_trials_see_no_gpu_and_threads_match_cpus(quiet):
+    worker.prepare(Setup(Devices(2.9, 0.0), "/sweeps", {"MINE": "1"}))
+    seen = {name: os.environ[name] for name in (*worker.THREAD_VARIABLES, "CUDA_VISIBLE_DEVICES", "MINE")}
+    assert seen == {**dict.fromkeys(worker.THREAD_VARIABLES, "2"), "CUDA_VISIBLE_DEVICES": "", "MINE": "1"}
+    assert thread_count(Devices(0.1)) == 1
+    assert "/sweeps" in sys.path
+
+
+def test_gpu_trials_keep_what_ray_gave_them(quiet):
+    os.environ["CUDA_VISIBLE_DEVICES"] = "3"
+    worker.prepare(Setup(Devices(1.0, 1.0), "/sweeps"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
+
+
+def test_secrets_come_from_the_environment_by_name(monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "s3cret")
+    monkeypatch.delenv("B_TOKEN", raising=False)
+    assert worker_environment({"X": "Bearer ${A_TOKEN}", "Y": "plain"}) == {"X": "Bearer s3cret", "Y": "plain"}
+    with pytest.raises(UserError, match="B_TOKEN not in the environment"):
+        worker_environment({"X": "${B_TOKEN}", "Y": "${A_TOKEN}"})
+    assert read_secret("A_TOKEN") == "s3cret"
+    assert "s3cret" not in repr(Setup(Devices(), "", {"X": "s3cret"}))
+
+
+def double(payload):
+    worker.progress("half way")
+    if payload["x"] < 0:
+        raise UserError("x must not be negative")
+    return 2 * payload["x"]
+
+
+def test_calls_answer_with_a_result_or_a_typed_failure(quiet):
+    calls = CallWorker(quiet, None)
+    assert calls.call(f"{__name__}:double", {"x": 4}) == (8, None)
+    assert (calls.poll(0), calls.poll(1)) == (["half way"], [])
+    answer, failure = calls.call(f"{__name__}:double", {"x": -1})
+    assert (answer, failure.kind, failure.message) == (None, "user", "x must not be negative")
