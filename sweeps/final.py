@@ -38,6 +38,8 @@ PAIRS = (("soup", "winner"), ("winner", "baseline"), ("soup", "baseline"))
 """What is compared: left minus right."""
 DATA_ONLY = "the intervals cover the data, not training: each candidate was trained once (seeds.test is empty)"
 
+NOTHING = "final step: no run has a result and a whole checkpoint, so there is nothing to judge"
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -86,7 +88,7 @@ def run_final(
         soups = [soup for soup in state.soups.values() if soup.finished is not None and soup.finished["folder"]]
         candidates = freeze(loaded, state, paths, soups[-1] if soups else None)
         if not candidates:
-            say("final step: no run has a result and a whole checkpoint, so there is nothing to judge")
+            say(NOTHING)
             return
         ledger.append([Event("final_frozen", {"candidates": candidates})])
     _judge(loaded, ledger, paths, backend, "final", say)
@@ -111,6 +113,9 @@ def judge_soup(
         ledger.append([Event("final_frozen", {"candidates": added})])
     elif not state.candidates:
         candidates = freeze(loaded, state, paths, soup)
+        if not candidates:
+            (progress or silent)(NOTHING)
+            return
         ledger.append([Event("final_frozen", {"candidates": candidates})])
     _judge(loaded, ledger, paths, backend, "soup", progress or silent)
 
