@@ -166,6 +166,7 @@ class LeaseController(TuneController):
         self.search = LeaseSearch(loop, placement.slots, spawn, experiment, resources)
         self.scheduler = LeaseScheduler(loop, self.search)
         self._killed: dict[str, Failure] = {}
+        self._began: dict[str, float] = {}
         super().__init__(
             search_alg=self.search, scheduler=self.scheduler, storage=experiment.storage, reuse_actors=True
         )
@@ -182,6 +183,16 @@ class LeaseController(TuneController):
         if actor is not None:
             self._killed[lease] = failure
             ray.kill(actor)
+
+    def age(self, lease: str) -> float:
+        """Seconds since the lease's worker was ready; 0 while it is starting."""
+        now = time.monotonic()
+        return now - self._began.get(lease, now)
+
+    def _actor_started(self, tracked_actor: Any, log: str = "STARTED") -> None:
+        """From here on a lease can stall."""
+        self._began[self._actor_to_trial[tracked_actor].trial_id] = time.monotonic()
+        super()._actor_started(tracked_actor, log)
 
     def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
         """Never wait for the search: the loop must tick."""
@@ -335,9 +346,10 @@ class RayBackend:
 
     def _tick(self, loop: Loop, controller: LeaseController) -> None:
         loop.tick()
+        seconds = self._loaded.spec.stall_after
         for lease in loop.stalled():
-            seconds = self._loaded.spec.stall_after
-            controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
+            if controller.age(lease) > seconds:
+                controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
 
     def _await(self, future: Any, on_progress: Callable[[str], None] | None) -> Any:
         seen = 0

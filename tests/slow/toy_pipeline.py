@@ -10,7 +10,8 @@ from pathlib import Path
 
 from evaluators.base import ItemSet, Report, Score, summarise
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
-from pipelines.stage import EvaluationJob, Task
+from pipelines.stage import EvaluationJob, Task, UserError
+from sweeps.worker import progress
 
 ITEMS = 16
 
@@ -97,3 +98,15 @@ class Noop:
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
         """One report, no checkpoint."""
         report(Report(task.total, (Score("loss", "tune", self.x, 0.1, 4, 0, "minimize"),)))
+
+
+def look_around(payload: dict[str, object]) -> dict[str, object]:
+    """A function for `Backend.call`: what its worker's process looks like."""
+    if payload.get("exit"):
+        os._exit(3)
+    if payload.get("fail"):
+        raise UserError("there is nothing to see")
+    progress("looking")
+    time.sleep(float(str(payload.get("wait", 0))))
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TOY_SAYS")
+    return {"pid": os.getpid(), **{name: os.environ.get(name) for name in names}}
