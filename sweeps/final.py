@@ -130,6 +130,7 @@ def open_test(ledger: Ledger, by: str, candidates: Sequence[str], metrics: Seque
         metrics: full names, `test/loss`.
     """
     ledger.append([Event("test_opened", {"by": by, "candidates": list(candidates), "metrics": list(metrics)})])
+    ledger.ship(force=True)
 
 
 def freeze(loaded: LoadedSweep, state: SweepState, paths: SweepPaths, soup: SoupState | None) -> list[dict[str, Any]]:
@@ -300,6 +301,7 @@ def _score(
     }
     owner = f"final/{contender.label}"
     ledger.append([Event("final_scored", body)], [Items(owner, RESOURCE, score) for score in scores])
+    ledger.ship()
 
 
 def _source(contender: Contender) -> ModelSource:

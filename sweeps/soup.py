@@ -265,6 +265,7 @@ class _Kitchen:
         body = {"soup": self.soup, "step": step, "mixture": [list(part) for part in mixture], "score": score.record()}
         owner = f"soup/{self.soup}/{step}"
         self.ledger.append([Event("soup_scored", body)], [Items(owner, RESOURCE, each) for each in scores])
+        self.ledger.ship()
         self.known[key] = Score.from_record(score.record())
         self.say(f"soup {self.soup}: {' + '.join(run for run, _ in mixture)}: {_shown(score)}")
         return self.known[key]
