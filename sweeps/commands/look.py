@@ -85,6 +85,8 @@ def read_snapshot(paths: SweepPaths) -> dict[str, Any]:
     shot = snapshot(state, load_resolved(paths.resolved_spec))
     shot["folder"] = str(paths.root)
     shot["driver"] = dict(driver) if driver is not None else None
+    if driver is None:
+        shot["trials"]["running"] = 0  # what a dead driver's trials were doing, they no longer do
     if driver is None and shot["state"] != "finished":
         shot["state"] = "stopped" if state.stop is not None else "interrupted"
     return shot

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,11 +79,7 @@ def role(name: str) -> str:
 
 def final_lines(board: Leaderboard) -> list[str]:
     """Scores on `test` of every candidate, the verdicts, and how often test was opened."""
-    lines = []
-    for final in board.finals:
-        scores = [f"{key} {_score(score)}" for key, score in final["scores"].items()]
-        seed = f" (seed {final['seed']})" if final.get("seed") is not None else ""
-        lines.append(f"{role(final['role'])}{seed}: {', '.join(scores)}")
+    lines = _scores(board.finals)
     tests = len(board.verdicts)
     lines += [verdict_line(verdict, tests, board.alpha) for verdict in board.verdicts]
     lines += [f"  note: {note}" for note in dict.fromkeys(v.get("note") for v in board.verdicts) if note]
@@ -96,9 +92,20 @@ def final_lines(board: Leaderboard) -> list[str]:
     return lines
 
 
-def _score(score: Any) -> str:
-    error = f" ± {score.se:.2g}" if finite(score.se) else ""
-    return f"{score.value:.4g}{error} (n={score.n})"
+def _scores(finals: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a candidate, one column a metric."""
+    from sweeps.board import Measured, aligned, score_text
+
+    if not finals:
+        return []
+    keys = list(dict.fromkeys(key for final in finals for key in final["scores"]))
+    rows = []
+    for final in finals:
+        seed = f" (seed {final['seed']})" if final.get("seed") is not None else ""
+        scores = [final["scores"].get(key) for key in keys]
+        cells = [score_text(Measured(s.value, s.se, s.n)) if s is not None else "" for s in scores]
+        rows.append([role(final["role"]) + seed, str(max(s.n for s in scores if s is not None)), *cells])
+    return aligned(["final step", "n", *keys], rows)
 
 
 def number(value: float | str | None) -> float | None:

@@ -238,7 +238,8 @@ def test_many_openings_of_test_are_told() -> None:
     verdicts = ({**VERDICT, "covers": "data", "note": "compared unpaired"},)
     board = SimpleNamespace(finals=finals, verdicts=verdicts, test_openings=2, alpha=0.05)
     lines = final_lines(board)  # type: ignore[arg-type]
-    assert lines[0] == "best single: test/loss 1.5 ± 0.5 (n=2)"
-    assert lines[2] == "  note: compared unpaired"
-    assert "cover the choice of rows, not the luck of training" in lines[3]
+    assert lines[0].split() == ["final", "step", "n", "test/loss"]
+    assert lines[1].split() == ["best", "single", "2", "1.50", "±", "0.50"]
+    assert lines[3] == "  note: compared unpaired"
+    assert "cover the choice of rows, not the luck of training" in lines[4]
     assert "test was opened 2 times for 1 verdicts" in lines[-1]

@@ -153,10 +153,16 @@ def test_a_dead_drivers_sweep_is_interrupted(here: Path, capsys: pytest.CaptureF
     loaded.paths.resolved_spec.write_text(json.dumps(loaded.record()))
     ledger.append([Event("sweep_created", {"name": "dead", "spec": {}, "versions": {}, "space": {}})])
     ledger.append([Event("driver_started", {"pid": 1, "host": "h", "version": "0"})])
-    assert "dead: running" in told(capsys, "status", "dead")
+    lease = {"lease": "l", "run": "0000-t/seed-0", "attempt": 0, "from_resource": 0, "milestones": [9]}
+    trial = {"trial": "0000-t", "order": 0, "config": {}, "parameters": {}, "choices": {}}
+    ledger.append([Event("suggested", trial), Event("lease_started", lease)])
+    text = told(capsys, "status", "dead")
+    assert "dead: running" in text
+    assert "0/3 trials, 1 running" in text
     ledger.drop()
     text = told(capsys, "status", "dead")
     assert "dead: interrupted" in text
+    assert "0/3 trials, 0 running" in text
     assert "stockpot resume dead" in text
 
 
