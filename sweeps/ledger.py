@@ -19,11 +19,11 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     final_frozen      {candidates: [{role, run|soup|model, ...}]}
     test_opened       {by, candidates, metrics}
     final_scored      {role, candidate, scores, seed}                  items under run `final/<role>[/seed-s]`
-    verdict           {left, right, metric, difference, se, low, high, p, n, better}
-    soup_started      {soup, method, metric, ingredients: [{run, checkpoint, hash, score}]}
-    soup_scored       {soup, mixture: [[run, weight], ...], score}     items under run `soup/<id>/<step>`
+    verdict           {left, right, metric, difference, se, low, high, p, p_holm, n, clusters, dropped, better, covers, seeds, note}
+    soup_started      {soup, method, tie, metric, ingredients: [{run, checkpoint, hash, score, resource, parameters}]}
+    soup_scored       {soup, step, mixture: [[run, weight], ...], score}  items under owner `soup/<id>/<step>`
     soup_decided      {soup, run, decision, score, best, reason}
-    soup_finished     {soup, ingredients, folder, score, hash}
+    soup_finished     {soup, ingredients, folder, score, hash, reason}  folder is empty when none could be made
     driver_ended      {reason}                                         finished | interrupted | aborted
     sweep_finished    {trials, failed, best, seconds}
 

@@ -10,7 +10,6 @@ Example:
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,31 +92,22 @@ def _read(paths: SweepPaths) -> SweepState:
 
 
 def _soup(paths: SweepPaths, state: SweepState) -> Path:
-    done = [soup.finished for soup in state.soups.values() if soup.finished is not None]
-    if not done:
+    folders = [soup.finished["folder"] for soup in state.soups.values() if soup.finished is not None]
+    made = [folder for folder in folders if folder]
+    if not made:
         raise SourceError(f"the sweep '{paths.name}' has no finished soup; stockpot soup {paths.name} makes one")
-    place = Path(done[-1]["folder"])
+    place = Path(made[-1])
     return place if place.is_absolute() else paths.root / place
 
 
 def _best(paths: SweepPaths, state: SweepState) -> RunState:
     from sweeps.load import load_resolved
+    from sweeps.scoring import ranked
 
-    loaded = load_resolved(paths.resolved_spec)
-    sign = 1.0 if loaded.direction == "minimize" else -1.0
-    ranked: list[tuple[int, float, int, RunState]] = []
-    for run in state.runs.values():
-        scored = {
-            resource: sign * report.scores[loaded.metric].value
-            for resource, report in run.reports.items()
-            if loaded.metric in report.scores and math.isfinite(report.scores[loaded.metric].value)
-        }
-        if scored and run.phase != "failed":
-            rung = max(scored)
-            ranked.append((-rung, scored[rung], run.order, run))
-    if not ranked:
+    placed = ranked(load_resolved(paths.resolved_spec), state)
+    if not placed:
         raise SourceError(f"the sweep '{paths.name}' has no scored run yet")
-    return min(ranked, key=lambda row: row[:3])[3]
+    return placed[0].run
 
 
 def _trial(paths: SweepPaths, state: SweepState, what: str) -> RunState:
@@ -130,13 +120,14 @@ def _trial(paths: SweepPaths, state: SweepState, what: str) -> RunState:
 
 
 def _checkpoint(paths: SweepPaths, run: RunState) -> Path:
-    from sweeps.trial import Attempt, Run
+    from sweeps.scoring import checkpoint_folder
 
-    kept = [report for report in run.reports.values() if report.checkpoint is not None and not report.deleted]
-    if not kept:
+    kept = {resource: checkpoint_folder(paths, run, report) for resource, report in run.reports.items()}
+    newest = max((resource for resource, folder in kept.items() if folder is not None), default=None)
+    folder = None if newest is None else kept[newest]
+    if folder is None:
         raise SourceError(f"no checkpoint of {run.id} in the sweep '{paths.name}' was kept")
-    newest = max(kept, key=lambda report: report.resource)
-    return paths.attempt(Attempt(Run(run.trial, run.seed), newest.attempt)) / str(newest.checkpoint)
+    return folder
 
 
 def weights_hash(folder: Path) -> str:
