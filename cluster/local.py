@@ -81,8 +81,12 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
     Raises:
         ClusterError: when the address is of a kind that can't run a sweep, or nobody answers there.
     """
+    import ray
+
     if address is not None:
         refuse_address(address)
+    if ray.is_initialized():
+        raise ClusterError("this process is already connected to a Ray cluster")
     _sweep_leftovers()
     folder, lock = _private_folder()
     settings = dict(ENVIRONMENT)
@@ -130,8 +134,6 @@ def refuse_address(address: str) -> None:
 def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     import ray
 
-    if ray.is_initialized():
-        raise RuntimeError("this process is already connected to a Ray cluster")
     _reread_environment()
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 10.0
 """How long running leases may take to their next report after the first Ctrl-C."""
+KILL_SECONDS = 5.0
+"""How long Ray may take to notice that it killed a worker."""
 TICK_SECONDS = 0.2
 TRAINABLE = "stockpot-lease"
 TUNE_ENVIRONMENT = {
@@ -297,20 +299,16 @@ class RayBackend:
         interrupts = Interrupts()
         with interrupts.caught():
             controller = LeaseController(loop, self.placement, self._spawn, str(self._cluster.folder / "tune"))
-            ticked, asked = 0.0, False
+            ticked, stage = 0.0, 0
             while not controller.is_finished():
                 controller.step()
                 now = time.monotonic()
                 if now - ticked >= TICK_SECONDS:
                     ticked = now
                     self._tick(loop, controller)
-                if interrupts.count and not asked:
-                    asked = True
-                    loop.request_stop("ctrl-c")
-                    self._say(f"stopping: running trials end at their next report, or in {GRACE_SECONDS:g} s")
-                if asked and now - interrupts.at > GRACE_SECONDS:
-                    for lease in list(controller.search.running):
-                        controller.kill(lease, Failure("node", "killed at the end of the grace after Ctrl-C"))
+                if interrupts.count:
+                    stage = self._wind_down(loop, controller, now - interrupts.at, stage)
+                if stage == 3:
                     break
             controller.cleanup()
         if interrupts.count:
@@ -343,6 +341,20 @@ class RayBackend:
     def _spawn(self, lease: Lease) -> dict[str, Any]:
         task = make_task(self._loaded, self._paths, lease, self._setup)
         return {"setup": self._setup, "task": task, "log": str(self._paths.log(lease.attempt.run.trial))}
+
+    def _wind_down(self, loop: Loop, controller: LeaseController, since: float, stage: int) -> int:
+        """After the first Ctrl-C, `since` seconds ago: ask (1), kill at the end of the grace (2), give up (3)."""
+        if stage == 0:
+            loop.request_stop("ctrl-c")
+            self._say(
+                f"stopping: running trials end at their next report, or in {GRACE_SECONDS:g} s; again ends at once"
+            )
+            return 1
+        if stage == 1 and since > GRACE_SECONDS:
+            for lease in list(controller.search.running):
+                controller.kill(lease, Failure("node", "killed at the end of the grace after Ctrl-C"))
+            return 2
+        return 3 if stage == 2 and since > GRACE_SECONDS + KILL_SECONDS else stage
 
     def _tick(self, loop: Loop, controller: LeaseController) -> None:
         loop.tick()

@@ -330,7 +330,10 @@ class LeaseWorker:
         held = resident_bytes()
         if self._first_bytes is None:
             self._first_bytes = held
-        return held > 2 * self._first_bytes + GROWTH_BYTES
+        grown = held > 2 * self._first_bytes + GROWTH_BYTES
+        if grown:
+            print(f"this worker holds {held >> 20} MiB, {self._first_bytes >> 20} MiB at first; it will be replaced")
+        return grown
 
 
 def resident_bytes() -> int:

@@ -44,7 +44,7 @@ metric: loss
 resources: {{cpus: {cpus}}}
 max_concurrent_trials: {most}
 on_failure: {{max_restarts: 1, abort_after_same_error: 20}}
-stall_after: 4
+stall_after: 5
 env: {{TOY_SAYS: "hello ${{TOY_SECRET}}"}}
 """
 FAULTS = {
@@ -52,7 +52,7 @@ FAULTS = {
     "missing": ("user", "the report at 3 lacks the metric tune/loss", 1),
     "crash": ("unknown", "RuntimeError: the toy was told to crash", 2),
     "exit": ("node", "actor", 2),
-    "stall": ("stall", "no report for 4 s", 2),
+    "stall": ("stall", "no report for 5 s", 2),
 }
 
 
@@ -239,7 +239,7 @@ def test_a_trial_that_does_not_report_is_killed_after_the_grace_or_at_the_second
     tmp_path: Path, signals: int, least: float, most: float
 ) -> None:
     file = write(tmp_path, "stuck", "{kwargs.fail: [stall]}", most=1)
-    file.write_text(file.read_text().replace("stall_after: 4", "stall_after: 600"))
+    file.write_text(file.read_text().replace("stall_after: 5", "stall_after: 600"))
     paths = load_file(file).paths
     driver = killing.start(file)
     try:

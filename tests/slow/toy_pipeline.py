@@ -60,8 +60,9 @@ class Toy:
     def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
         """The loss of a checkpoint by its state; the untuned model has done nothing."""
         state = {"x": 0.0, "done": 0}
-        if job.model.adapter is not None:
-            state = json.loads((Path(job.model.adapter) / "state.json").read_text())
+        folder = job.model.adapter or job.model.base_model
+        if folder:
+            state = json.loads((Path(folder) / "state.json").read_text())
         return (curve(state["x"], state["done"], 0, job.split),)
 
     def _score(self, done: int, seed: int) -> Score:
