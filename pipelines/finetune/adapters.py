@@ -67,6 +67,7 @@ def attach(model: Any, folder: Path) -> Any:
     try:
         config = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
+        config.base_model_name_or_path = None
         adapted = get_peft_model(model, config)
         load_weights(adapted, folder)
     except (ValueError, RuntimeError, OSError) as error:

@@ -12,6 +12,7 @@ import logging
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class SFTPipeline:
         self._tokens: tuple[tuple[Any, ...], Splits, TrainRows] | None = None
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
         """See `Pipeline`.
