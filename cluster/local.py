@@ -94,6 +94,8 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
         token = folder / "token"
         _write_private(token, secrets.token_hex(32))
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+        # How long Ray's agents look for a killed driver's cluster before they end themselves (60 by default).
+        settings |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
         # A token in the environment would win over our file and leave it unused.
         settings |= {"RAY_AUTH_TOKEN": "", "RAY_ADDRESS": ""}
     before = _set(settings)
