@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help setup model demo test test-slow check clean
 
 help:
-	@echo "make demo       set up, then run examples/quickstart.yaml (about 7 minutes on 2 cores)"
+	@echo "make demo       set up, then run examples/quickstart.yaml (about 6 minutes on 2 cores)"
 	@echo "make test       set up, then the unit tests and a smoke run"
 	@echo "make test-slow  real Ray, real models, kill -9"
 	@echo "make check      ruff, format, mypy strict"
