@@ -2,7 +2,8 @@
 
 Embedded Ray is private: its token is on and lies in a file of its own (mode 0600), its temporary folder is readable by
 this user alone, there is no dashboard, and nothing is reported home. Its processes share the fate of this one, also
-after a kill -9; folders that a killed process left behind are removed by the next start.
+after a kill -9 (Ray's two idle agents take up to a minute to notice); folders that a killed process left behind are
+removed by the next start.
 
 Ray is imported inside functions, so that reading a sweep file stays fast.
 """
@@ -94,8 +95,6 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
         token = folder / "token"
         _write_private(token, secrets.token_hex(32))
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
-        # How long Ray's agents look for a killed driver's cluster before they end themselves (60 by default).
-        settings |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}
         # A token in the environment would win over our file and leave it unused.
         settings |= {"RAY_AUTH_TOKEN": "", "RAY_ADDRESS": ""}
     before = _set(settings)

@@ -33,10 +33,11 @@ from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
 from pipelines.stage import Devices
 from sweeps.failures import Failure, classify
+from sweeps.lease_thread import Met
 from sweeps.loop import CallFailed, Loop
 from sweeps.paths import SweepPaths, cache_dir
 from sweeps.trial import Lease
-from sweeps.worker import CallWorker, LeaseWorker, Met, Setup, make_task, worker_environment
+from sweeps.worker import CallWorker, LeaseWorker, Setup, make_task, worker_environment
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep

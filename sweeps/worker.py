@@ -7,23 +7,23 @@ continue, and raises `SystemExit` where it says stop. The pipeline stays loaded 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import importlib
 import os
-import queue
 import re
 import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from evaluators.base import Report, Score
 from pipelines import build_pipeline, pipeline_key
 from pipelines.custom import add_folder
 from pipelines.stage import Devices, EvaluationJob, ModelSource, Pipeline, Services, Task, UserError
 from sweeps.failures import Failure, classify
+from sweeps.lease_thread import END_SECONDS, LeaseThread, Met, logged
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-END_SECONDS = 30.0
-"""How long a stopped lease may take to leave its pipeline before its worker is given up."""
 GROWTH_BYTES = 2 * 1024**3
 """A worker is recycled when it holds more than twice what it held after its first lease, and this much more."""
 
@@ -54,23 +52,6 @@ class Setup:
     folder: str
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     cache: str | None = None
-
-
-@dataclass(frozen=True)
-class Met:
-    """What came of letting a lease go on.
-
-    Attributes:
-        kind: `reported`, `ended` (the pipeline returned) or `failed`.
-        report: with `reported`.
-        failure: with `failed`.
-        recycle: this process should not serve another lease.
-    """
-
-    kind: Literal["reported", "ended", "failed"]
-    report: Report | None = None
-    failure: Failure | None = None
-    recycle: bool = False
 
 
 def prepare(setup: Setup) -> None:
@@ -197,103 +178,6 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
     return WARM.get(job.config, job.devices).evaluate(job)
 
 
-class LeaseThread:
-    """One lease running beside the process's main thread, met at every report.
-
-    Args:
-        task: what to run.
-        log: file that standard output and error go to while it runs; None leaves them.
-        run: `run_lease`, or a stand-in.
-    """
-
-    def __init__(
-        self, task: Task, log: str | None, run: Callable[[Task, Callable[[Report], None]], None] = run_lease
-    ) -> None:
-        self._task = task
-        self._log = log
-        self._run = run
-        self._met: queue.SimpleQueue[Met] = queue.SimpleQueue()
-        self._go = threading.Semaphore(0)
-        self._stopped = False
-        self._waiting = False
-        self._thread = threading.Thread(target=self._main, name=f"lease-{task.trial}", daemon=True)
-        self._thread.start()
-
-    def next(self) -> Met:
-        """Let it go on until it reports, ends or fails."""
-        if self._waiting:
-            self._waiting = False
-            self._go.release()
-        met = self._met.get()
-        self._waiting = met.kind == "reported"
-        return met
-
-    def finish(self, seconds: float = END_SECONDS) -> bool:
-        """Make `report` raise `SystemExit` and wait for the pipeline to leave; whether it did."""
-        self._stopped = True
-        self._go.release()
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
-    def _report(self, report: Report) -> None:
-        if not isinstance(report, Report):
-            raise TypeError(f"report() takes an evaluators.base.Report, but got {type(report).__name__}")
-        if not self._stopped:
-            self._met.put(Met("reported", report=report))
-            self._go.acquire()
-        if self._stopped:
-            raise SystemExit
-
-    def _main(self) -> None:
-        with _logged(self._log, self._task):
-            try:
-                self._run(self._task, self._report)
-            except SystemExit:
-                end = Met("ended")
-            except BaseException as error:  # the one place where a trial may fail and the sweep goes on
-                failure = classify(error)
-                print(failure.traceback, end="", file=sys.stderr, flush=True)
-                end = Met("failed", failure=failure, recycle=True)
-            else:
-                end = Met("ended")
-        self._met.put(end)
-
-
-@contextlib.contextmanager
-def _logged(path: str | None, task: Task | None) -> Iterator[None]:
-    """Append standard output and error, also of libraries in C, to a file. A file that can't be written is done without."""
-    try:
-        if path is None:
-            raise OSError
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError:
-        yield
-        return
-    saved = {1: os.dup(1), 2: os.dup(2)}
-    _flush()
-    for stream in saved:
-        os.dup2(target, stream)
-    os.close(target)
-    if task is not None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        head = f"--- {stamp} seed {task.seed} attempt {task.attempt} from {task.start_resource} pid {os.getpid()}\n"
-        os.write(1, head.encode())
-    try:
-        yield
-    finally:
-        _flush()
-        for stream, old in saved.items():
-            os.dup2(old, stream)
-            os.close(old)
-
-
-def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-
-
 class LeaseWorker:
     """A worker process's leases, one after another."""
 
@@ -303,12 +187,13 @@ class LeaseWorker:
         self._lease: LeaseThread | None = None
         self._first_bytes: int | None = None
         self._stuck = False
+        self._grown = False
 
     def begin(self, task: Task, log: str | None) -> None:
         """End the lease before and start this one."""
         self.end()
         if not self._stuck:
-            self._lease = LeaseThread(task, log)
+            self._lease = LeaseThread(task, log, run_lease)
 
     def next(self) -> Met:
         """Let the present lease go on until it reports, ends or fails."""
@@ -316,24 +201,32 @@ class LeaseWorker:
             failure = Failure("node", f"the lease before did not leave its pipeline within {END_SECONDS:g} s")
             return Met("failed", failure=failure, recycle=True)
         met = self._lease.next()
-        if met.kind == "reported" and self._has_grown():
-            return Met("reported", report=met.report, recycle=True)
-        return met
+        return replace(met, recycle=True) if self._grown else met
 
     def end(self) -> None:
         """End the present lease, where there is one."""
         lease, self._lease = self._lease, None
-        if lease is not None and not lease.finish():
-            self._stuck = True
+        if lease is not None:
+            self._stuck = not lease.finish()
+            self._grown = self._has_grown()
 
     def _has_grown(self) -> bool:
+        """Whether, between two leases, the process keeps much more than after its first one."""
         held = resident_bytes()
         if self._first_bytes is None:
             self._first_bytes = held
-        grown = held > 2 * self._first_bytes + GROWTH_BYTES
-        if grown:
-            print(f"this worker holds {held >> 20} MiB, {self._first_bytes >> 20} MiB at first; it will be replaced")
-        return grown
+        limit = 2 * self._first_bytes + GROWTH_BYTES
+        if held > limit:
+            give_back()
+            held = resident_bytes()
+        return held > limit
+
+
+def give_back() -> None:
+    """Give memory that nothing uses back to the system."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes() -> int:
@@ -356,7 +249,7 @@ class CallWorker:
         """The function's result, or the failure its exception stands for."""
         PROGRESS.clear()
         module, _, name = function.partition(":")
-        with _logged(self._log, None):
+        with logged(self._log, None):
             try:
                 limit_torch(self._setup.devices)
                 return getattr(importlib.import_module(module), name)(payload), None

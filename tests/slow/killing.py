@@ -168,7 +168,7 @@ def alive(pids: Sequence[int]) -> list[int]:
     return left
 
 
-def await_gone(pids: Sequence[int], seconds: float = 60) -> list[int]:
+def await_gone(pids: Sequence[int], seconds: float = 90) -> list[int]:
     """Wait until none of the processes runs; those that still do."""
     until = time.monotonic() + seconds
     while (left := alive(pids)) and time.monotonic() < until:

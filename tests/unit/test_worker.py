@@ -13,7 +13,8 @@ import pytest
 from evaluators.base import Report
 from pipelines.stage import Devices, Diverged, Task, UserError
 from sweeps import worker
-from sweeps.worker import CallWorker, LeaseThread, LeaseWorker, Setup, read_secret, thread_count, worker_environment
+from sweeps.lease_thread import LeaseThread
+from sweeps.worker import CallWorker, LeaseWorker, Setup, read_secret, thread_count, worker_environment
 
 
 def task(**changes):
@@ -123,7 +124,7 @@ def test_a_new_lease_ends_the_one_before(quiet, monkeypatch):
         finally:
             left.append(task.trial)
 
-    monkeypatch.setattr(worker.LeaseThread.__init__, "__defaults__", (run,))
+    monkeypatch.setattr(worker, "run_lease", run)
     leases = LeaseWorker(quiet)
     leases.begin(task(), None)
     assert leases.next().report == Report(1)
@@ -144,8 +145,8 @@ def test_a_lease_that_does_not_leave_costs_the_worker(quiet, monkeypatch):
             release.wait(10)
 
     monkeypatch.setattr(worker, "END_SECONDS", 0.05)
-    monkeypatch.setattr(worker.LeaseThread.finish, "__defaults__", (0.05,))
-    monkeypatch.setattr(worker.LeaseThread.__init__, "__defaults__", (run,))
+    monkeypatch.setattr(LeaseThread.finish, "__defaults__", (0.05,))
+    monkeypatch.setattr(worker, "run_lease", run)
     leases = LeaseWorker(quiet)
     leases.begin(task(), None)
     leases.next()
@@ -155,20 +156,32 @@ def test_a_lease_that_does_not_leave_costs_the_worker(quiet, monkeypatch):
     assert (met.kind, met.failure.kind, met.recycle) == ("failed", "node", True)
 
 
-def test_a_worker_that_has_grown_is_recycled(quiet, monkeypatch):
-    held = iter([10**9, 3 * 10**9, 5 * 10**9])
-    monkeypatch.setattr(worker, "resident_bytes", lambda: next(held))
-    monkeypatch.setattr(worker.LeaseThread.__init__, "__defaults__", (three_reports,))
-    leases = LeaseWorker(quiet)
-    leases.begin(task(), None)
-    assert [leases.next().recycle for _ in range(3)] == [False, False, True]
-    leases.end()
+def recycled(quiet, monkeypatch, held):
+    """Whether each lease's first report asks for a new worker, when the process holds so much after each lease."""
+    sizes = iter(held)
+    monkeypatch.setattr(worker, "resident_bytes", lambda: next(sizes))
+    monkeypatch.setattr(worker, "run_lease", three_reports)
+    leases, asked = LeaseWorker(quiet), []
+    for _ in range(4):
+        leases.begin(task(), None)
+        asked.append(leases.next().recycle)
+    return asked
+
+
+def test_a_worker_that_keeps_growing_is_recycled(quiet, monkeypatch):
+    gigabyte = 10**9
+    assert recycled(quiet, monkeypatch, [gigabyte, 3 * gigabyte, 5 * gigabyte, 5 * gigabyte]) == [False] * 3 + [True]
+
+
+def test_a_worker_whose_memory_can_be_given_back_is_kept(quiet, monkeypatch):
+    gigabyte = 10**9
+    assert recycled(quiet, monkeypatch, [gigabyte, 3 * gigabyte, 5 * gigabyte, gigabyte]) == [False] * 4
 
 
 PROGRAM = """
 import os, sys
 from pipelines.stage import Task
-from sweeps.worker import LeaseThread
+from sweeps.lease_thread import LeaseThread
 
 def run(task, report):
     print("from python")

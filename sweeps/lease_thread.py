@@ -1,0 +1,135 @@
+"""One lease beside its process's main thread: it waits at every report until it is told to go on, or to end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from evaluators.base import Report
+from pipelines.stage import Task
+from sweeps.failures import Failure, classify
+
+END_SECONDS = 30.0
+"""How long a stopped lease may take to leave its pipeline before its worker is given up."""
+Run = Callable[[Task, Callable[[Report], None]], None]
+"""What a lease runs; `report` waits, and raises `SystemExit` at the end."""
+
+
+@dataclass(frozen=True)
+class Met:
+    """What came of letting a lease go on.
+
+    Attributes:
+        kind: `reported`, `ended` (the pipeline returned) or `failed`.
+        report: with `reported`.
+        failure: with `failed`.
+        recycle: this process should not serve another lease.
+    """
+
+    kind: Literal["reported", "ended", "failed"]
+    report: Report | None = None
+    failure: Failure | None = None
+    recycle: bool = False
+
+
+class LeaseThread:
+    """One lease running beside the process's main thread, met at every report.
+
+    Args:
+        task: what to run.
+        log: file that standard output and error go to while it runs; None leaves them.
+        run: what to do with it.
+    """
+
+    def __init__(self, task: Task, log: str | None, run: Run) -> None:
+        self._task = task
+        self._log = log
+        self._run = run
+        self._met: queue.SimpleQueue[Met] = queue.SimpleQueue()
+        self._go = threading.Semaphore(0)
+        self._stopped = False
+        self._waiting = False
+        self._thread = threading.Thread(target=self._main, name=f"lease-{task.trial}", daemon=True)
+        self._thread.start()
+
+    def next(self) -> Met:
+        """Let it go on until it reports, ends or fails."""
+        if self._waiting:
+            self._waiting = False
+            self._go.release()
+        met = self._met.get()
+        self._waiting = met.kind == "reported"
+        return met
+
+    def finish(self, seconds: float = END_SECONDS) -> bool:
+        """Make `report` raise `SystemExit` and wait for the pipeline to leave; whether it did."""
+        self._stopped = True
+        self._go.release()
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def _report(self, report: Report) -> None:
+        if not isinstance(report, Report):
+            raise TypeError(f"report() takes an evaluators.base.Report, but got {type(report).__name__}")
+        if not self._stopped:
+            self._met.put(Met("reported", report=report))
+            self._go.acquire()
+        if self._stopped:
+            raise SystemExit
+
+    def _main(self) -> None:
+        with logged(self._log, self._task):
+            try:
+                self._run(self._task, self._report)
+            except SystemExit:
+                end = Met("ended")
+            except BaseException as error:  # the one place where a trial may fail and the sweep goes on
+                failure = classify(error)
+                print(failure.traceback, end="", file=sys.stderr, flush=True)
+                end = Met("failed", failure=failure, recycle=True)
+            else:
+                end = Met("ended")
+        self._met.put(end)
+
+
+@contextlib.contextmanager
+def logged(path: str | None, task: Task | None) -> Iterator[None]:
+    """Append standard output and error, also of libraries in C, to a file. A file that can't be written is done without."""
+    try:
+        if path is None:
+            raise OSError
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError:
+        yield
+        return
+    saved = {1: os.dup(1), 2: os.dup(2)}
+    _flush()
+    for stream in saved:
+        os.dup2(target, stream)
+    os.close(target)
+    if task is not None:
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        head = f"--- {stamp} seed {task.seed} attempt {task.attempt} from {task.start_resource} pid {os.getpid()}\n"
+        os.write(1, head.encode())
+    try:
+        yield
+    finally:
+        _flush()
+        for stream, old in saved.items():
+            os.dup2(old, stream)
+            os.close(old)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
