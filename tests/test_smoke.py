@@ -50,9 +50,9 @@ def test_quickstart_walks_from_file_to_verdict(tmp_path: Path) -> None:
     shown = stockpot("show", "smoke", "--json", cwd=tmp_path, seconds=30)
     assert shown.returncode == 0, shown.stderr
     table = json.loads(shown.stdout)
-    assert len(table["rows"]) == 4
-    finished = [row for row in table["rows"] if row["state"] == "finished"]
-    assert len(finished) == 2
+    kinds = [row["kind"] for row in table["rows"]]
+    assert sorted(kinds) == ["baseline", "soup", "trial", "trial", "trial", "trial"]
+    assert [row["state"] for row in table["rows"] if row["kind"] == "trial"].count("finished") == 2
 
     root = tmp_path / "stockpot-runs" / "smoke"
     soups = list(root.glob("soups/*/soup.json"))
