@@ -18,7 +18,7 @@ from sweeps.paths import DEFAULT_STORAGE
 from sweeps.problems import SpecError
 
 COMMANDS: dict[str, str] = {
-    "check": "sweeps.commands.run:check",
+    "check": "sweeps.commands.check:check",
     "submit": "sweeps.commands.run:submit",
     "resume": "sweeps.commands.run:resume",
     "stop": "sweeps.commands.run:stop",

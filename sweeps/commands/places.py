@@ -1,7 +1,8 @@
-"""Which sweep a NAME means: a folder, or a name under the storage."""
+"""Which sweep a NAME means: a folder, or a name under the storage; and which file a SWEEP.yaml."""
 
 from __future__ import annotations
 
+import argparse
 import difflib
 from pathlib import Path
 
@@ -60,3 +61,31 @@ def word_for(paths: SweepPaths) -> str:
     if paths.root.parent == Path(DEFAULT_STORAGE).expanduser().resolve():
         return paths.name
     return str(paths.root)
+
+
+def sweep_file(arguments: argparse.Namespace) -> Path:
+    """The sweep file.
+
+    Raises:
+        UsageError: when none was given, or it is no file, with the files that may be meant.
+    """
+    verb = arguments.command
+    if arguments.file is None:
+        here = _sweep_files(Path("."))
+        hint = f"here are: {', '.join(here)}" if here else "the README's first screen shows one"
+        raise UsageError(f"`{verb}` needs a sweep file: stockpot {verb} SWEEP.yaml ({hint})")
+    path = Path(arguments.file).expanduser()
+    if path.is_dir():
+        inside = _sweep_files(path)
+        hint = f"; it holds {', '.join(inside)}" if inside else ""
+        raise UsageError(f"'{arguments.file}' is a folder, not a sweep file{hint}")
+    if not path.exists():
+        folder = path.parent
+        near = difflib.get_close_matches(str(path), _sweep_files(folder) if folder.is_dir() else [], n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else f" (looked in {folder.resolve()})"
+        raise UsageError(f"there is no file '{arguments.file}'{hint}")
+    return path
+
+
+def _sweep_files(folder: Path) -> list[str]:
+    return sorted(str(path) for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern))[:8]
