@@ -59,8 +59,8 @@ def apply_rules(draft: Draft) -> Verdicts:
 
 
 _REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
-_SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
-_SECRET_VALUE = re.compile(
+SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+SECRET_VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w-]{20,}"
     r"|xox[abp]-[\w-]{10,}|eyJ[\w-]{20,}\.[\w-]{20,})"
 )
@@ -72,14 +72,14 @@ def _secrets(draft: Draft) -> None:
     for name, value in (env if isinstance(env, Mapping) else {}).items():
         if not isinstance(value, str) or _REFERENCE.match(value):
             continue
-        if _SECRET_NAME.search(name) or _SECRET_VALUE.search(value):
+        if SECRET_NAME.search(name) or SECRET_VALUE.search(value):
             draft.wrong(
                 ("env", name), f"a secret in plain text; export {name} in the shell, and write {name}: ${{{name}}}"
             )
         elif "${" in value:
             draft.wrong(("env", name), f"{show(value)} mixes a reference with text; write ${{NAME}} alone")
     for place, text in _texts(draft.document.data, ()):
-        if place[:1] != ("env",) and _SECRET_VALUE.search(text):
+        if place[:1] != ("env",) and SECRET_VALUE.search(text):
             mend = "looks like a secret; export it in the shell, and name it under env as NAME: ${NAME}"
             draft.wrong(place, mend)
 
