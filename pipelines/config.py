@@ -7,6 +7,7 @@ both fields.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
@@ -118,6 +119,11 @@ class SFTConfig(Config):
     """Modules that get an adapter, by the end of their names."""
     use_rslora: bool = False
     """Scale by alpha/sqrt(r) instead of alpha/r."""
+    use_dora: bool = False
+    """DoRA: train each row's length beside the adapter's direction; slower, and often better at small ranks."""
+    unfrozen_parameters: tuple[str, ...] | None = None
+    """With `adapter: none`: regular expressions for the beginnings of parameter names; only parameters that match are
+    trained, the others stay as they are. All are trained by default."""
     learning_rate: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
@@ -144,8 +150,15 @@ class SFTConfig(Config):
     """Passes over train in all; give this or `max_steps`."""
     sequence_len: int = Field(default=1024, ge=8)
     """Tokens a row at most; longer rows are cut at the end and counted."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """`bf16` is autocast over fp32 weights."""
+    sample_packing: bool = False
+    """Fill sequences of `sequence_len` tokens with whole rows that don't see each other: no padding, more rows in a
+    micro batch. `micro_batch_size` then counts packed sequences, so the length must be given as `max_steps`."""
+    group_by_length: bool = False
+    """Put rows of similar length into one micro batch, which saves padding."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16` and `fp16` are autocast over fp32 weights; `fp16` scales the loss, and is for GPUs without bf16."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, equal weights."""
     seed_data: int = 0
     """Seed of the split hashes; the same in all trials."""
     loss_multiple: float = Field(default=5.0, gt=1)
@@ -162,13 +175,52 @@ class SFTConfig(Config):
             raise wrong("max_steps", "is missing; give the length of a run: max_steps (or num_epochs)")
         return self
 
+    @model_validator(mode="after")
+    def packed_runs_are_measured_in_steps(self) -> SFTConfig:
+        """`sample_packing` with `max_steps`: how many packed sequences an epoch has is known only on a worker."""
+        if self.sample_packing and self.max_steps is None:
+            raise wrong(
+                "sample_packing",
+                "packs a number of rows that only training knows into a step; give max_steps, not epochs",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def packing_and_length_groups_exclude_each_other(self) -> SFTConfig:
+        """Packed sequences are all of one length."""
+        if self.sample_packing and self.group_by_length:
+            raise wrong("group_by_length", "packed sequences have no padding to save; delete it, or sample_packing")
+        return self
+
+    @model_validator(mode="after")
+    def parameters_are_unfrozen_without_an_adapter(self) -> SFTConfig:
+        """`unfrozen_parameters` with `adapter: none`, at least one, each a regular expression."""
+        if self.unfrozen_parameters is None:
+            return self
+        if self.adapter != "none":
+            raise wrong(
+                "unfrozen_parameters", f"adapter is {self.adapter}, which trains its own weights; write adapter: none"
+            )
+        if not self.unfrozen_parameters:
+            raise wrong("unfrozen_parameters", "is empty, so nothing would be trained; name some, or delete it")
+        for pattern in self.unfrozen_parameters:
+            if re.search(r"\[\d*:\d*\]\Z", pattern):
+                raise wrong("unfrozen_parameters", f"{pattern!r} ends with a range of rows, which is not supported")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise wrong("unfrozen_parameters", f"{pattern!r} is no regular expression: {error}") from None
+        return self
+
     def moot(self) -> dict[str, str]:
         """Keys that were given a value but have no effect, and why."""
         found: dict[str, str] = {}
         if self.adapter == "none":
             for name in sorted(self.model_fields_set):
-                if name.startswith("lora_") or name == "use_rslora":
+                if name.startswith("lora_") or name in ("use_rslora", "use_dora"):
                     found[name] = "adapter is none"
+        if self.group_by_length and self.micro_batch_size == 1:
+            found["group_by_length"] = "micro_batch_size is 1"
         if self.lr_scheduler == "constant" and "warmup_ratio" in self.model_fields_set and self.warmup_ratio:
             found["warmup_ratio"] = "lr_scheduler is constant; constant_with_warmup warms up"
         return found

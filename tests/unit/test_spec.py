@@ -78,7 +78,26 @@ def test_total_resource_counts_steps_as_epochs_of_whole_batches():
     assert total_resource(CustomConfig(import_path="m:C", total=7), lambda datasets: 0) == 7
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"sample_packing": True, "max_steps": None, "num_epochs": 1.0}, "give max_steps, not epochs"),
+        ({"sample_packing": True, "group_by_length": True}, "packed sequences have no padding to save"),
+        ({"unfrozen_parameters": ["model.norm"]}, "adapter is lora, .* write adapter: none"),
+        ({"adapter": "none", "unfrozen_parameters": []}, "is empty, so nothing would be trained"),
+        ({"adapter": "none", "unfrozen_parameters": ["layers[0"]}, "'layers\\[0' is no regular expression"),
+        ({"adapter": "none", "unfrozen_parameters": ["model.embed_tokens.weight$[:32000]"]}, "a range of rows"),
+    ],
+)
+def test_settings_of_training_that_contradict_each_other(changes, told):
+    with pytest.raises(ValidationError, match=told):
+        sft(**changes)
+
+
 def test_moot_keys_are_those_that_were_given():
+    assert sft(adapter="none", use_dora=True).moot() == {"use_dora": "adapter is none"}
+    assert sft(group_by_length=True, micro_batch_size=1).moot() == {"group_by_length": "micro_batch_size is 1"}
+    assert sft(group_by_length=True).moot() == {}
     assert sft(adapter="none").moot() == {}
     assert sft(adapter="none", lora_r=8).moot() == {"lora_r": "adapter is none"}
     assert "warmup_ratio" in sft(lr_scheduler="constant", warmup_ratio=0.1).moot()
