@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError, Node
+from cluster.machine import Machine, this_machine
 
 LONGEST_FOLDER = 36
 """Ray puts Unix sockets 66 characters below its folder, and Linux allows 107."""
@@ -55,6 +56,30 @@ class RayCluster:
 
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return tuple(Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in alive)
+
+    def machines(self, seconds: float = 60.0) -> tuple[tuple[Node, Machine], ...]:
+        """Every living node with the machine it is on, asked by a task that takes no resources.
+
+        Raises:
+            ClusterError: when a node does not answer in time, or can't import this package.
+        """
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ask = ray.remote(num_cpus=0, max_retries=0)(this_machine)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        asked = [
+            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                hidden_gpus=True
+            )
+            for node in alive
+        ]
+        try:
+            found: list[Machine] = ray.get(asked, timeout=seconds)
+        except ray.exceptions.RayError as error:
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            raise ClusterError(f"a node of the cluster does not say what it has: {first[-1]}") from error
+        return tuple(zip(self.nodes, found, strict=True))
 
     def close(self) -> None:
         """Disconnect; embedded Ray ends with all its processes, and the folder goes. Any number of times."""
