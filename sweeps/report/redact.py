@@ -1,0 +1,47 @@
+"""What a page may say: secrets are masked and long texts cut, wherever they stand in a record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.rules import SECRET_NAME, SECRET_VALUE
+
+MASK = "•••"
+TEXT = 2000
+"""Characters of any one text at most."""
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
+_COUNTED = re.compile(r"tokens|tokeniz", re.IGNORECASE)
+"""`max_new_tokens` and `tokenizer` are no secrets."""
+
+
+def redact(value: Any, key: str = "") -> Any:
+    """A JSON value without secrets: by the name of their key, by their shape, and between `://` and `@`.
+
+    Args:
+        value: anything JSON-ready.
+        key: the key that it stands under.
+    """
+    if isinstance(value, Mapping):
+        return {_masked(str(name)): redact(inner, str(name)) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(inner, key) for inner in value]
+    if not isinstance(value, str):
+        return value
+    if SECRET_NAME.search(_COUNTED.sub("", key)) and not _REFERENCE.match(value):
+        return MASK
+    return cut(_masked(value))
+
+
+def cut(text: str, limit: int = TEXT) -> str:
+    """The text; its middle left out, with a count, where it is longer than `limit`."""
+    if len(text) <= limit:
+        return text
+    head, tail = limit * 3 // 4, limit // 4
+    return f"{text[:head]} […{len(text) - head - tail:,} characters left out…] {text[-tail:]}"
+
+
+def _masked(text: str) -> str:
+    return _CREDENTIALS.sub(MASK, SECRET_VALUE.sub(MASK, text))
