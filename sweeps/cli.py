@@ -27,6 +27,7 @@ COMMANDS: dict[str, str] = {
     "logs": "sweeps.commands.look:logs",
     "show": "sweeps.commands.tables:show",
     "compare": "sweeps.commands.tables:compare",
+    "report": "sweeps.commands.report:report",
     "soup": "sweeps.commands.soups:soup",
     "evaluate": "sweeps.commands.models:evaluate",
 }
@@ -108,6 +109,18 @@ def _add_reading(add: Add) -> None:
     _storage(compare)
     compare.add_argument("--top", type=_positive, default=8, metavar="N", help="best runs of each sweep (default 8)")
     _json(compare)
+    _add_report(add)
+
+
+def _add_report(add: Add) -> None:
+    report = add("report", "one self-contained page about a sweep, or a live one")
+    _name(report)
+    report.add_argument("-o", "--output", metavar="FILE.html", help="where to write it (default: the sweep's folder)")
+    report.add_argument("--watch", action="store_true", help="serve it here and follow a running sweep, until Ctrl-C")
+    report.add_argument("--port", type=_port, metavar="P", help="of --watch (default: a free one)")
+    report.add_argument("--host", metavar="H", help="of --watch (default 127.0.0.1: nobody else can see it)")
+    report.add_argument("--open", action="store_true", help="open it in a browser")
+    _json(report, "print the page's record as JSON")
 
 
 def _add_models(add: Add) -> None:
@@ -138,6 +151,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but got {text}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, but got {text}")
     return value
 
 

@@ -52,12 +52,17 @@ def _progress(arguments: argparse.Namespace) -> ProgressView:
 def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> int:
     """What is printed when a driver has ended: the tables, where things are, and what can be done next."""
     from sweeps.commands.tables import print_sweep, sweep_record
+    from sweeps.report.write import try_report
 
     arguments.status = status  # what the command ends with, also when nobody reads the tables any more
+    page = try_report(paths, lambda text: print(text, file=sys.stderr))
     if arguments.json:
-        print(json.dumps({"status": status, **sweep_record(paths)}, indent=2, allow_nan=False))
+        told = {"status": status, **sweep_record(paths), "report": None if page is None else str(page)}
+        print(json.dumps(told, indent=2, allow_nan=False))
         return status
     print_sweep(paths)
+    if page is not None:
+        print(f"report: {page}")
     if status == INTERRUPTED:
         print(f"interrupted; nothing reported is lost. Go on with: stockpot resume {word_for(paths)}")
     return status

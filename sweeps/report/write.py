@@ -1,0 +1,47 @@
+"""Writing the page: aside, then moved to its place, so that a reader never sees half of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeps.paths import SweepPaths
+
+
+def write_report(paths: SweepPaths, out: Path | None = None) -> Path:
+    """Write the report of a sweep in any state.
+
+    Args:
+        paths: the sweep's.
+        out: where to; default `<sweep>/report.html`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        LedgerError: when the ledger can't be read.
+        OSError: when the file can't be written.
+    """
+    from sweeps.report.page import build_page
+    from sweeps.report.record import report_record
+
+    place = (out or paths.report).absolute()
+    page = build_page(report_record(paths))
+    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_text(page, encoding="utf-8", newline="\n")
+        aside.replace(place)
+    finally:
+        aside.unlink(missing_ok=True)
+    return place
+
+
+def try_report(paths: SweepPaths, say: Callable[[str], None]) -> Path | None:
+    """Write the report at a sweep's end; whatever goes wrong is said and never ends the sweep."""
+    try:
+        return write_report(paths)
+    except Exception as error:
+        lines = str(error).strip().splitlines()
+        say(f"the report could not be written: {type(error).__name__}: {lines[0] if lines else ''}")
+        return None
