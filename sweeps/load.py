@@ -28,6 +28,7 @@ from sweeps.parameters import parse
 from sweeps.paths import SweepPaths
 from sweeps.problems import Problem, SpecError, show
 from sweeps.rules import Verdicts, apply_rules
+from sweeps.searchers.cover import division
 from sweeps.sources import Source, SourceError, resolve_source
 from sweeps.space import Space
 from sweeps.spec import ASHAConfig, SweepSpec
@@ -344,6 +345,7 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         "folder": str(loaded.paths.root),
         "pipeline": loaded.spec.pipeline.type,
         "method": loaded.spec.method.type,
+        "covers": division(loaded.spec.method.type, loaded.space),
         "metric": loaded.metric,
         "direction": loaded.direction,
         "trials": loaded.trials,

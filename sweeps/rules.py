@@ -18,6 +18,7 @@ from sweeps.fields import lookup, overlay
 from sweeps.local import absolute
 from sweeps.metrics import Metric, MetricError, known_metrics, owner, resolve_metric, soup_metric
 from sweeps.problems import show, unknown
+from sweeps.searchers.cover import division
 from sweeps.spec import ASHAConfig, GridConfig
 from sweeps.yaml_source import Place
 
@@ -46,6 +47,8 @@ def apply_rules(draft: Draft) -> Verdicts:
         _metric(draft, verdicts)
     if draft.sound("parameters", "pipeline", "method", "budget"):
         _budget(draft, verdicts)
+    if draft.sound("parameters", "pipeline", "method"):
+        _method(draft)
     if draft.sound("parameters", "pipeline"):
         _comparable(draft, verdicts)
         _moot(draft, verdicts)
@@ -152,6 +155,15 @@ def _budget(draft: Draft, verdicts: Verdicts) -> None:
         if isinstance(spec.method, GridConfig) or size == 1:
             trials = size if trials is None else min(trials, size)
     verdicts.trials = trials
+
+
+def _method(draft: Draft) -> None:
+    """A model needs parameters that every configuration has."""
+    kind = draft.spec.method.type
+    parts = division(kind, draft.parsed.space)
+    if parts is not None and not parts[kind]:
+        what = "numeric range" if kind == "cmaes" else "parameter with several values"
+        draft.wrong(("method",), f"{kind} needs a {what} outside choose, and there is none; use method: tpe")
 
 
 def _comparable(draft: Draft, verdicts: Verdicts) -> None:

@@ -5,7 +5,7 @@ Only pydantic and the standard library are imported, so that `stockpot check` ne
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ class RandomConfig(Config):
     """Independent draws."""
 
     type: Literal["random"] = "random"
+    several_metrics: ClassVar[bool] = True
     seed: Seed = 0
     """Seed of the draws."""
 
@@ -29,6 +30,7 @@ class GridConfig(Config):
     """Every combination, in the file's order or shuffled."""
 
     type: Literal["grid"] = "grid"
+    several_metrics: ClassVar[bool] = True
     seed: Seed = 0
     """Seed of the shuffle."""
     shuffle: bool = False
@@ -39,13 +41,51 @@ class TPEConfig(Config):
     """Tree-structured Parzen estimators (Optuna), multivariate, grouped by branch."""
 
     type: Literal["tpe"] = "tpe"
+    several_metrics: ClassVar[bool] = True
     seed: Seed = 0
     """Seed of the sampler."""
     n_startup_trials: int = Field(default=8, ge=1)
     """Random draws before the model is used."""
 
 
-MethodConfig = Annotated[RandomConfig | GridConfig | TPEConfig, Field(discriminator="type")]
+class GPConfig(Config):
+    """A Gaussian process (Optuna) over the parameters common to all arms; arms and their own parameters by TPE."""
+
+    type: Literal["gp"] = "gp"
+    several_metrics: ClassVar[bool] = True
+    seed: Seed = 0
+    """Seed of the sampler."""
+    n_startup_trials: int = Field(default=8, ge=1)
+    """Random draws before the model is used."""
+
+
+class CMAESConfig(Config):
+    """CMA-ES with margin over the numeric ranges common to all arms; choices and arms by TPE. One metric only."""
+
+    type: Literal["cmaes"] = "cmaes"
+    several_metrics: ClassVar[bool] = False
+    seed: Seed = 0
+    """Seed of the sampler."""
+    population_size: int | None = Field(default=None, ge=3)
+    """Trials a generation; default 4 + 3 ln(ranges), the paper's."""
+    sigma: float = Field(default=0.25, gt=0, le=1)
+    """First standard deviation, as a share of each range."""
+
+
+class NSGA2Config(Config):
+    """NSGA-II (Optuna) for one metric or several; parameters that only an arm has by TPE."""
+
+    type: Literal["nsga2"] = "nsga2"
+    several_metrics: ClassVar[bool] = True
+    seed: Seed = 0
+    """Seed of the sampler."""
+    population_size: int = Field(default=8, ge=2)
+    """Trials a generation; the first is drawn at random."""
+
+
+MethodConfig = Annotated[
+    RandomConfig | GridConfig | TPEConfig | GPConfig | CMAESConfig | NSGA2Config, Field(discriminator="type")
+]
 
 
 class Budget(Config):

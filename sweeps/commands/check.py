@@ -58,6 +58,9 @@ def _describe(told: Mapping[str, Any]) -> str:
         f"  trials   {trials}{seeds}{hours}, {told['method']} over {_count(told['parameters'], 'parameter')}{space}",
         f"  metric   {told['metric']} ({told['direction']})",
     ]
+    if told["covers"] is not None:
+        parts = (f"{' '.join(names)} by {model}" for model, names in told["covers"].items() if names)
+        lines.append(f"  search   {'; '.join(parts)}")
     if told["rungs"] is not None:
         rungs = ", ".join(f"{_count(rung['runs'], 'run')} to {rung['resource']}" for rung in told["rungs"])
         lines.append(f"  runs     {rungs} {unit}: about {told['resource']} {unit} in all")

@@ -16,6 +16,9 @@ SEARCHERS: dict[str, str] = {
     "random": "sweeps.searchers.basic:RandomSearcher",
     "grid": "sweeps.searchers.basic:GridSearcher",
     "tpe": "sweeps.searchers.optuna:TPESearcher",
+    "gp": "sweeps.searchers.gp:GPSearcher",
+    "cmaes": "sweeps.searchers.cmaes:CMAESSearcher",
+    "nsga2": "sweeps.searchers.nsga2:NSGA2Searcher",
 }
 
 

@@ -12,8 +12,10 @@ from sweeps.searchers import SEARCHERS, build_searcher
 from sweeps.searchers.base import Told
 from sweeps.searchers.basic import GridSearcher, RandomSearcher
 from sweeps.searchers.optuna import TPESearcher
+from sweeps.searchers.rungs import comparable
+from sweeps.searchers.studies import tpe_past
 from sweeps.space import Axis, Branch, Choice, Group, Interval, Space
-from sweeps.spec import GridConfig, MethodConfig, RandomConfig, TPEConfig
+from sweeps.spec import CMAESConfig, GPConfig, GridConfig, MethodConfig, NSGA2Config, RandomConfig, TPEConfig
 from sweeps.trial import canonical
 
 CHOICES = Space(
@@ -41,7 +43,14 @@ MIXED = Space(
     CHOICES.groups,
     CHOICES.branches,
 )
-CONFIGS = {"random": RandomConfig(seed=3), "grid": GridConfig(seed=3, shuffle=True), "tpe": TPEConfig(seed=3)}
+CONFIGS = {
+    "random": RandomConfig(seed=3),
+    "grid": GridConfig(seed=3, shuffle=True),
+    "tpe": TPEConfig(seed=3),
+    "gp": GPConfig(seed=3),
+    "cmaes": CMAESConfig(seed=3),
+    "nsga2": NSGA2Config(seed=3),
+}
 
 
 @pytest.fixture(params=sorted(SEARCHERS))
@@ -187,12 +196,12 @@ class TestTPE:
         searcher = TPESearcher(MIXED, ("minimize",), 0)
         made = searcher.suggest(0, [])
         state = optuna.trial.TrialState
-        low = searcher._frozen(Told(made, "complete", (0.1,), 3), top=9)
-        high = searcher._frozen(Told(made, "complete", (0.9,), 9), top=9)
-        assert (low.state, low.intermediate_values) == (state.PRUNED, {3: 0.1})
-        assert (high.state, high.value) == (state.COMPLETE, 0.9)
-        assert searcher._frozen(Told(made, "running"), top=9).state == state.RUNNING
-        assert searcher._frozen(Told(made, "failed"), top=9).state == state.FAIL
+        history = [Told(made, "complete", (0.1,), 3), Told(made, "complete", (0.9,), 9)]
+        history += [Told(made, "running"), Told(made, "failed")]
+        low, high, running, failed = tpe_past(history, comparable(history, ("minimize",)))
+        assert (low.state, list(low.intermediate_values)) == (state.PRUNED, [3])
+        assert high.state == state.COMPLETE
+        assert (running.state, failed.state) == (state.RUNNING, state.FAIL)
         assert low.params["k"] == canonical(made.choices["k"])
 
     def test_running_trials_are_part_of_the_answer(self):
@@ -213,8 +222,8 @@ class TestTPE:
 
 def test_optuna_is_loaded_at_the_first_suggestion_and_neither_ray_nor_torch_at_all():
     code = (
-        "import sys, sweeps.engine, sweeps.simulate, sweeps.replay, sweeps.searchers.optuna, sweeps.schedulers.asha\n"
-        "print([m for m in ('optuna', 'ray', 'torch', 'transformers', 'scipy') if m in sys.modules])"
+        "import sys, sweeps.engine, sweeps.simulate, sweeps.replay, sweeps.searchers.gp, sweeps.searchers.cmaes, sweeps.searchers.nsga2\n"
+        "print([m for m in ('optuna', 'cmaes', 'ray', 'torch', 'transformers', 'scipy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
