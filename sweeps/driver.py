@@ -14,7 +14,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -35,15 +35,23 @@ if TYPE_CHECKING:
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 SHOW_SECONDS = 0.5
+SHOW_SHARE = 20.0
+"""A show that took a second is followed by none for so many seconds."""
 RECORDED = ("stockpot", "ray", "torch", "transformers", "trl", "peft", "optuna", "numpy", "scipy")
 """Packages whose versions the first event keeps."""
 
 
 class Progress(Protocol):
-    """Who shows how a driver is getting on. `sweeps.progress.ProgressView` is one."""
+    """Who shows how a driver is getting on. `sweeps.progress.ProgressView` is one. No call waits for a terminal."""
 
-    def on_snapshot(self, shot: Mapping[str, Any]) -> None:
-        """How far the sweep is; see `sweeps.progress.snapshot`."""
+    def on_state(self, state: SweepState, loaded: LoadedSweep, events: Callable[[int], Iterable[Event]]) -> None:
+        """How far the sweep is.
+
+        Args:
+            state: the fold of the ledger; it changes when this has returned.
+            loaded: the sweep.
+            events: the ledger's after a `seq`.
+        """
         ...
 
     def on_message(self, message: str) -> None:
@@ -75,7 +83,7 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
         say(f"warning: {warning}")
     with _connected(loaded, paths, address, say) as backend:
         ledger = _create(loaded, paths)
-        return _Drive(loaded, ledger, paths, backend, progress, say).to_the_end()
+        return _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
 
 
 def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress | None = None) -> int:
@@ -100,7 +108,7 @@ def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress 
             return _status(state)
         loaded = from_record(state.spec)
         with _connected(loaded, paths, address, say) as backend:
-            return _Drive(loaded, ledger, paths, backend, progress, say).to_the_end()
+            return _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
     finally:
         ledger.drop()
 
@@ -165,6 +173,13 @@ def _connected(
         _on_sigterm(before)
 
 
+def _host(backend: RayBackend, address: str | None) -> dict[str, Any]:
+    """Who drives and on what: the body of `driver_started`."""
+    placed = backend.placement
+    on = {"slots": placed.slots, "cpus": placed.cpus, "gpus": placed.gpus, "address": address}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "version": version("stockpot"), **on}
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
@@ -199,6 +214,7 @@ class _Drive:
         ledger: Ledger,
         paths: SweepPaths,
         backend: Backend,
+        host: Mapping[str, Any],
         progress: Progress | None,
         say: Callable[[str], None],
     ) -> None:
@@ -206,15 +222,16 @@ class _Drive:
         self._ledger = ledger
         self._paths = paths
         self._backend = backend
+        self._host = host
         self._progress = progress
-        self._say = say
+        self._said = say
+        self._state: SweepState | None = None
 
     def to_the_end(self) -> int:
         """Leases, soup, final step; the exit status."""
         reason, status = "interrupted", INTERRUPTED
         try:
-            host = {"pid": os.getpid(), "host": socket.gethostname(), "version": version("stockpot")}
-            self._ledger.append([Event("driver_started", host)])
+            self._ledger.append([Event("driver_started", self._host)])
             reason = self._tune()
             if reason == "finished":
                 self._conclude()
@@ -235,9 +252,10 @@ class _Drive:
     def _tune(self) -> str:
         """Leases until there are none left; `finished`, `interrupted` or `aborted`."""
         engine = Engine(self._loaded, self._ledger, self._paths, self._backend.slots)
+        self._state = engine.state
         try:
             if not engine.over:
-                self._backend.run(Shown(engine, lambda: self._show(engine.state)))
+                self._backend.run(Shown(engine, self._show))
         finally:
             engine.close()
         if engine.abort is not None:
@@ -252,7 +270,7 @@ class _Drive:
             if self._loaded.spec.soup is not None:
                 from sweeps.soup import make_soup
 
-                self._show(state)
+                self._show()
                 make_soup(self._loaded, self._ledger, self._paths, self._backend, self._loaded.spec.soup, self._say)
             from sweeps.final import run_final
 
@@ -267,10 +285,18 @@ class _Drive:
         body = {"trials": len(state.trials), "failed": failed, "best": shot["best"], "seconds": seconds}
         self._ledger.append([Event("sweep_finished", body)])
 
-    def _show(self, state: SweepState | None = None) -> None:
-        if self._progress is not None:
-            folded = state if state is not None else fold(self._ledger.events())
-            self._progress.on_snapshot(snapshot(folded, self._loaded))
+    def _say(self, text: str) -> None:
+        """Say it, and show what has become of the sweep since."""
+        self._said(text)
+        self._show()
+
+    def _show(self) -> None:
+        """Show the sweep as it is: the engine's fold, kept up with what the later stages append."""
+        if self._progress is None or self._state is None:
+            return
+        for event in self._ledger.events(after=self._state.seq):
+            self._state.apply(event)
+        self._progress.on_state(self._state, self._loaded, self._ledger.events)
 
 
 def _status(state: SweepState) -> int:
@@ -278,12 +304,12 @@ def _status(state: SweepState) -> int:
 
 
 class Shown:
-    """A loop that shows itself at its ticks, a few times a second at most."""
+    """A loop that shows itself at its ticks, twice a second at most, and for a twentieth of its time at most."""
 
     def __init__(self, loop: Loop, show: Callable[[], None]) -> None:
         self._loop = loop
         self._show = show
-        self._shown_at = float("-inf")
+        self._due = float("-inf")
         # The calls made for every report go to the loop without a step between.
         self.report: Callable[[str, Report], Answer] = loop.report
         self.ask: Callable[[], Lease | None] = loop.ask
@@ -318,6 +344,7 @@ class Shown:
         """Let the loop tick, then show how far it is."""
         self._loop.tick()
         now = time.monotonic()
-        if now - self._shown_at >= SHOW_SECONDS:
-            self._shown_at = now
+        if now >= self._due:
             self._show()
+            took = time.monotonic() - now
+            self._due = now + max(SHOW_SECONDS, SHOW_SHARE * took)

@@ -6,7 +6,7 @@ numbered segments (at most 2 s or 100 events apart). One `append` is one transac
 Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scores use `Score.record`).
 
     sweep_created     {name, spec, versions, space}                    first event; the resolved spec
-    driver_started    {pid, host, version}                             one a driver: submit, resume
+    driver_started    {pid, host, version, slots, cpus, gpus, address} one a driver: submit, resume; cpus and gpus a trial's
     suggested         {trial, order, config, parameters, choices, distributions, attributes, duplicate_of}
     lease_started     {lease, run, attempt, from_resource, from_checkpoint, milestones, changes}
     reported          {lease, run, attempt, resource, scores, telemetry, checkpoint, worker_seconds}

@@ -1,48 +1,72 @@
 """Progress for people: what a sweep has done, its best so far, and when it will be over.
 
 `snapshot` folds the ledger's state into a small JSON-ready mapping, the same for the driver and for `stockpot status`.
-`ProgressView` shows snapshots and messages: two redrawn lines on a terminal, plain lines elsewhere. A reader that went
-away never ends a sweep: the view falls silent.
+`ProgressView` shows it: one redrawn screen on a terminal, plain lines elsewhere. It writes in a thread of its own, so that
+neither a slow terminal nor one that went away holds a sweep up or ends it.
 """
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from sweeps.eta import ahead, estimate
+from sweeps.glyphs import clean
 from sweeps.trial import finite
+from sweeps.words import describe_best, describe_trials, duration, share_done
 
 if TYPE_CHECKING:
+    from sweeps.ledger import Event
     from sweeps.load import LoadedSweep
+    from sweeps.overview import Overview
     from sweeps.state import ReportState, RunState, SweepState
 
-REDRAW_SECONDS = 1.0
-"""A terminal's lines are drawn at most this often, and at least this often."""
+REDRAW_SECONDS = 0.25
+"""The screen is drawn this often."""
+LINE_SECONDS = 1.0
+"""Plain lines are at least so far apart."""
 PLAIN_SECONDS = 15.0
 """Without a terminal a line is written at every change, and at least this often."""
+WAITING = 10_000
+"""Texts that wait for a slow reader at most; then the oldest are left out."""
 BAR_WIDTH = 24
-STAGES = {"stopping": "stopping", "soup": "making the soup", "final": "in the final step"}
-"""What a line adds in the stages that are not plain running."""
+GOODBYE_SECONDS = 2.0
+"""How long the last picture may take on a terminal that does not read."""
 
 
-def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
+def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -> dict[str, Any]:
     """What the ledger says now, JSON-ready.
 
     `trials.tried` counts trials that have a result or failed; it never falls. `resource.done` counts each run to its
-    newest report; `seconds` counts all drivers together, up to the newest event.
+    newest report, `ahead` is what is still to come; `seconds` counts all drivers together, up to the newest event. `eta` (seconds from `at`, with its range)
+    is about the trials; `then` says what follows them. `failures` counts by kind, those that were tried again included.
+
+    Args:
+        state: the fold of the ledger.
+        loaded: the sweep.
+        now: seconds since the epoch; default: the clock's.
     """
     from sweeps.load import describe
 
+    at = time.time() if now is None else now
+    plan = describe(loaded)
+    expected, rungs = plan["resource"], plan["rungs"]
+    phase = _phase(state)
+    running = phase == "running"
+    eta = estimate(state, loaded, rungs, at) if running else None
+    kinds = Counter(failure.kind for run in state.runs.values() for failure in run.failures)
+    follows = ["soup"] * (loaded.spec.soup is not None) + ["final step"]
     phases = [run.phase for run in state.runs.values()]
     tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
     tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
     return {
         "name": state.name,
-        "state": _phase(state),
+        "state": phase,
+        "metric": loaded.metric,
         "trials": {
             "total": loaded.trials,
             "started": len(state.trials),
@@ -56,12 +80,21 @@ def snapshot(state: SweepState, loaded: LoadedSweep) -> dict[str, Any]:
         "best": best(state, loaded),
         "resource": {
             "done": sum(max(run.reports, default=0) for run in state.runs.values()),
-            "expected": describe(loaded)["resource"],
+            "expected": expected,
         },
+        "ahead": None if rungs is None else sum(ahead(state, rungs)) if running else 0,
         "unit": "units" if loaded.spec.pipeline.type == "custom" else "steps",
         "seconds": state.spent + max(0.0, state.updated_at - state.driver_started_at),
         "started_at": state.started_at,
         "updated_at": state.updated_at,
+        "reported_at": max((run.newest.time for run in state.runs.values() if run.newest is not None), default=None),
+        "stall_after": loaded.spec.stall_after,
+        "failures": dict(sorted(kinds.items())),
+        "devices": {key: state.driver.get(key) for key in ("slots", "cpus", "gpus")},
+        "last_driver": {key: state.driver.get(key) for key in ("pid", "host")} | {"ended": state.driver_ended},
+        "eta": None if eta is None else eta.record(),
+        "then": " and ".join(follows),
+        "at": at,
     }
 
 
@@ -83,6 +116,7 @@ def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
     if not found:
         return None
     *_, run, report, value, se, n = min(found, key=lambda entry: entry[:3])
+    front = front_size(state, loaded)
     return {
         "trial": run.trial,
         "seed": run.seed,
@@ -91,7 +125,25 @@ def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
         "se": se,
         "n": n,
         "resource": report.resource,
+        **({} if front is None else {"front": front}),
     }
+
+
+def front_size(state: SweepState, loaded: LoadedSweep) -> int | None:
+    """With several metrics, how many of the runs that got furthest no other dominates; None with one metric."""
+    if len(loaded.metrics) == 1:
+        return None
+    from sweeps.pareto import fronts
+
+    found: list[tuple[int, list[float]]] = []
+    for run in state.runs.values():
+        report = _standing(run, loaded)
+        values = [] if report is None else [report.value(metric.name) for metric in loaded.metrics]
+        vector = [m.sign * v for m, v in zip(loaded.metrics, values, strict=False) if v is not None and finite(v)]
+        if report is not None and len(vector) == len(loaded.metrics):
+            found.append((report.resource if loaded.spec.early_terminate.type == "asha" else 0, vector))
+    furthest = max((far for far, _ in found), default=0)
+    return fronts([vector for far, vector in found if far == furthest]).count(0)
 
 
 def _standing(run: RunState, loaded: LoadedSweep) -> ReportState | None:
@@ -123,175 +175,173 @@ def _phase(state: SweepState) -> str:
     return "running"
 
 
-def duration(seconds: float) -> str:
-    """`12 s`, `3:05`, `2:03:05`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-def describe_best(found: Mapping[str, Any] | None) -> str:
-    """`best tune/loss 0.2301 ± 0.0120 (0003-ab12cd34 at 30)`."""
-    if found is None:
-        return "no result yet"
-    error = f" ± {found['se']:.2g}" if found.get("se") is not None else ""
-    return f"best {found['metric']} {found['value']:.4g}{error} ({found['trial']} at {found['resource']})"
-
-
-def describe_trials(shot: Mapping[str, Any]) -> str:
-    """`5/6 trials, 1 running, 1 failed`."""
-    trials = shot["trials"]
-    total = f"/{trials['total']}" if trials["total"] is not None else ""
-    parts = [f"{trials['tried']}{total} trials", f"{trials['running']} running"]
-    if trials["failed"]:
-        parts.append(f"{trials['failed']} failed")
-    if shot["state"] in STAGES:
-        parts.append(STAGES[shot["state"]])
-    return ", ".join(parts)
-
-
-def share_done(shot: Mapping[str, Any]) -> float | None:
-    """Part of the expected resource that is spent, at most 1; None when no end is known."""
-    expected = shot["resource"]["expected"]
-    return min(1.0, shot["resource"]["done"] / expected) if expected else None
-
-
-class Pace:
-    """Estimates the seconds left from resource done since the first snapshot seen."""
-
-    def __init__(self) -> None:
-        self._first: tuple[float, int] | None = None
-
-    def eta(self, shot: Mapping[str, Any], now: float) -> float | None:
-        """Seconds left at the pace so far; None before there is a pace or without an expected end."""
-        done, expected = shot["resource"]["done"], shot["resource"]["expected"]
-        if self._first is None:
-            self._first = (now, done)
-        began, base = self._first
-        if not expected or done <= base or now <= began:
-            return None
-        return max(0.0, (expected - done) * (now - began) / (done - base))
-
-
 class ProgressView:
-    """Shows a driver's snapshots and messages. Use it as a context manager; `on_*` may be called from any thread.
+    """Shows a sweep and messages. Use it as a context manager; `on_*` may be called from any thread, and none waits.
 
     Args:
         stream: where to write.
-        live: redraw two lines (a terminal) instead of appending plain ones; default: whether the stream is a terminal.
+        live: draw a screen instead of appending plain lines; default: where the stream is a terminal that can be drawn on.
         before: seconds that were spent before the view began.
+        alternate: draw on the terminal's alternate screen, and leave nothing behind.
+        hint: the screen's last line.
+
+    Attributes:
+        gone: whether the reader went away.
     """
 
-    def __init__(self, stream: TextIO, live: bool | None = None, before: float = 0.0) -> None:
+    def __init__(
+        self, stream: TextIO, live: bool | None = None, before: float = 0.0, alternate: bool = False, hint: str = ""
+    ) -> None:
+        from sweeps.terminal import Terminal, can_draw
+
+        self.gone = False
         self._stream = stream
-        self._live = stream.isatty() if live is None else live
-        self._lock = threading.RLock()
-        self._over = threading.Event()
-        self._ticker: threading.Thread | None = None
-        now = time.monotonic()
-        self._began = now - before
-        self._pace = Pace()
+        self._live = can_draw(stream) if live is None else live
+        self._terminal = Terminal(stream, alternate) if self._live else None
+        self._hint = hint
+        self._lock, self._writing = threading.Lock(), threading.Lock()
+        self._over, self._wake = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        self._began = time.monotonic() - before
         self._shot: Mapping[str, Any] | None = None
-        self._eta: float | None = None
-        self._eta_at = now
-        self._drawn = 0
+        self._shot_at = 0.0
+        self._view: Overview | None = None
+        self._news: Any = None
+        self._texts: deque[str] = deque(maxlen=WAITING)
         self._last = float("-inf")
         self._said = ""
-        self._gone = False
 
     def __enter__(self) -> ProgressView:
-        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
-        self._ticker.start()
+        self._thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        self._thread.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._over.set()
-        if self._ticker is not None:
-            self._ticker.join(timeout=2)
         with self._lock:
-            if self._shot is not None:
-                self._show(force=True)
-            self._drawn = 0
+            if self._shot is not None and not self._live:
+                self._line(force=True)
+        self._over.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(GOODBYE_SECONDS if self._live else None)
+
+    def on_state(self, state: SweepState, loaded: LoadedSweep, events: Callable[[int], Iterable[Event]]) -> None:
+        """Take in how far the sweep is; see `sweeps.driver.Progress`."""
+        self.on_read(state, loaded, snapshot(state, loaded), events)
+
+    def on_read(
+        self,
+        state: SweepState,
+        loaded: LoadedSweep,
+        shot: Mapping[str, Any],
+        events: Callable[[int], Iterable[Event]],
+    ) -> None:
+        """As `on_state`, with the snapshot as a reader of the ledger sees it."""
+        if self.gone:
+            return
+        if self._live:
+            from sweeps.news import News
+            from sweeps.overview import overview
+
+            news = self._news = self._news or News()
+            for event in events(news.seq):
+                news.apply(event)
+            news.new_best(shot["best"], shot["updated_at"])
+            view = overview(state, loaded, shot, news.items, shot["at"], self._hint)
+            with self._lock:
+                self._view = view
+        self.on_snapshot(shot)
 
     def on_snapshot(self, shot: Mapping[str, Any]) -> None:
-        """Take in the newest snapshot; draws when something changed, at most every second."""
+        """Take in the newest snapshot; without a terminal a line is written when something changed."""
         with self._lock:
-            now = time.monotonic()
-            before = self._shot["resource"]["done"] if self._shot is not None else None
-            self._shot = shot
-            if before != shot["resource"]["done"]:
-                self._eta, self._eta_at = self._pace.eta(shot, now), now
-            self._show()
+            self._shot, self._shot_at = shot, time.monotonic()
+            if not self._live:
+                self._line()
+        self._nudge()
 
     def on_message(self, message: str) -> None:
-        """Write a message above the redrawn lines, or as a line."""
+        """Write a message above the screen, or as a line."""
         with self._lock:
-            self._erase()
-            self._write(message.rstrip("\n") + "\n")
-            if self._live and self._shot is not None:
-                self._show(force=True)
+            self._texts.append(clean(message.rstrip("\n"), lines=True) + "\n")
+        self._nudge()
 
-    def _tick(self) -> None:
-        while not self._over.wait(REDRAW_SECONDS):
+    def _nudge(self) -> None:
+        if self._thread is None:
+            self._flush()
+        elif self._texts:
+            self._wake.set()
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            self._wake.wait(REDRAW_SECONDS)
+            self._wake.clear()
             with self._lock:
-                if self._shot is not None:
-                    self._show()
+                if self._shot is not None and not self._live:
+                    self._line()
+            self._flush()
+        self._flush(last=True)
 
-    def _show(self, force: bool = False) -> None:
+    def _line(self, force: bool = False) -> None:
+        """Add a plain line where one is due. The lock is held."""
         assert self._shot is not None
         now = time.monotonic()
         since = now - self._last
         gist = f"{describe_trials(self._shot)}, {describe_best(self._shot['best'])}"
-        if not force:
-            due = since >= REDRAW_SECONDS if self._live else since >= PLAIN_SECONDS
-            changed = gist != self._said and since >= REDRAW_SECONDS
-            if not (due or changed):
-                return
-        elif not self._live and gist == self._said and since < REDRAW_SECONDS:
+        changed = gist != self._said
+        if not (force or since >= PLAIN_SECONDS or (changed and since >= LINE_SECONDS)):
+            return
+        if force and not changed and since < LINE_SECONDS:
             return
         self._last, self._said = now, gist
-        if self._live:
-            self._redraw(now)
-        else:
-            self._write(f"[{duration(now - self._began)}] {gist}{self._outlook(now)}\n")
+        self._texts.append(clean(f"[{duration(now - self._began)}] {gist}{self._outlook(now)}") + "\n")
 
     def _outlook(self, now: float) -> str:
         assert self._shot is not None
         share = share_done(self._shot)
         text = "" if share is None else f", {share:.0%}"
-        if self._eta is not None and share is not None and share < 1:
-            text += f", ETA {duration(self._eta - (now - self._eta_at))}"
+        eta = self._shot.get("eta")
+        if eta is not None and (share is None or share < 1):
+            text += f", ETA {duration(eta['seconds'] - (now - self._shot_at))}"
         return text
 
-    def _redraw(self, now: float) -> None:
-        assert self._shot is not None
+    def _flush(self, last: bool = False) -> None:
+        """Write what waits; on a terminal, draw the screen."""
+        with self._writing:
+            with self._lock:
+                texts, view = list(self._texts), self._view
+                self._texts.clear()
+            if self._terminal is None:
+                self._write("".join(texts))
+            elif last:
+                self._write(self._terminal.close(texts, self._ending() if not self._terminal.alternate else []))
+            else:
+                self._write(self._terminal.frame(view, texts, time.time()))
+
+    def _ending(self) -> list[str]:
+        """What stays of the screen: two lines."""
+        if self._shot is None:
+            return []
+        now = time.monotonic()
         share = share_done(self._shot)
         filled = round(BAR_WIDTH * (share or 0.0))
+        told = "" if share is None else f" {share:.0%},"
         bar = f"[{'#' * filled}{'-' * (BAR_WIDTH - filled)}]"
-        columns = max(20, shutil.get_terminal_size().columns - 1)
-        lines = [
-            f"{self._shot['name']} {bar}{self._outlook(now).removeprefix(',')}, {duration(now - self._began)} elapsed",
+        return [
+            f"{self._shot['name']} {bar}{told} {duration(now - self._began)} elapsed",
             f"  {describe_trials(self._shot)}, {describe_best(self._shot['best'])}",
         ]
-        self._erase()
-        self._write("".join(f"{line[:columns]}\n" for line in lines))
-        self._drawn = len(lines)
-
-    def _erase(self) -> None:
-        if self._drawn:
-            self._write(f"\x1b[{self._drawn}A\x1b[J")
-            self._drawn = 0
 
     def _write(self, text: str) -> None:
-        if self._gone:
+        if self.gone or not text:
             return
         try:
             self._stream.write(text)
             self._stream.flush()
-        except (BrokenPipeError, ValueError):
-            self._gone = True
+        except (OSError, ValueError):
+            self.gone = True
+            from sweeps.terminal import let_go
+
+            let_go(self._stream)

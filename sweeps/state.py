@@ -45,6 +45,11 @@ class ReportState:
     deleted: bool = False
     """whether its checkpoint was deleted"""
 
+    def value(self, metric: str) -> float | None:
+        """A metric by its full name, from the scores or the telemetry."""
+        score = self.scores.get(metric)
+        return score.value if score is not None else self.telemetry.get(metric)
+
 
 @dataclass
 class RunState:
@@ -64,6 +69,8 @@ class RunState:
     changes: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    heard: float = 0.0
+    """when its newest lease started, or last reported"""
 
     @property
     def id(self) -> str:
@@ -116,6 +123,10 @@ class SweepState:
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     test_openings: int = 0
     drivers: int = 0
+    driver: Mapping[str, Any] = field(default_factory=dict)
+    """the newest driver, as `driver_started` tells it"""
+    driver_ended: str | None = None
+    """how the newest driver ended; None while it is at work, and where it was killed"""
     stop: str | None = None
     """who asked the present driver to stop"""
     finished: dict[str, Any] | None = None
@@ -161,6 +172,7 @@ def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) ->
     if state.drivers:
         state.spent += max(0.0, state.updated_at - state.driver_started_at)
     state.drivers += 1
+    state.driver, state.driver_ended = dict(body), None
     state.driver_started_at = event.time
     state.stop = None
     for run in state.runs.values():
@@ -190,7 +202,7 @@ def _run(state: SweepState, name: str) -> RunState:
 def _lease_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     run = _run(state, body["run"])
     run.phase, run.lease, run.reason = "running", body["lease"], ""
-    run.attempt = body["attempt"]
+    run.attempt, run.heard = body["attempt"], event.time
     run.leases += 1
     run.target = body["target"] if "target" in body else body["milestones"][0]
     run.changes = dict(body.get("changes") or {})
@@ -200,6 +212,7 @@ def _reported(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     run = state.runs[body["run"]]
     if body["attempt"] < run.attempt or body["resource"] in run.reports:
         return
+    run.heard = event.time
     run.seconds += body.get("worker_seconds") or 0.0
     run.reports[body["resource"]] = ReportState(
         resource=body["resource"],
@@ -286,6 +299,10 @@ def _soup_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> 
     state.soups[body["soup"]].finished = dict(body)
 
 
+def _driver_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.driver_ended = body["reason"]
+
+
 def _sweep_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.finished = dict(body)
 
@@ -310,5 +327,6 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "soup_scored": _soup_scored,
     "soup_decided": _soup_decided,
     "soup_finished": _soup_finished,
+    "driver_ended": _driver_ended,
     "sweep_finished": _sweep_finished,
 }

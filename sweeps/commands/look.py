@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -15,10 +14,16 @@ from sweeps.commands.places import UsageError, find_sweep, sweeps_under, word_fo
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
     from sweeps.state import RunState, SweepState
 
-ENDED = {"finished", "stopped", "interrupted"}
-"""States in which `status --watch` has nothing more to wait for."""
+ENDINGS = {
+    "finished": "finished its walk",
+    "interrupted": "was interrupted",
+    "aborted": "gave up",
+    "was killed": "ended without a word (killed, or its machine went down)",
+}
+"""How a driver ended, in words."""
 
 
 def list_sweeps(arguments: argparse.Namespace) -> int:
@@ -40,7 +45,7 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
 
 
 def _row(shot: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    from sweeps.progress import duration
+    from sweeps.words import duration
 
     if "error" in shot:
         return (shot["name"], "damaged", "", shot["error"], duration(time.time() - shot["updated_at"]))
@@ -78,15 +83,28 @@ def read_snapshot(paths: SweepPaths) -> dict[str, Any]:
     """
     from sweeps.load import load_resolved
     from sweeps.lock import DriverLock
-    from sweeps.progress import snapshot
 
     driver = DriverLock.holder(paths.lock)
-    state = read_state(paths)
-    shot = snapshot(state, load_resolved(paths.resolved_spec))
+    return seen(read_state(paths), load_resolved(paths.resolved_spec), paths, driver)
+
+
+def seen(state: SweepState, loaded: LoadedSweep, paths: SweepPaths, driver: Mapping[str, Any] | None) -> dict[str, Any]:
+    """`sweeps.progress.snapshot` as a reader sees it, who knows whether a driver holds the lock.
+
+    Args:
+        state: the fold of the ledger.
+        loaded: the sweep.
+        paths: where it lies.
+        driver: who held the lock before the ledger was read: one that ends in between must not seem to be killed.
+    """
+    from sweeps.progress import snapshot
+
+    shot = snapshot(state, loaded)
     shot["folder"] = str(paths.root)
     shot["driver"] = dict(driver) if driver is not None else None
     if driver is None:
         shot["trials"]["running"] = 0  # what a dead driver's trials were doing, they no longer do
+        shot["eta"] = None
     if driver is None and shot["state"] != "finished":
         shot["state"] = "stopped" if state.stop is not None else "interrupted"
     return shot
@@ -107,46 +125,39 @@ def read_state(paths: SweepPaths) -> SweepState:
 def status(arguments: argparse.Namespace) -> int:
     """How far a sweep is, once or until it has ended."""
     paths = find_sweep(arguments.name, arguments.storage)
-    if not arguments.watch:
-        shot = read_snapshot(paths)
-        print(json.dumps(shot, indent=2, allow_nan=False) if arguments.json else _describe(shot, paths))
-        return 0
-    return _watch(paths, arguments.interval, arguments.json)
+    if arguments.watch:
+        from sweeps.commands.watch import watch
 
-
-def _watch(paths: SweepPaths, interval: float, as_json: bool) -> int:
-    from sweeps.progress import ProgressView
-
+        return watch(paths, arguments.interval, arguments.json)
     shot = read_snapshot(paths)
-    if as_json:
-        print(json.dumps(shot, allow_nan=False), flush=True)
-        while shot["state"] not in ENDED:
-            time.sleep(max(0.1, interval))
-            before, shot = shot, read_snapshot(paths)
-            if shot != before:
-                print(json.dumps(shot, allow_nan=False), flush=True)
-        return 0
-    with ProgressView(sys.stdout, before=_spent(shot)) as view:
-        view.on_snapshot(shot)
-        while shot["state"] not in ENDED:
-            time.sleep(max(0.1, interval))
-            shot = read_snapshot(paths)
-            view.on_snapshot(shot)
-    print(_describe(shot, paths))
+    print(json.dumps(shot, indent=2, allow_nan=False) if arguments.json else describe(shot, paths))
     return 0
 
 
-def _describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
-    from sweeps.progress import describe_best, describe_trials, duration, share_done
+def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
+    """What `status` prints for people."""
+    from sweeps.words import age, describe_best, describe_trials, duration, outlook, share_done
 
     trials, driver, share = shot["trials"], shot["driver"], share_done(shot)
-    spent = "" if share is None else f", {share:.0%} of the expected {shot['resource']['expected']} {shot['unit']}"
+    spent = "" if share is None else f", {share:.0%} of about {shot['resource']['done'] + shot['ahead']} {shot['unit']}"
     lines = [
         f"{shot['name']}: {shot['state']}",
         f"  trials   {describe_trials(shot)}, {trials['finished']} at the end, {trials['waiting']} waiting at a rung",
-        f"  spent    {shot['resource']['done']} {shot['unit']}{spent}, {duration(_spent(shot))}",
+        f"  spent    {shot['resource']['done']} {shot['unit']}{spent}, {duration(spent_seconds(shot))}",
         f"  result   {describe_best(shot['best'])}",
-        f"  driver   {_driver(driver)}",
+    ]
+    if shot["failures"]:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in shot["failures"].items())
+        lines.append(f"  failures {kinds} (stockpot logs {word_for(paths)})")
+    if driver is not None and shot["state"] == "running":
+        lines.append(f"  left     {outlook(shot, shot['at'])}")
+    lines.append(f"  driver   {_driver(shot)}")
+    if driver is not None:
+        lines.append(f"  devices  {_devices(shot)}")
+    heard = shot["reported_at"]
+    told = "no report yet" if heard is None else f"last report {age(shot['at'] - heard)} ago"
+    lines += [
+        f"  news     {told}, last event {age(shot['at'] - shot['updated_at'])} ago",
         f"  folder   {shot['folder']}",
     ]
     if shot["state"] in ("stopped", "interrupted"):
@@ -156,16 +167,28 @@ def _describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
     return "\n".join(lines)
 
 
-def _spent(shot: Mapping[str, Any]) -> float:
+def spent_seconds(shot: Mapping[str, Any]) -> float:
     """Seconds of all drivers, up to now where one is at work."""
     running = time.time() - shot["updated_at"] if shot["driver"] else 0.0
     return float(shot["seconds"] + max(0.0, running))
 
 
-def _driver(driver: Mapping[str, Any] | None) -> str:
-    if driver is None:
+def _driver(shot: Mapping[str, Any]) -> str:
+    driver, last = shot["driver"], shot["last_driver"]
+    if driver is not None:
+        return f"pid {driver.get('pid')} on {driver.get('host')} since {driver.get('started')}"
+    if last["pid"] is None:
         return "none is running"
-    return f"pid {driver.get('pid')} on {driver.get('host')} since {driver.get('started')}"
+    ended = last["ended"] or "was killed"
+    return f"none is running; the last one, pid {last['pid']} on {last['host']}, {ENDINGS.get(ended, ended)}"
+
+
+def _devices(shot: Mapping[str, Any]) -> str:
+    on = shot["devices"]
+    if on["slots"] is None:
+        return "unknown"
+    gpus = f" and {on['gpus']:g} GPUs" if on["gpus"] else ""
+    return f"{min(shot['trials']['running'], on['slots'])} of {on['slots']} slots busy, each {on['cpus']:g} CPUs{gpus}"
 
 
 def logs(arguments: argparse.Namespace) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from sweeps.commands.places import find_sweep, sweep_file, word_for
@@ -26,7 +28,7 @@ def submit(arguments: argparse.Namespace) -> int:
     paths = loaded.paths
     from sweeps.driver import submit as drive
 
-    with _progress(arguments) as view:
+    with _progress(arguments, paths) as view:
         view.on_message(f"sweep {paths.name} in {paths.root}")
         status = drive(loaded, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
@@ -37,16 +39,21 @@ def resume(arguments: argparse.Namespace) -> int:
     paths = find_sweep(arguments.name, arguments.storage)
     from sweeps.driver import resume as drive
 
-    with _progress(arguments) as view:
+    with _progress(arguments, paths) as view:
         view.on_message(f"sweep {paths.name} in {paths.root}")
         status = drive(paths, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
 
-def _progress(arguments: argparse.Namespace) -> ProgressView:
+@contextlib.contextmanager
+def _progress(arguments: argparse.Namespace, paths: SweepPaths) -> Iterator[ProgressView]:
+    """The view of a driver, which outlives its terminal."""
     from sweeps.progress import ProgressView
+    from sweeps.terminal import outliving
 
-    return ProgressView(sys.stderr if arguments.json else sys.stdout)
+    hint = f"Ctrl-C stops; stockpot resume {word_for(paths)} goes on"
+    with outliving(), ProgressView(sys.stderr if arguments.json else sys.stdout, hint=hint) as view:
+        yield view
 
 
 def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> int:
