@@ -211,7 +211,11 @@ class LeaseWorker:
             self._grown = self._has_grown()
 
     def _has_grown(self) -> bool:
-        """Whether, between two leases, the process keeps much more than after its first one."""
+        """Whether, between two leases, the process keeps much more than after its first one.
+
+        Every lease has a thread, and with it a heap, of its own; what it freed there would stay until the process ends.
+        """
+        trim()
         held = resident_bytes()
         if self._first_bytes is None:
             self._first_bytes = held
@@ -225,6 +229,11 @@ class LeaseWorker:
 def give_back() -> None:
     """Give memory that nothing uses back to the system."""
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Give free pages of the C library's heaps back to the system."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -178,6 +178,23 @@ def test_a_worker_whose_memory_can_be_given_back_is_kept(quiet, monkeypatch):
     assert recycled(quiet, monkeypatch, [gigabyte, 3 * gigabyte, 5 * gigabyte, gigabyte]) == [False] * 4
 
 
+def test_what_a_lease_freed_goes_back_to_the_system(quiet, monkeypatch):
+    def frees_most(task, report):
+        blocks = [bytearray(100_000) for _ in range(2_000)]
+        pinned.append(blocks.pop())
+        del blocks
+        held.append(worker.resident_bytes())
+
+    pinned: list[bytearray] = []
+    held: list[int] = []
+    monkeypatch.setattr(worker, "run_lease", frees_most)
+    leases = LeaseWorker(quiet)
+    leases.begin(task(), None)
+    leases.next()
+    leases.end()
+    assert held[0] - worker.resident_bytes() > 150_000_000
+
+
 PROGRAM = """
 import os, sys
 from pipelines.stage import Task
