@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from evaluators.base import Direction
+from sweeps.front import Front
 from sweeps.ledger import number
+from sweeps.metrics import Metric
 
 ALPHA = 0.05
 WIDTH = 120
@@ -59,6 +61,10 @@ class Row:
         parameters: dotted path -> value.
         changes: what a retry changed against the file.
         test: the metric on `test`, for the final step's candidates.
+        scores: every metric of the sweep by its full name; `score` is the primary one.
+        front: with several metrics, its front among the trials that got as far, from 1.
+        possible: not on front 1 by the values, but not shown to be dominated either; None where it was not tested.
+        tests: every metric on `test`, by its full name there.
     """
 
     rank: int | None
@@ -78,6 +84,10 @@ class Row:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     test: Measured | None = None
+    scores: Mapping[str, Measured] = field(default_factory=dict)
+    front: int | None = None
+    possible: bool | None = None
+    tests: Mapping[str, Measured] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """JSON-ready; NaN becomes null."""
@@ -91,6 +101,8 @@ class Row:
             "parameters": dict(self.parameters),
             "changes": dict(self.changes),
             "test": None if self.test is None else self.test.record(),
+            "scores": {name: score.record() for name, score in self.scores.items()},
+            "tests": {name: score.record() for name, score in self.tests.items()},
         }
 
 
@@ -100,14 +112,16 @@ class Leaderboard:
 
     Attributes:
         sweep: name.
-        metric: full name.
-        direction: which way is better.
+        metric: full name; of several, the primary one.
+        direction: which way is better on it.
         alpha: level of the tie marks.
         rows: trials, best first, then soups and the baseline.
         finals: what the final step scored: {role, candidate, seed, scores}, scores by full name.
         verdicts: as in the ledger, with `p_holm` over all of them.
         test_openings: how often `test` was opened.
         finished: whether the sweep is over.
+        metrics: all of them, the primary one first.
+        front: with several metrics, the Pareto front of the trials that got furthest; None before there is one.
     """
 
     sweep: str
@@ -119,6 +133,13 @@ class Leaderboard:
     verdicts: tuple[Mapping[str, Any], ...] = ()
     test_openings: int = 0
     finished: bool = False
+    metrics: tuple[Metric, ...] = ()
+    front: Front | None = None
+
+    @property
+    def others(self) -> tuple[Metric, ...]:
+        """The metrics besides the primary one."""
+        return self.metrics[1:]
 
     @property
     def trials(self) -> tuple[Row, ...]:
@@ -138,6 +159,8 @@ def to_json(board: Leaderboard) -> dict[str, Any]:
         "sweep": board.sweep,
         "metric": board.metric,
         "direction": board.direction,
+        "metrics": [{"name": metric.name, "direction": metric.direction} for metric in board.metrics],
+        "front": None if board.front is None else board.front.record(),
         "alpha": board.alpha,
         "finished": board.finished,
         "rows": [row.record() for row in board.rows],
@@ -157,15 +180,27 @@ def to_csv(board: Leaderboard) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     head = ["rank", "kind", "name", "seeds", "rung", "metric", "score", "se", "n", "unscored", "tie", "p"]
+    head += ["front", "possible"] if board.others else []
+    head += [f"{m.name}{end}" for m in board.others for end in ("", "_se", "_n", "_unscored")]
     head += ["resource", "seconds", *costs, "state", "reason", "test", "test_se", "test_n"]
+    tested = [f"test/{metric.bare}" for metric in board.others if metric.scored]
+    head += [f"{name}{end}" for name in tested for end in ("", "_se", "_n")]
     writer.writerow([*head, *(f"parameters.{path}" for path in axes)])
     for row in board.rows:
         test = row.test or Measured()
         score = row.score
         cells: list[Any] = [row.rank, row.kind, row.name, " ".join(map(str, row.seeds)), row.rung, board.metric]
-        cells += [score.value, score.se, score.n, score.unscored, row.tie, row.p, row.resource, row.seconds]
+        cells += [score.value, score.se, score.n, score.unscored, row.tie, row.p]
+        cells += [row.front, row.possible] if board.others else []
+        for metric in board.others:
+            other = row.scores.get(metric.name, Measured())
+            cells += [other.value, other.se, other.n, other.unscored]
+        cells += [row.resource, row.seconds]
         cells += [row.cost.get(name) for name in costs]
         cells += [row.state, row.reason, test.value, test.se, test.n]
+        for name in tested:
+            other = row.tests.get(name, Measured())
+            cells += [other.value, other.se, other.n]
         cells += [row.parameters.get(path) for path in axes]
         writer.writerow([_cell(cell) for cell in cells])
     return out.getvalue()
@@ -186,14 +221,16 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
     for state in ("running", "waiting", "failed"):
         here = sum(row.state == state for row in board.trials)
         counts += [f"{here} {state}"] if here else []
-    better = "lower" if board.direction == "minimize" else "higher"
-    lines = [f"{board.sweep}: {board.metric} ({better} is better), {', '.join(counts)}"]
+    metrics = [(metric.name, metric.direction) for metric in board.metrics] or [(board.metric, board.direction)]
+    aims = [f"{name} ({'lower' if direction == 'minimize' else 'higher'} is better)" for name, direction in metrics]
+    lines = [f"{board.sweep}: {', '.join([*aims, *counts])}"]
     if board.rows:
         columns, dropped = _fitting(_columns(board), board.rows, width)
         lines += aligned([c.title for c in columns], [[c.cell(row) for c in columns] for row in board.rows], width)
         if "reason" in dropped:
             lines += [cut(f"{row.name}: {_reason(row)}", width) for row in board.rows if _reason(row)]
         lines += _ties(board)
+        lines += board.front.lines() if board.front is not None else []
         dropped = [title for title in dropped if title != "reason"]
         if dropped:
             lines.append(f"left out for width: {', '.join(dropped)} (--json and --csv have them)")
@@ -247,14 +284,24 @@ def _columns(board: Leaderboard) -> list[_Column]:
         _Column("trial", lambda row: row.name),
         _Column("rung", lambda row: _text(row.rung)),
         _Column(board.metric, lambda row: score_text(row.score)),
-        _Column("n", _n, 2),
+        _Column("n", lambda row: _n(row.score), 2),
     ]
+    if board.others:
+        columns[1:1] = [_Column("front", lambda row: f"{_text(row.front)}{'?' if row.possible else ''}")]
+    for metric in board.others:
+        name = metric.name
+        columns.append(_Column(name, lambda row, name=name: score_text(row.scores.get(name, Measured()))))  # type: ignore[misc]
+        if any(row.scores and _n(row.scores[name]) not in ("", _n(row.score)) for row in rows):
+            title = f"n of {metric.bare}"
+            columns.append(_Column(title, lambda row, name=name: _n(row.scores.get(name, Measured())), 2))  # type: ignore[misc]
     if any(row.test is not None for row in rows):
         columns.append(_Column("test", lambda row: score_text(row.test or Measured())))
+    for name in dict.fromkeys(name for row in rows for name in row.tests if name.partition("/")[2] != _bare(board)):
+        columns.append(_Column(name, lambda row, name=name: score_text(row.tests.get(name, Measured()))))  # type: ignore[misc]
     columns += [_Column("resource", lambda row: _text(row.resource), 5), _Column("seconds", _seconds, 4)]
     columns += [
         _Column(name, lambda row, name=name: _text(row.cost.get(name)), 6)  # type: ignore[misc]
-        for name in sorted({name for row in rows for name in row.cost})
+        for name in sorted({name for row in rows for name in row.cost} - {metric.bare for metric in board.metrics})
     ]
     if any(len(row.seeds) > 1 for row in rows):
         columns.append(_Column("seeds", lambda row: str(len(row.seeds)) if row.seeds else "", 5))
@@ -287,16 +334,21 @@ def _ties(board: Leaderboard) -> list[str]:
     if not compared:
         return []
     first = next(row for row in board.trials if row.rank == 1)
+    where = f" on {board.metric}" if board.others else ""
     how = f"paired on stored items at rung {first.rung}, Holm over {len(compared)}, α = {board.alpha:g}"
     if any(row.tie for row in compared):
-        return [f"= can't be told from the first ({how})"]
-    return [f"the first is better than each of the {len(compared)} compared with it ({how})"]
+        return [f"= can't be told from the first{where} ({how})"]
+    return [f"the first is better{where} than each of the {len(compared)} compared with it ({how})"]
 
 
-def _n(row: Row) -> str:
-    if row.score.n is None:
+def _n(score: Measured) -> str:
+    if score.n is None:
         return ""
-    return str(row.score.n) + (f" (-{row.score.unscored})" if row.score.unscored else "")
+    return str(score.n) + (f" (-{score.unscored})" if score.unscored else "")
+
+
+def _bare(board: Leaderboard) -> str:
+    return board.metric.partition("/")[2]
 
 
 def _seconds(row: Row) -> str:

@@ -3,6 +3,9 @@
 Two families of tests, each with its own Holm adjustment: every contestant against the best one gives the tied-best set,
 and every pair against each other gives the pairs' words. Trials at the end of their budget are compared where any are there,
 else those at the highest rung; a trial with several seeds is the mean of its seeds, item by item.
+
+With several metrics there is one comparison a metric, of the same trials, and the Pareto front of their values. Telemetry has
+no items: its values stand side by side, and no pair is judged.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from typing import Any
 from evaluators.base import Direction
 from evaluators.statistics import Paired, Side, holm, paired
 from sweeps.board import ALPHA, Measured, Row, aligned, score_text
+from sweeps.front import numbered
 from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items
 from sweeps.ledger import StoredItems, number
+from sweeps.metrics import Metric
 from sweeps.state import SweepState
 
 
@@ -93,7 +98,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contestants best first, every pair of them, and who could not take part and why ((name, reason), ...)."""
+    """Contestants best first, every pair of them, and who could not take part and why ((name, reason), ...).
+
+    `tested` is false for telemetry, which has no pairs.
+    """
 
     metric: str
     direction: Direction
@@ -101,6 +109,7 @@ class Comparison:
     contestants: tuple[Contestant, ...]
     pairs: tuple[Pair, ...]
     left_out: tuple[tuple[str, str], ...] = ()
+    tested: bool = True
 
     @property
     def tied_best(self) -> tuple[str, ...]:
@@ -108,39 +117,103 @@ class Comparison:
         return tuple(contestant.name for contestant in self.contestants if contestant.tied)
 
 
+@dataclass(frozen=True)
+class Comparisons:
+    """One comparison a metric, the primary one first, and the front of the trials compared (empty with one metric)."""
+
+    blocks: tuple[Comparison, ...]
+    front: tuple[str, ...] = ()
+
+
+def compare_all(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA) -> Comparisons:
+    """Compare the best `top` trials of each sweep on every metric.
+
+    Raises:
+        CompareError: when the sweeps have different metrics, or no trial has item scores of a metric that has items.
+    """
+    metrics = {source.plan.metrics for source in sources}
+    if len(metrics) > 1:
+        said = ", ".join(f"{source.name} has {_names(source.plan.metrics)}" for source in sources)
+        raise CompareError(f"sweeps with different metrics can't be compared: {said}")
+    [wanted] = metrics
+    rows = [(source, row) for source in sources for row in _best_rows(source, top)]
+    if len(wanted) == 1:
+        return Comparisons((_compare(sources, rows, wanted[0], alpha),))
+    blocks = tuple(
+        _compare(sources, rows, metric, alpha) if metric.scored else _side_by_side(sources, rows, metric, alpha)
+        for metric in wanted
+    )
+    fronts = numbered([row for _, row in rows], wanted)
+    on_front = [_label(sources, *entry) for entry, front in zip(rows, fronts, strict=True) if front == 1]
+    return Comparisons(blocks, tuple(on_front))
+
+
 def compare(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA) -> Comparison:
-    """Compare the best `top` trials of each sweep.
+    """Compare the best `top` trials of each sweep on the primary metric.
 
     Items decide what is comparable: contestants whose items (ids, weights and groups) differ from the best one's are left
     out and named.
 
     Raises:
-        CompareError: when the sweeps have different metrics, or no trial has item scores.
+        CompareError: as `compare_all`.
     """
-    metrics = {(source.plan.metric, source.plan.direction) for source in sources}
-    if len(metrics) > 1:
-        said = ", ".join(f"{source.name} has {source.plan.metric}" for source in sources)
-        raise CompareError(f"sweeps with different metrics can't be compared: {said}")
-    [(metric, direction)] = metrics
+    return compare_all(sources, top=top, alpha=alpha).blocks[0]
+
+
+def _compare(sources: Sequence[Source], rows: Sequence[tuple[Source, Row]], metric: Metric, alpha: float) -> Comparison:
     found: list[tuple[Contestant, StoredItems]] = []
     left_out: list[tuple[str, str]] = []
-    for source in sources:
-        prefix = f"{source.name}:" if len(sources) > 1 else ""
-        for row in _best_rows(source, top):
-            stored = trial_items(row, source.items, metric)
-            if stored is None:
-                left_out.append((prefix + row.name, "its item scores are not stored"))
-            else:
-                found.append((Contestant(prefix + row.name, source.name, row.rung or 0, row.score), stored))
+    for source, row in rows:
+        name = _label(sources, source, row)
+        stored = trial_items(row, source.items, metric.name)
+        if stored is None:
+            left_out.append((name, "its item scores are not stored"))
+        else:
+            found.append((Contestant(name, source.name, row.rung or 0, row.scores[metric.name]), stored))
     if not found:
-        raise CompareError(f"nothing to compare: no trial has item scores of {metric} at a rung yet")
-    sign = 1.0 if direction == "minimize" else -1.0
-    found.sort(key=lambda entry: sign * entry[0].score.value)
+        raise CompareError(f"nothing to compare: no trial has item scores of {metric.name} at a rung yet")
+    found.sort(key=lambda entry: metric.sign * entry[0].score.value)
     same = [entry for entry in found if entry[1].item_set == found[0][1].item_set]
     why = f"it was scored on other items than {found[0][0].name}"
     left_out += [(c.name, why) for c, stored in found if stored.item_set != found[0][1].item_set]
-    contestants, pairs = _judge(same, direction, alpha)
-    return Comparison(metric, direction, alpha, contestants, pairs, tuple(left_out))
+    contestants, pairs = _judge(same, metric.direction, alpha)
+    return Comparison(metric.name, metric.direction, alpha, contestants, pairs, tuple(left_out))
+
+
+def _side_by_side(
+    sources: Sequence[Source], rows: Sequence[tuple[Source, Row]], metric: Metric, alpha: float
+) -> Comparison:
+    """Values without an error, best first; nothing is judged."""
+    found = [
+        Contestant(_label(sources, source, row), source.name, row.rung or 0, row.scores[metric.name], tied=False)
+        for source, row in rows
+    ]
+    found.sort(key=lambda contestant: metric.sign * contestant.score.value)
+    return Comparison(metric.name, metric.direction, alpha, tuple(found), (), tested=False)
+
+
+def _label(sources: Sequence[Source], source: Source, row: Row) -> str:
+    return f"{source.name}:{row.name}" if len(sources) > 1 else row.name
+
+
+def _names(metrics: Sequence[Metric]) -> str:
+    return " and ".join(metric.name for metric in metrics)
+
+
+def all_to_json(comparisons: Comparisons) -> dict[str, Any]:
+    """JSON-ready; with one metric its comparison alone."""
+    if len(comparisons.blocks) == 1:
+        return to_json(comparisons.blocks[0])
+    return {"metrics": [to_json(block) for block in comparisons.blocks], "front": list(comparisons.front)}
+
+
+def all_to_text(comparisons: Comparisons, width: int | None = None) -> str:
+    """A block a metric, and the front."""
+    blocks = [to_text(block, width) for block in comparisons.blocks]
+    if len(blocks) > 1:
+        names = ", ".join(comparisons.front)
+        blocks.append(f"front by the values, none worse than another on every metric: {names}")
+    return "\n\n".join(blocks)
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -149,6 +222,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         "metric": comparison.metric,
         "direction": comparison.direction,
         "alpha": comparison.alpha,
+        "tested": comparison.tested,
         "contestants": [{**c.__dict__, "score": c.score.record()} for c in comparison.contestants],
         "tied_best": list(comparison.tied_best),
         "pairs": [pair.record() for pair in comparison.pairs],
@@ -158,6 +232,8 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
 
 def to_text(comparison: Comparison, width: int | None = None) -> str:
     """Every contestant against the best, the tied-best set, and who was left out."""
+    if not comparison.tested:
+        return _values(comparison, width)
     best, *others = comparison.contestants
     better = "lower" if comparison.direction == "minimize" else "higher"
     against = {pair.right: pair for pair in comparison.pairs if pair.left == best.name}
@@ -184,6 +260,17 @@ def to_text(comparison: Comparison, width: int | None = None) -> str:
         lines.append(f"{told}; of all {len(comparison.pairs)} pairs {apart} can be told apart")
     lines += [f"left out: {name}: {reason}" for name, reason in comparison.left_out]
     return "\n".join(lines)
+
+
+def _values(comparison: Comparison, width: int | None) -> str:
+    better = "lower" if comparison.direction == "minimize" else "higher"
+    best = comparison.contestants[0].score.value
+    rows = [
+        [c.name, str(c.rung), score_text(c.score), "best" if c.score.value == best else f"{c.score.value - best:+.3g}"]
+        for c in comparison.contestants
+    ]
+    lines = [f"{comparison.metric} ({better} is better), telemetry without an error: nothing is judged"]
+    return "\n".join(lines + aligned(["trial", "rung", comparison.metric, "difference"], rows, width))
 
 
 def _best_rows(source: Source, top: int) -> list[Row]:

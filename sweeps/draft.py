@@ -101,11 +101,6 @@ def _type_sections(
         whole["pipeline"] = overlay(written, first(parsed, {}), models)
     broken: set[str] = set()
     left: list[Complaint] = []
-    if isinstance(data.get("metric"), list):
-        message = "several metrics (a Pareto front) are not supported yet; name the one that decides"
-        document.problems.append(document.problem(("metric",), message))
-        whole["metric"] = _STAND_INS["metric"]
-        broken.add("metric")
     try:
         return validate(whole), frozenset(broken), []
     except ValidationError as error:

@@ -67,7 +67,7 @@ class Engine:
         self._ledger = ledger
         self._paths = paths
         self._clock = clock
-        searcher = build_searcher(plan.spec.method, plan.space, (plan.direction,))
+        searcher = build_searcher(plan.spec.method, plan.space, [metric.direction for metric in plan.metrics])
         self._scheduler = build_scheduler(plan.spec.early_terminate, plan.milestones, plan.finalists)
         self._standings = Standings(plan, self._scheduler.milestones, searcher.finite)
         for event in ledger.events():
@@ -244,13 +244,16 @@ class Engine:
             self._judge(run, held, report)
 
     def _judge(self, run: RunState, held: Held, report: Report) -> None:
-        value = self._standings.metric_of(report)
-        if value is None:
+        values = dict(zip((m.name for m in self._plan.metrics), self._standings.metrics_of(report), strict=True))
+        missing = [name for name, value in values.items() if value is None]
+        broken = [f"{name} is {value:g}" for name, value in values.items() if value is not None and not finite(value)]
+        if missing:
             there = ", ".join([*(score.key for score in report.scores), *report.telemetry]) or "nothing"
-            message = f"the report at {report.resource} lacks the metric {self._plan.metric}; it has {there}"
+            lacks = " and ".join(missing)
+            message = f"the report at {report.resource} lacks the metric {lacks}; it has {there}"
             self._fail(run, held, Failure("user", message))
-        elif not finite(value):
-            self._fail(run, held, Failure("nan", f"{self._plan.metric} is {value:g} at {report.resource}"))
+        elif broken:
+            self._fail(run, held, Failure("nan", f"{' and '.join(broken)} at {report.resource}"))
         else:
             self._same_error.scored()
             self._decide(run, held, report.resource)

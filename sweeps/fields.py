@@ -96,7 +96,7 @@ def model_at(root: Models, data: Any, path: Sequence[str | int]) -> tuple[type[B
         if part is None:
             return tuple(found)
         below: list[Any] = []
-        for leaf in found or candidates:
+        for leaf in candidates if isinstance(part, int) else found or candidates:
             if _is_model(leaf) and part in leaf.model_fields:
                 below += take_apart(leaf.model_fields[str(part)].annotation)
             elif get_origin(leaf) in (tuple, list):

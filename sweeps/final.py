@@ -3,28 +3,26 @@
 Whatever the ledger has is not done again: a killed driver goes on with the next candidate, and `test` counts as opened
 once. Later openings (`stockpot soup` on a judged sweep, `evaluate --on test`) are events of their own.
 
-Candidates and their roles: `baseline` (the untuned model, or `baseline:` trained from the beginning), `winner` (the best
-run at the highest rung), `soup` (the newest finished one when the candidates are frozen); a soup judged later has its id
-as its role. With `seeds.test` the winner's and the baseline's configurations are trained again with each of these seeds,
-and winner minus baseline is judged on those; the soup is made of the sweep's own runs and is judged against them.
+Who is judged, on what and against whom stands in `sweeps.candidates`. With `seeds.test` the configurations of the baseline
+and of the winner (or of the front's runs) are trained again with each of these seeds, and their differences from the baseline
+are judged on those; the soup is made of the sweep's own runs and is judged against them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.config import EVALUATOR_CONFIGS
 from pipelines.finetune.checkpoint import content_hash, newest_whole
 from pipelines.stage import ModelSource
+from sweeps.candidates import Contender, freeze, judged_metrics, leading, pairs, plan, soup_candidate
 from sweeps.engine import Backend, CallFailed
 from sweeps.ledger import Event, Items, Ledger
-from sweeps.metrics import Metric, soup_metric
+from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN, reached
-from sweeps.scoring import Say, call, evaluate, has_split, model_source, ranked, relative, silent, whole_checkpoint
+from sweeps.scoring import Say, call, evaluate, has_split, model_source, silent
 from sweeps.state import SoupState, SweepState, fold
 from sweeps.trial import Attempt, Run
 from sweeps.verdicts import Side, verdict, with_holm
@@ -34,37 +32,9 @@ if TYPE_CHECKING:
 
 RESOURCE = 0
 """Item scores of the final step are stored at this resource."""
-PAIRS = (("soup", "winner"), ("winner", "baseline"), ("soup", "baseline"))
-"""What is compared: left minus right."""
 DATA_ONLY = "the intervals cover the data, not training: each candidate was trained once (seeds.test is empty)"
 
 NOTHING = "final step: no run has a result and a whole checkpoint, so there is nothing to judge"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """Something to score on `test`.
-
-    Attributes:
-        role: `baseline`, `winner`, `soup` or a soup's id.
-        candidate: its record in `final_frozen`.
-        config: the pipeline configuration that it is scored (and trained) with.
-        seed: a seed of `seeds.test` that it is trained with; None for what the sweep made.
-        folder: weights; None for the untuned model.
-        trains: trial id to train under, where it is still to be trained.
-    """
-
-    role: str
-    candidate: Mapping[str, Any]
-    config: Mapping[str, Any]
-    seed: int | None = None
-    folder: Path | None = None
-    trains: str | None = None
-
-    @property
-    def label(self) -> str:
-        """`<role>[/seed-<s>]`; its items are stored under `final/<label>`."""
-        return self.role if self.seed is None else f"{self.role}/seed-{self.seed}"
 
 
 def run_final(
@@ -109,7 +79,7 @@ def judge_soup(
     """
     state = fold(ledger.events())
     if state.candidates and not any(candidate.get("soup") == soup.id for candidate in state.candidates):
-        added = [*state.candidates, _soup_candidate(soup, soup.id)]
+        added = [*state.candidates, soup_candidate(soup, soup.id)]
         ledger.append([Event("final_frozen", {"candidates": added})])
     elif not state.candidates:
         candidates = freeze(loaded, state, paths, soup)
@@ -133,46 +103,12 @@ def open_test(ledger: Ledger, by: str, candidates: Sequence[str], metrics: Seque
     ledger.ship(force=True)
 
 
-def freeze(loaded: LoadedSweep, state: SweepState, paths: SweepPaths, soup: SoupState | None) -> list[dict[str, Any]]:
-    """The candidates as `final_frozen` holds them; empty when no run has a result and a whole checkpoint."""
-    found = ((placed, whole_checkpoint(paths, placed)) for placed in ranked(loaded, state))
-    best = next(((placed, checkpoint) for placed, checkpoint in found if checkpoint is not None), None)
-    if best is None:
-        return []
-    placed, (folder, content) = best
-    winner = {
-        "role": "winner",
-        "run": placed.run.id,
-        "resource": placed.report.resource,
-        "checkpoint": relative(paths, folder),
-        "hash": content,
-    }
-    candidates: list[dict[str, Any]] = []
-    config = state.trials[placed.run.trial].config
-    trained = loaded.resolve_baseline()
-    if trained is not None:
-        reason = ", ".join(f"{key}={value}" for key, value in (loaded.baseline or {}).items())
-        candidates.append({"role": "baseline", "config": trained, "reason": reason})
-    elif config.get("base_model") is not None:
-        candidates.append({"role": "baseline", "model": config["base_model"]})
-    candidates.append(winner)
-    if soup is not None:
-        candidates.append(_soup_candidate(soup, "soup"))
-    return candidates
-
-
-def _soup_candidate(soup: SoupState, role: str) -> dict[str, Any]:
-    assert soup.finished is not None, f"soup {soup.id} must be finished before it is judged"
-    return {"role": role, "soup": soup.id, "folder": soup.finished["folder"], "hash": soup.finished["hash"]}
-
-
 def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Backend, by: str, say: Say) -> None:
     state = fold(ledger.events())
-    judged = judged_metric(loaded)
+    judged = judged_metrics(loaded)
     evaluators = loaded.timetable.final
-    winner = next(candidate for candidate in state.candidates if candidate["role"] == "winner")
-    config = state.trials[Run.parse(winner["run"]).trial].config
-    if judged is None or not (evaluators or config["type"] == "custom"):
+    config = state.trials[leading(state).trial].config
+    if not judged or not (evaluators or config["type"] == "custom"):
         say("final step: no evaluator runs on test, so nothing was judged")
         return
     contenders = plan(loaded, state, paths)
@@ -188,44 +124,9 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
         _open_once(loaded, ledger, by, ready, evaluators)
         for contender in ready:
             _score(loaded, ledger, backend, contender, evaluators, say)
-    _compare(ledger, f"test/{judged.bare}", judged, contenders, say)
+    _compare(ledger, judged, say)
     if not loaded.spec.seeds.test:
         say(f"final step: {DATA_ONLY}")
-
-
-def judged_metric(loaded: LoadedSweep) -> Metric | None:
-    """What verdicts are about: the sweep's metric, or the soup's where that is telemetry; None when neither is a score."""
-    metric = Metric(loaded.metric, loaded.direction)
-    if loaded.metric.startswith("tune/"):
-        return metric
-    if loaded.spec.soup is None or loaded.spec.soup.metric is None:
-        return None
-    bare = soup_metric(loaded.spec, metric)
-    known = {name: direction for config in EVALUATOR_CONFIGS for name, direction in config.metrics.items()}
-    return Metric(f"tune/{bare}", known[bare]) if bare in known else None
-
-
-def plan(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[Contender]:
-    """What is to be scored on `test`, in the order it is done."""
-    winner = next(candidate for candidate in state.candidates if candidate["role"] == "winner")
-    run = state.runs[winner["run"]]
-    config = state.trials[run.trial].config
-    seeds = loaded.spec.seeds.test
-    contenders = []
-    for candidate in state.candidates:
-        role = candidate["role"]
-        if role == "winner":
-            contenders.append(Contender(role, candidate, config, folder=paths.root / candidate["checkpoint"]))
-            again = {**config, **run.changes}
-            contenders += [Contender(role, candidate, again, seed, trains=run.trial) for seed in seeds]
-        elif "config" in candidate:
-            trained = candidate["config"]
-            contenders += [Contender(role, candidate, trained, s, trains="baseline") for s in seeds or (None,)]
-        elif role == "baseline":
-            contenders.append(Contender(role, candidate, config))
-        else:
-            contenders.append(Contender(role, candidate, config, folder=paths.root / candidate["folder"]))
-    return contenders
 
 
 def _trained(
@@ -311,22 +212,24 @@ def _source(contender: Contender) -> ModelSource:
     return model_source(contender.config, contender.folder, content)
 
 
-def _compare(ledger: Ledger, metric: str, judged: Metric, contenders: Sequence[Contender], say: Say) -> None:
-    """The verdicts that are not in the ledger yet, in one transaction."""
+def _compare(ledger: Ledger, judged: Sequence[Metric], say: Say) -> None:
+    """The verdicts that are not in the ledger yet, metric by metric, in one transaction."""
     state = fold(ledger.events())
     done = {(body["left"], body["right"], body["metric"]) for body in state.verdicts}
-    later = [(contender.role, other) for contender in contenders for other in ("winner", "baseline")]
-    extra = [pair for pair in later if pair[0] not in ("soup", "winner", "baseline")]
+    singles = {candidate["role"] for candidate in state.candidates if "run" in candidate}
     bodies = []
-    for left, right in (*PAIRS, *extra):
-        retrained = (left, right) == ("winner", "baseline")
-        sides = [_side(ledger, state, role, metric, retrained) for role in (left, right)]
-        if (left, right, metric) not in done and all(one.scores for one in sides):
-            bodies.append(verdict(sides[0], sides[1], metric, judged.direction))
+    for metric in judged:
+        name = f"test/{metric.bare}"
+        for left, right in pairs(state.candidates):
+            retrained = left in singles and right == "baseline"
+            sides = [_side(ledger, state, role, name, retrained) for role in (left, right)]
+            if (left, right, name) not in done and all(one.scores for one in sides):
+                bodies.append(verdict(sides[0], sides[1], name, metric.direction))
     if bodies:
         adjusted = with_holm([body.get("p") for body in state.verdicts], bodies)
         ledger.append([Event("verdict", body) for body in adjusted])
-        say(f"final step: {len(bodies)} verdicts on {metric}")
+        names = dict.fromkeys(body["metric"] for body in bodies)
+        say(f"final step: {len(bodies)} verdicts on {' and '.join(names)}")
 
 
 def _side(ledger: Ledger, state: SweepState, role: str, metric: str, retrained: bool) -> Side:

@@ -2,6 +2,7 @@
 
 * Protected whatever the disk says: the newest checkpoint of every run that waits, runs or will go again, and of the best
   runs at the highest rung (finalists and soup ingredients).
+* With several metrics the runs of the Pareto front that the final step would judge are protected as well.
 * Kept while there is room: the newest of the best `keep.best` ended runs, and one older checkpoint of runs that go on, in
   case the newest is torn.
 * Everything else goes. Past `disk_gb` what is kept only while there is room goes too: older ones first, then the worst runs'.
@@ -14,9 +15,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from sweeps.checkpoints import Checkpoint, Checkpoints
+from sweeps.metrics import FRONT, ingredient_metric
+from sweeps.pareto import representatives
 from sweeps.standings import Standings
 from sweeps.state import RunState
-from sweeps.trial import Run
+from sweeps.trial import Run, finite
 
 if TYPE_CHECKING:
     from sweeps.spec import SweepSpec
@@ -42,6 +45,8 @@ class Holding:
         finished: whether it reached the highest rung.
         rank: sort key among ended runs, smaller is better.
         order: its trial's order, the tie-break.
+        vector: with several metrics, where it finished: all of them, smaller is better.
+        front: whether it is protected as one of the front.
     """
 
     found: tuple[Sized, ...]
@@ -49,6 +54,8 @@ class Holding:
     finished: bool = False
     rank: tuple[float, ...] = ()
     order: int = 0
+    vector: tuple[float, ...] | None = None
+    front: bool = False
 
 
 def surplus(holdings: Iterable[Holding], best: int, protected: int, limit: float | None) -> list[Sized]:
@@ -78,7 +85,7 @@ def surplus(holdings: Iterable[Holding], best: int, protected: int, limit: float
     kept: list[Sized] = []
     for place, holding in enumerate(ended):
         newest = holding.found[0]
-        if holding.finished and place < protected:
+        if holding.finished and (place < protected or holding.front):
             firm.append(newest)
         elif place < best:
             kept.append(newest)
@@ -91,6 +98,15 @@ def surplus(holdings: Iterable[Holding], best: int, protected: int, limit: float
             if room < 0:
                 gone.append(sized)
     return gone
+
+
+def with_front(holdings: Sequence[Holding]) -> list[Holding]:
+    """The same, those of the Pareto front marked: at most `FRONT`, one a trial, as the final step takes them."""
+    ended = [(holding.vector, holding.order, i) for i, holding in enumerate(holdings) if holding.vector is not None]
+    ended.sort()
+    chosen = representatives([vector for vector, _, _ in ended], [order for _, order, _ in ended], FRONT)
+    members = {ended[k][2] for k in chosen}
+    return [replace(holding, front=i in members) for i, holding in enumerate(holdings)]
 
 
 class Keeper:
@@ -109,6 +125,7 @@ class Keeper:
         self._protected = max(soup, guaranteed)
         self._best = max(spec.keep.best or soup, 1)
         self._limit = None if spec.keep.disk_gb is None else spec.keep.disk_gb * GIGABYTE
+        self._ranked_by = standings.metrics.index(ingredient_metric(spec, standings.metrics))
         self._standings = standings
         self._checkpoints = checkpoints
         self._changed: set[str] = set(standings.state.runs)
@@ -135,6 +152,8 @@ class Keeper:
         all_of_them = self._limit is not None
         holdings = [h for run, h in self._held.items() if all_of_them or not h.live or run in self._changed]
         self._changed.clear()
+        if self._standings.several:
+            holdings = with_front(holdings)
         gone = surplus(holdings, self._best, self._protected, self._limit)
         for sized in gone:
             run = sized.checkpoint.run
@@ -162,12 +181,16 @@ class Keeper:
     def _holding(self, run: RunState, found: Sequence[Sized]) -> Holding:
         live = run.phase in ("waiting", "running", "interrupted")
         rung = self._standings.rung(run)
-        value = None if rung is None else self._standings.value(run, rung)
-        score = float("inf") if value is None or value != value else self._standings.oriented(value)
+        vector = None if rung is None else self._standings.vector(run, rung)
+        broken = vector is None or any(value != value for value in vector)
+        oriented = None if vector is None or broken else self._standings.oriented_vector(vector)
+        score = float("inf") if oriented is None else oriented[self._ranked_by]
+        whole = oriented is not None and all(map(finite, oriented))
         return Holding(
             found=tuple(found),
             live=live,
             finished=run.phase == "finished",
             rank=(-(0 if rung is None else self._standings.level(run.trial, rung)), score),
             order=run.order,
+            vector=oriented if self._standings.several and run.phase == "finished" and whole else None,
         )

@@ -1,7 +1,7 @@
 """The leaderboard: a pure reading of the folded ledger and its stored item scores.
 
 Order
-    By rung reached, then score; what could not be scored stands after what could, repeated configurations after both,
+    By rung reached, then score (with several metrics: then front, then the primary metric; `sweeps.front`); what could not be scored stands after what could, repeated configurations after both,
     failed trials last. A trial run with several seeds stands at the highest rung that all its living runs have
     reached, with the mean of their scores.
 
@@ -21,10 +21,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from evaluators.base import Direction, Score
+from evaluators.base import Score
 from evaluators.statistics import holm, paired
 from sweeps.board import ALPHA, Leaderboard, Measured, Row, to_csv, to_json, to_text
+from sweeps.front import Front, find_front, numbered
 from sweeps.ledger import StoredItems, number
+from sweeps.metrics import Metric
 from sweeps.state import RunState, SoupState, SweepState, TrialState
 
 __all__ = ["Leaderboard", "Measured", "Row", "combined", "leaderboard", "to_csv", "to_json", "to_text", "trial_items"]
@@ -37,13 +39,8 @@ class Plan(Protocol):
     """What a leaderboard needs of a loaded sweep (`sweeps.load.LoadedSweep`)."""
 
     @property
-    def metric(self) -> str:
-        """Full name of the metric."""
-        ...
-
-    @property
-    def direction(self) -> Direction:
-        """Which way is better."""
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is optimised, the primary metric first."""
         ...
 
     def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
@@ -65,15 +62,17 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
     Args:
         state: the folded ledger.
         items: the ledger, for stored item scores.
-        plan: metric, direction and milestones.
+        plan: metrics and milestones.
         alpha: level of the tie marks.
     """
-    sign = 1.0 if plan.direction == "minimize" else -1.0
+    primary, several = plan.metrics[0], len(plan.metrics) > 1
     runs: dict[str, list[RunState]] = {}
     for run in state.runs.values():
         runs.setdefault(run.trial, []).append(run)
     rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan) for trial in state.trials.values()}
     left = {t.id: _rungs_left(rows[t.id], plan.milestones_of(t.config)) for t in state.trials.values()}
+    if several:
+        _number_fronts(rows, left, state, plan)
     for trial in state.trials.values():
         if trial.duplicate_of is not None:
             rows[trial.id] = _duplicate(rows[trial.id], rows.get(trial.duplicate_of))
@@ -81,18 +80,26 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
     def place(row: Row) -> tuple[Any, ...]:
         last = {"duplicate": 1, "failed": 2}.get(row.state, 0)
         value = row.score.value
-        unknown = math.isnan(value)
-        return last, left[row.name], unknown, 0.0 if unknown else sign * value, state.trials[row.name].order
+        unknown = math.isnan(value) or (several and row.front is None)
+        front = 0 if unknown else row.front or 0
+        score = 0.0 if unknown else primary.sign * value
+        return last, left[row.name], unknown, front, score, state.trials[row.name].order
 
     ordered = [_with_test(row, state, plan) for row in sorted(rows.values(), key=place)]
-    ranked = [row for row in ordered if row.state not in ("duplicate", "failed") and not math.isnan(row.score.value)]
+    ranked = [row for row in ordered if row.state not in ("duplicate", "failed") and not place(row)[2]]
     places = {row.name: i + 1 for i, row in enumerate(ranked)}
     ordered = [replace(row, rank=places.get(row.name)) for row in ordered]
     ordered = _mark_ties(ordered, items, plan, alpha)
+    front = _front(ranked, left, items, plan, alpha) if several else None
+    if front is not None:
+        possible = {name: name in front.possible for name in (row.name for row in ordered) if name not in front.members}
+        ordered = [replace(row, possible=possible.get(row.name) if row.front else None) for row in ordered]
     return Leaderboard(
         sweep=state.name,
-        metric=plan.metric,
-        direction=plan.direction,
+        metric=primary.name,
+        direction=primary.direction,
+        metrics=plan.metrics,
+        front=front,
         alpha=alpha,
         rows=(*ordered, *_other_rows(state, plan)),
         finals=tuple(state.finals),
@@ -100,6 +107,30 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
         test_openings=state.test_openings,
         finished=state.finished is not None,
     )
+
+
+def _number_fronts(rows: dict[str, Row], left: Mapping[str, int], state: SweepState, plan: Plan) -> None:
+    """Give each trial the front that it stands on among those that have got as far, in place."""
+    levels: dict[int, list[str]] = {}
+    for name, row in rows.items():
+        if row.rung is not None and row.state != "failed" and state.trials[name].duplicate_of is None:
+            levels.setdefault(left[name], []).append(name)
+    for names in levels.values():
+        for name, front in zip(names, numbered([rows[name] for name in names], plan.metrics), strict=True):
+            rows[name] = replace(rows[name], front=front)
+
+
+def _front(ranked: Sequence[Row], left: Mapping[str, int], items: ItemReader, plan: Plan, alpha: float) -> Front | None:
+    """Of the trials that have got as far as the first."""
+    furthest = [row for row in ranked if left[row.name] == left[ranked[0].name]]
+    known: dict[tuple[str, str], StoredItems | None] = {}
+
+    def read(row: Row, metric: str) -> StoredItems | None:
+        if (row.name, metric) not in known:
+            known[row.name, metric] = trial_items(row, items, metric)
+        return known[row.name, metric]
+
+    return find_front(furthest, plan.metrics, read, alpha)
 
 
 def trial_items(row: Row, items: ItemReader, metric: str) -> StoredItems | None:
@@ -146,7 +177,8 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan) -> Row:
     if not reached:
         return row
     row = replace(row, rung=reached[-1], whole=reached[-1] == plan.milestones_of(trial.config)[-1])
-    return replace(row, score=combined([_measured(run, reached[-1], plan.metric) for run in standing]))
+    scores = {m.name: combined([_measured(run, reached[-1], m.name) for run in standing]) for m in plan.metrics}
+    return replace(row, score=scores[plan.metrics[0].name], scores=scores)
 
 
 def _reason(runs: Sequence[RunState], standing: Sequence[RunState]) -> str:
@@ -196,26 +228,27 @@ def _rungs_left(row: Row, milestones: Sequence[int]) -> int:
 
 def _duplicate(row: Row, first: Row | None) -> Row:
     said = f"same configuration as {first.name}" if first is not None else "same configuration as an earlier one"
-    score, rung = (first.score, first.rung) if first is not None else (Measured(), None)
-    return replace(row, state="duplicate", reason=said, score=score, rung=rung, seconds=0.0, resource=0)
+    row = replace(row, state="duplicate", reason=said, score=Measured(), scores={}, rung=None, seconds=0.0, resource=0)
+    return row if first is None else replace(row, score=first.score, scores=first.scores, rung=first.rung)
 
 
 def _mark_ties(rows: Sequence[Row], items: ItemReader, plan: Plan, alpha: float) -> list[Row]:
+    primary = plan.metrics[0]
     first = next((row for row in rows if row.rank == 1), None)
-    best = trial_items(first, items, plan.metric) if first is not None else None
+    best = trial_items(first, items, primary.name) if first is not None else None
     if first is None or best is None:
         return list(rows)
     compared, results = [], []
     for row in rows:
         if row.rank is None or row is first or row.whole != first.whole or (not row.whole and row.rung != first.rung):
             continue
-        stored = trial_items(row, items, plan.metric)
+        stored = trial_items(row, items, primary.name)
         if stored is not None and stored.item_set == best.item_set:
             compared.append(row.name)
             results.append(paired(stored.values, best.values, best.item_set, alpha=alpha))
     adjusted = holm([result.p for result in results])
     marks = {
-        name: (result.better(plan.direction, p) == "neither", p)
+        name: (result.better(primary.direction, p) == "neither", p)
         for name, result, p in zip(compared, results, adjusted, strict=True)
         if not math.isnan(result.difference)
     }
@@ -224,14 +257,18 @@ def _mark_ties(rows: Sequence[Row], items: ItemReader, plan: Plan, alpha: float)
 
 def _with_test(row: Row, state: SweepState, plan: Plan) -> Row:
     roles = [c["role"] for c in state.candidates if str(c.get("run", "")).partition("/")[0] == row.name]
-    return replace(row, test=_test(state, roles, plan))
+    return _tested(row, state, roles, plan)
 
 
-def _test(state: SweepState, roles: Sequence[str], plan: Plan) -> Measured | None:
-    """The metric on `test` of the candidates in these roles: the mean over test seeds."""
-    key = f"test/{plan.metric.partition('/')[2]}"
-    scores = [final["scores"][key] for final in state.finals if final["role"] in roles and key in final["scores"]]
-    return combined([_of(score) for score in scores]) if scores else None
+def _tested(row: Row, state: SweepState, roles: Sequence[str], plan: Plan) -> Row:
+    """With the metrics on `test` of the candidates in these roles: means over test seeds."""
+    tests: dict[str, Measured] = {}
+    for metric in plan.metrics:
+        key = f"test/{metric.bare}"
+        scores = [final["scores"][key] for final in state.finals if final["role"] in roles and key in final["scores"]]
+        if metric.scored and scores:
+            tests[key] = combined([_of(score) for score in scores])
+    return replace(row, test=tests.get(f"test/{plan.metrics[0].bare}"), tests=tests)
 
 
 def _other_rows(state: SweepState, plan: Plan) -> list[Row]:
@@ -239,9 +276,8 @@ def _other_rows(state: SweepState, plan: Plan) -> list[Row]:
     for candidate in state.candidates:
         if candidate["role"] == "baseline":
             said = str(candidate.get("reason") or candidate.get("model") or "")
-            rows.append(
-                Row(None, "baseline", "baseline", state="baseline", reason=said, test=_test(state, ["baseline"], plan))
-            )
+            row = Row(None, "baseline", "baseline", state="baseline", reason=said)
+            rows.append(_tested(row, state, ["baseline"], plan))
     return rows
 
 
@@ -251,14 +287,8 @@ def _soup_row(soup: SoupState, state: SweepState, plan: Plan) -> Row:
     said = f"{soup.method} over {len(soup.ingredients)} runs"
     if done is not None:
         said = f"{soup.method}, {len(done.get('ingredients') or ())} of {len(soup.ingredients)} runs"
-    return Row(
-        None,
-        "soup",
-        soup.id,
-        state="soup" if done is not None else "unfinished",
-        reason=said,
-        test=_test(state, roles, plan),
-    )
+    row = Row(None, "soup", soup.id, state="soup" if done is not None else "unfinished", reason=said)
+    return _tested(row, state, roles, plan)
 
 
 def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:

@@ -45,8 +45,7 @@ class LoadedSweep:
     Attributes:
         spec: the file, typed; `pipeline` is the first configuration, paths and storage are absolute.
         space: the search space.
-        metric: full name, `tune/loss`.
-        direction: which way is better.
+        metrics: what is optimised; of several the first is the primary one.
         milestones: where runs are compared, ascending; the last is `total`. For runs of different lengths (never with
             asha) `milestones_of` tells a configuration's own.
         total: resource of a whole run, of the longest where they differ.
@@ -61,8 +60,7 @@ class LoadedSweep:
 
     spec: SweepSpec
     space: Space
-    metric: str
-    direction: Direction
+    metrics: tuple[Metric, ...]
     milestones: tuple[int, ...]
     total: int
     finalists: int
@@ -74,6 +72,16 @@ class LoadedSweep:
     sources: Mapping[str, Source] = field(default_factory=dict)
 
     @property
+    def metric(self) -> str:
+        """Full name of the primary metric, `tune/loss`."""
+        return self.metrics[0].name
+
+    @property
+    def direction(self) -> Direction:
+        """Which way is better on the primary metric."""
+        return self.metrics[0].direction
+
+    @property
     def paths(self) -> SweepPaths:
         """Where the sweep keeps things."""
         return SweepPaths.of(self.spec.storage, self.spec.name)
@@ -81,7 +89,7 @@ class LoadedSweep:
     @property
     def timetable(self) -> Timetable:
         """Which evaluators run when."""
-        return timetable(self.spec, Metric(self.metric, self.direction))
+        return timetable(self.spec, self.metrics)
 
     def resolve(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's whole configuration (JSON): defaults filled in, paths absolute, `sweep://` replaced by path and hash.
@@ -123,8 +131,7 @@ class LoadedSweep:
             "format": FORMAT,
             "spec": spec,
             "folder": str(self.folder),
-            "metric": self.metric,
-            "direction": self.direction,
+            "metrics": [{"name": metric.name, "direction": metric.direction} for metric in self.metrics],
             "milestones": list(self.milestones),
             "total": self.total,
             "finalists": self.finalists,
@@ -176,6 +183,7 @@ def load_text(source: bytes, folder: Path, sets: Sequence[str] = (), name: str =
     draft = make_draft(document, folder)
     verdicts = apply_rules(draft)
     sources = _find_sources(draft)
+    verdicts.warnings += [source.note for source in sources.values() if source.note]
     if document.problems:
         raise SpecError(document.problems, name)
     return _finish(draft, verdicts, sources)
@@ -230,8 +238,7 @@ def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> 
     return LoadedSweep(
         spec=validate(whole),
         space=draft.parsed.space,
-        metric=verdicts.metric.name,
-        direction=verdicts.metric.direction,
+        metrics=verdicts.metrics,
         milestones=verdicts.milestones,
         total=verdicts.total,
         finalists=verdicts.finalists,
@@ -279,8 +286,7 @@ def from_record(record: Mapping[str, Any]) -> LoadedSweep:
     return LoadedSweep(
         spec=validate({**record["spec"], "pipeline": pipeline}),
         space=parsed.space,
-        metric=record["metric"],
-        direction=record["direction"],
+        metrics=_metrics(record),
         milestones=tuple(record["milestones"]),
         total=record["total"],
         finalists=record["finalists"],
@@ -291,6 +297,12 @@ def from_record(record: Mapping[str, Any]) -> LoadedSweep:
         baseline=record["baseline"],
         sources=sources,
     )
+
+
+def _metrics(record: Mapping[str, Any]) -> tuple[Metric, ...]:
+    """A sweep begun before there could be several has its one metric beside its direction."""
+    one = {"name": record.get("metric"), "direction": record.get("direction")}
+    return tuple(Metric(metric["name"], metric["direction"]) for metric in record.get("metrics", [one]))
 
 
 def _count(config: SFTConfig | CustomConfig, datasets: Any) -> int:
@@ -348,6 +360,7 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         "covers": division(loaded.spec.method.type, loaded.space),
         "metric": loaded.metric,
         "direction": loaded.direction,
+        "metrics": [{"name": metric.name, "direction": metric.direction} for metric in loaded.metrics],
         "trials": loaded.trials,
         "hours": loaded.spec.budget.hours,
         "seeds": seeds,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from sweeps.spec import MetricConfig, SweepSpec
 
 HELD_OUT = ("select", "test")
 TELEMETRY = ("train", "cost")
+FRONT = 5
+"""Runs of the front that are judged at most: each is scored on `test`, and trained again with every seed of `seeds.test`."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,16 @@ class Metric:
     def bare(self) -> str:
         """The name without its split."""
         return self.name.partition("/")[2]
+
+    @property
+    def scored(self) -> bool:
+        """Whether it is a score with items and an error; telemetry has neither."""
+        return self.name.startswith("tune/")
+
+    @property
+    def sign(self) -> float:
+        """Times this, smaller is better."""
+        return 1.0 if self.direction == "minimize" else -1.0
 
 
 class MetricError(ValueError):
@@ -82,6 +94,11 @@ def owner(bare: str, spec: SweepSpec) -> EvaluatorConfig | None:
     return next((config() for config in EVALUATOR_CONFIGS if bare in config.metrics), None)
 
 
+def entry_type(entry: EvaluatorConfig) -> str:
+    """The `type` of an `evaluate` entry."""
+    return str(entry.model_dump()["type"])
+
+
 @dataclass(frozen=True)
 class Timetable:
     """`evaluate` entries (JSON) by when they run; each list says all that runs then.
@@ -99,26 +116,37 @@ class Timetable:
     soup: tuple[dict[str, Any], ...]
 
 
-def timetable(spec: SweepSpec, metric: Metric) -> Timetable:
-    """When each evaluator runs. The metric's own runs at every milestone and in the final step."""
-    own = owner(metric.bare, spec) if metric.name.startswith("tune/") else None
-    others = [entry for entry in spec.evaluate if own is None or entry.type != own.model_dump()["type"]]
+def timetable(spec: SweepSpec, metrics: Sequence[Metric]) -> Timetable:
+    """When each evaluator runs. Those of the metrics run at every milestone and in the final step."""
+    owners = [owner(metric.bare, spec) for metric in metrics if metric.scored]
+    mine = {entry_type(own): own for own in owners if own is not None}
+    others = [entry for entry in spec.evaluate if entry.type not in mine]
     rung = [entry for entry in others if entry.when == "rung"]
     end = [entry for entry in others if entry.when in (None, "end")]
     final = [entry for entry in others if entry.when in (None, "final")]
-    mine = [] if own is None else [own]
-    chosen = owner(soup_metric(spec, metric), spec) if spec.soup is not None else None
+    chosen = owner(soup_metric(spec, metrics), spec) if spec.soup is not None else None
     return Timetable(
-        _json([*mine, *rung]), _json(end), _json([*mine, *final]), _json([] if chosen is None else [chosen])
+        _json([*mine.values(), *rung]),
+        _json(end),
+        _json([*mine.values(), *final]),
+        _json([] if chosen is None else [chosen]),
     )
 
 
-def soup_metric(spec: SweepSpec, metric: Metric) -> str:
-    """The metric that chooses soups, without its split."""
+def soup_metric(spec: SweepSpec, metrics: Sequence[Metric]) -> str:
+    """The metric that chooses soups, without its split: the soup's own, else the sweep's first that is a score."""
     named = spec.soup.metric if spec.soup is not None else None
     if named is None:
-        return metric.bare
+        return next((metric for metric in metrics if metric.scored), metrics[0]).bare
     return named.partition("/")[2] if named.startswith(("tune/", "select/")) else named
+
+
+def ingredient_metric(spec: SweepSpec, metrics: Sequence[Metric]) -> Metric:
+    """What ranks a soup's ingredients: the metric that chooses the soup where it is one of the sweep's, else the primary."""
+    if spec.soup is None or len(metrics) == 1:
+        return metrics[0]
+    bare = soup_metric(spec, metrics)
+    return next((metric for metric in metrics if metric.scored and metric.bare == bare), metrics[0])
 
 
 def _json(entries: list[Any]) -> tuple[dict[str, Any], ...]:

@@ -18,8 +18,9 @@ def write_out(document: Document) -> None:
     for section, key in BARE.items():
         if isinstance(data.get(section), str):
             data[section] = {key: data[section]}
-    if isinstance(data.get("evaluate"), list):
-        data["evaluate"] = [{"type": entry} if isinstance(entry, str) else entry for entry in data["evaluate"]]
+    for section, key in (("evaluate", "type"), ("metric", "name")):
+        if isinstance(data.get(section), list):
+            data[section] = [{key: entry} if isinstance(entry, str) else entry for entry in data[section]]
 
 
 def apply_sets(document: Document, sets: Sequence[str]) -> None:

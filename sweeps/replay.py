@@ -24,7 +24,7 @@ def differences(plan: Plan, events: Iterable[Event]) -> list[str]:
 class _Replay:
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._searcher = build_searcher(plan.spec.method, plan.space, (plan.direction,))
+        self._searcher = build_searcher(plan.spec.method, plan.space, [metric.direction for metric in plan.metrics])
         self._scheduler = build_scheduler(plan.spec.early_terminate, plan.milestones, plan.finalists)
         self._standings = Standings(plan, self._scheduler.milestones, self._searcher.finite)
         self._due: tuple[str, Mapping[str, Any]] | None = None
@@ -66,7 +66,8 @@ class _Replay:
         run, resource = self._standings.state.runs[event.body["run"]], event.body["resource"]
         if resource not in self._standings.milestones_of(run.trial) or resource > run.target:
             return
-        if not finite(self._standings.value(run, resource)):
+        vector = self._standings.vector(run, resource)
+        if vector is None or not all(map(finite, vector)):
             return
         ruling = on_report(self._standings, self._scheduler, run, resource)
         expected = {"action": "continue" if ruling.goes_on else "stop", "resource": resource, "reason": ruling.reason}

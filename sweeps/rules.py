@@ -10,14 +10,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from evaluators.config import METRICS
 from pipelines.config import CustomConfig, Datasets, SFTConfig, total_resource
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
 from sweeps.local import absolute
-from sweeps.metrics import Metric, MetricError, known_metrics, owner, resolve_metric, soup_metric
-from sweeps.problems import show, unknown
+from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
+from sweeps.metrics import Metric
+from sweeps.problems import show
 from sweeps.searchers.cover import division
 from sweeps.spec import ASHAConfig, GridConfig
 from sweeps.yaml_source import Place
@@ -27,7 +27,7 @@ from sweeps.yaml_source import Place
 class Verdicts:
     """What the rules worked out on the way; whole only when they found no mistake."""
 
-    metric: Metric = field(default_factory=lambda: Metric("tune/loss", "minimize"))
+    metrics: tuple[Metric, ...] = ()
     trials: int | None = None
     total: int = 1
     milestones: tuple[int, ...] = (1,)
@@ -44,7 +44,9 @@ def apply_rules(draft: Draft) -> Verdicts:
     _several_devices(draft)
     _entries(draft)
     if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or draft.models == (SFTConfig,)):
-        _metric(draft, verdicts)
+        verdicts.metrics = check_metrics(draft)
+        if draft.sound("method"):
+            check_method(draft, verdicts.metrics)
     if draft.sound("parameters", "pipeline", "method", "budget"):
         _budget(draft, verdicts)
     if draft.sound("parameters", "pipeline", "method"):
@@ -115,20 +117,6 @@ def _entries(draft: Draft) -> None:
         if entry.type in seen:
             draft.wrong(("evaluate", index), f"'{entry.type}' stands twice; each evaluator has one entry")
         seen.add(entry.type)
-
-
-def _metric(draft: Draft, verdicts: Verdicts) -> None:
-    spec = draft.spec
-    try:
-        known = known_metrics(spec.pipeline) if draft.sound("pipeline") else METRICS
-        verdicts.metric = resolve_metric(spec.metric, known)
-    except MetricError as error:
-        draft.wrong(("metric", error.field), str(error))
-        return
-    own = owner(verdicts.metric.bare, spec)
-    if own is not None and own in spec.evaluate and own.when in ("end", "final"):
-        place = ("evaluate", [entry.type for entry in spec.evaluate].index(own.model_dump()["type"]), "when")
-        draft.wrong(place, f"'{own.when}', but the metric's evaluator runs at every rung; delete when")
 
 
 def _budget(draft: Draft, verdicts: Verdicts) -> None:
@@ -320,13 +308,8 @@ def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
     if isinstance(spec.pipeline, SFTConfig) and spec.pipeline.datasets.select is None:
         message = "a soup is chosen on rows of its own; write pipeline.datasets.select: {fraction: 0.05}"
         draft.wrong(("soup",), message)
-    if spec.soup is None or not draft.sound("metric"):
-        return
-    bare, known = soup_metric(spec, verdicts.metric), known_metrics(spec.pipeline)
-    if spec.soup.metric is not None and bare not in known:
-        draft.wrong(("soup", "metric"), unknown(spec.soup.metric, list(known)))
-    elif spec.soup.metric is None and not verdicts.metric.name.startswith("tune/"):
-        draft.wrong(("soup",), f"{verdicts.metric.name} is telemetry and can't choose a soup; give soup.metric")
+    if verdicts.metrics:
+        check_soup_metric(draft, verdicts.metrics)
 
 
 def _baseline(draft: Draft, baseline: Mapping[str, Any]) -> dict[str, Any]:

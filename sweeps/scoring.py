@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from evaluators.base import Score, Split
 from pipelines.finetune.checkpoint import content_hash, is_whole
 from pipelines.stage import ModelSource
+from sweeps import pareto
 from sweeps.engine import Backend, CallFailed
 from sweeps.failures import Failure, remedy
+from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN
 from sweeps.state import ReportState, RunState, SweepState
@@ -37,7 +39,7 @@ class Placed:
     Attributes:
         run: the run.
         report: its report there.
-        value: the sweep's metric there.
+        value: the metric that ranks it, there.
     """
 
     run: RunState
@@ -49,12 +51,18 @@ def silent(text: str) -> None:
     """A `Say` for nobody."""
 
 
-def ranked(loaded: LoadedSweep, state: SweepState) -> list[Placed]:
+def ranked(loaded: LoadedSweep, state: SweepState, metric: Metric | None = None) -> list[Placed]:
     """The runs that reached the highest rung with a finite metric, best first, the earlier trial first among equals.
 
-    Where runs differ in length (never under asha) a rung is a share of the run's own total.
+    Where runs differ in length (never under asha) a rung is a share of the run's own total. With several metrics a run
+    counts where all of them are finite.
+
+    Args:
+        loaded: the sweep.
+        state: its fold.
+        metric: what ranks them; default the primary metric.
     """
-    sign = 1.0 if loaded.direction == "minimize" else -1.0
+    by = metric or loaded.metrics[0]
     found: list[tuple[float, float, int, int, Placed]] = []
     for run in state.runs.values():
         if run.phase == "failed":
@@ -63,20 +71,26 @@ def ranked(loaded: LoadedSweep, state: SweepState) -> list[Placed]:
         milestones = loaded.milestones_of(config)
         for resource in milestones:
             report = run.reports.get(resource)
-            value = None if report is None else metric_value(report, loaded.metric)
-            if report is not None and value is not None and finite(value):
+            if report is not None and all(finite(report.value(one.name)) for one in loaded.metrics):
+                value = report.value(by.name) or 0.0
                 share = resource / milestones[-1]
-                found.append((-share, sign * value, run.order, run.seed, Placed(run, report, value)))
+                found.append((-share, by.sign * value, run.order, run.seed, Placed(run, report, value)))
     if not found:
         return []
     highest = min(entry[0] for entry in found)
     return [entry[4] for entry in sorted(found, key=lambda entry: entry[:4]) if entry[0] == highest]
 
 
-def metric_value(report: ReportState, metric: str) -> float | None:
-    """A metric in a kept report, from its scores or its telemetry."""
-    score = report.scores.get(metric)
-    return score.value if score is not None else report.telemetry.get(metric)
+def front_runs(loaded: LoadedSweep, placed: Sequence[Placed], most: int | None) -> list[Placed]:
+    """The runs that none of the others dominates, one a trial, in their order.
+
+    Args:
+        loaded: the sweep.
+        placed: runs, best on the primary metric first.
+        most: how many at most; more are thinned to an even spread that keeps the first.
+    """
+    vectors = [[metric.sign * (one.report.value(metric.name) or 0.0) for metric in loaded.metrics] for one in placed]
+    return [placed[i] for i in pareto.representatives(vectors, [one.run.trial for one in placed], most)]
 
 
 def checkpoint_folder(paths: SweepPaths, run: RunState, report: ReportState) -> Path | None:

@@ -16,7 +16,8 @@ import heapq
 import importlib
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,24 @@ from sweeps.engine import Engine
 from sweeps.failures import Failure, classify
 from sweeps.ledger import Event, Ledger
 from sweeps.loop import CallFailed, Loop
+from sweeps.metrics import TELEMETRY
 from sweeps.paths import SweepPaths, checkpoint_name
 from sweeps.standings import Plan
 from sweeps.trial import Lease, Run
 
 Curve = Callable[[Mapping[str, Any], int, int], float | None]
 """(configuration, resource, seed) -> the metric there; None for a report that lacks it."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """A further metric of a simulation: its full name (`cost/...` is telemetry), which way is better, and its curve."""
+
+    metric: str
+    direction: Direction
+    curve: Curve
+
+
 Faults = Callable[[Lease, int], Failure | None]
 """(lease, resource) -> a failure just before the checkpoint of that resource is written; of kind `stall` it falls silent."""
 
@@ -110,6 +123,7 @@ class SimulatedBackend:
         report_every: resource between reports of telemetry; None for none.
         clock: the virtual clock; hand the same one to the ledger and the engine (`drive` does).
         checkpoints: None runs pipelines that write none.
+        more: further metrics.
     """
 
     def __init__(
@@ -123,11 +137,10 @@ class SimulatedBackend:
         report_every: int | None = None,
         clock: VirtualClock | None = None,
         checkpoints: MemoryCheckpoints | None = None,
+        more: Sequence[Known] = (),
     ) -> None:
         self._slots = slots
-        self._curve = curve
-        self._metric = metric
-        self._direction: Direction = direction
+        self._metrics = (Known(metric, direction, curve), *more)
         self._seconds = seconds
         self._faults = faults
         self._report_every = report_every
@@ -219,18 +232,24 @@ class SimulatedBackend:
     def _report(self, lease: Lease, resource: int, replayed: bool) -> Report:
         if resource not in lease.milestones and not replayed:
             return Report(resource, telemetry={"train/loss": 1.0 / resource})
-        value = self._curve(lease.config, resource, lease.attempt.run.seed)
-        scores: tuple[Score, ...] = ()
-        if value is not None:
-            split, _, name = self._metric.partition("/")
-            error = 0.01 if math.isfinite(value) else math.nan
-            scores = (Score(name, _split(split), value, error, 100, 0, self._direction),)
+        scores: list[Score] = []
+        telemetry = {"cost/seconds": self.clock.now}
+        for known in self._metrics:
+            value = known.curve(lease.config, resource, lease.attempt.run.seed)
+            split, _, name = known.metric.partition("/")
+            if value is None:
+                telemetry.pop(known.metric, None)
+            elif split in TELEMETRY:
+                telemetry[known.metric] = value
+            else:
+                error = 0.01 if math.isfinite(value) else math.nan
+                scores.append(Score(name, _split(split), value, error, 100, 0, known.direction))
         checkpoint = None
         if self.checkpoints is not None:
             checkpoint = checkpoint_name(resource)
             if not replayed:
                 self.checkpoints.write(lease, resource)
-        return Report(resource, scores, {"cost/seconds": self.clock.now}, checkpoint)
+        return Report(resource, tuple(scores), telemetry, checkpoint)
 
 
 def drive(plan: Plan, root: Path, backend: SimulatedBackend, kill: Callable[[Ledger], None] | None = None) -> Engine:

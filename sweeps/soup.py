@@ -19,7 +19,7 @@ from pipelines.soups.base import Ingredient, Mixture, SoupEvent
 from pipelines.soups.recipes import NothingScored, build_recipe
 from sweeps.engine import Backend, CallFailed
 from sweeps.ledger import Event, Items, Ledger, number
-from sweeps.metrics import Metric, soup_metric, timetable
+from sweeps.metrics import ingredient_metric, soup_metric, timetable
 from sweeps.paths import SweepPaths
 from sweeps.provenance import model_card, shown, soup_record, write_text
 from sweeps.scoring import (
@@ -57,7 +57,8 @@ class Plan:
         method: name of the recipe.
         tie: whether an equal score lets an ingredient in.
         metric: full name, `select/loss`.
-        placed: the runs, best first on the sweep's metric.
+        ranked_by: full name of the sweep's metric that ranks the runs (`sweeps.metrics.ingredient_metric`).
+        placed: the runs, best first.
         ingredients: the same as recipes see them.
         evaluators: the entry that reports the metric.
     """
@@ -65,15 +66,16 @@ class Plan:
     method: str
     tie: str
     metric: str
+    ranked_by: str
     placed: tuple[Placed, ...]
     ingredients: tuple[Ingredient, ...]
     evaluators: tuple[Mapping[str, Any], ...]
 
-    def record(self, soup: str, paths: SweepPaths, state: SweepState, metric: str) -> dict[str, Any]:
-        """The body of `soup_started`; `metric` is the sweep's, whose score stands with each ingredient."""
+    def record(self, soup: str, paths: SweepPaths, state: SweepState) -> dict[str, Any]:
+        """The body of `soup_started`; the score that ranks it stands with each ingredient."""
         listed = []
         for placed, ingredient in zip(self.placed, self.ingredients, strict=True):
-            score = placed.report.scores.get(metric)
+            score = placed.report.scores.get(self.ranked_by)
             listed.append(
                 {
                     "run": ingredient.run,
@@ -123,7 +125,7 @@ def make_soup(
     soup = _same_soup(ledger, plan)
     if soup is None:
         soup = _new_id(state, plan.method)
-        ledger.append([Event("soup_started", plan.record(soup, paths, state, loaded.metric))])
+        ledger.append([Event("soup_started", plan.record(soup, paths, state))])
     elif (finished := state.soups[soup].finished) is not None:
         if finished["folder"]:
             return state.soups[soup]
@@ -158,12 +160,12 @@ def make_plan(
         NoSoup: if there are fewer than two, nothing scores them, or their base models differ.
     """
     spec = loaded.spec.model_copy(update={"soup": config})
-    metric = Metric(loaded.metric, loaded.direction)
-    bare = soup_metric(spec, metric)
-    if config.metric is None and not loaded.metric.startswith("tune/"):
-        raise NoSoup(f"{loaded.metric} is telemetry and can't choose a soup; give soup.metric")
+    bare, by = soup_metric(spec, loaded.metrics), ingredient_metric(spec, loaded.metrics)
+    if config.metric is None and not any(metric.scored for metric in loaded.metrics):
+        names = " and ".join(metric.name for metric in loaded.metrics)
+        raise NoSoup(f"{names}: telemetry can't choose a soup; give soup.metric")
     found: list[tuple[Placed, Ingredient]] = []
-    for placed in ranked(loaded, state):
+    for placed in ranked(loaded, state, by):
         checkpoint = whole_checkpoint(paths, placed)
         if checkpoint is None:
             say(f"soup: {placed.run.id} has no whole checkpoint at {placed.report.resource}; passed over")
@@ -184,9 +186,10 @@ def make_plan(
         config.method,
         config.tie,
         f"select/{bare}",
+        by.name,
         tuple(placed for placed, _ in found),
         tuple(ingredient for _, ingredient in found),
-        timetable(spec, metric).soup,
+        timetable(spec, loaded.metrics).soup,
     )
 
 

@@ -29,10 +29,12 @@ class Source:
     Attributes:
         path: absolute folder of a PEFT adapter or a model.
         hash: SHA-256 over its safetensors files, names and contents.
+        note: what may not be meant, for people; empty mostly.
     """
 
     path: str
     hash: str
+    note: str = ""
 
 
 class SourceError(ValueError):
@@ -53,17 +55,18 @@ def resolve_source(text: str, storage: Path, folder: Path) -> Source:
     name, _, what = text.removeprefix(SWEEP).rstrip("/").rpartition("/")
     if not text.startswith(SWEEP) or not name or not what:
         raise SourceError(f"{show(text)} is not sweep://NAME/best, sweep://NAME/soup or sweep://NAME/TRIAL")
-    paths = _find(name, storage, folder)
+    paths, note = _find(name, storage, folder), ""
     state = _read(paths)
     if what == "soup":
         place = _soup(paths, state)
     elif what == "best":
-        place = _checkpoint(paths, _best(paths, state))
+        run, note = _best(paths, state)
+        place = _checkpoint(paths, run)
     else:
         place = _checkpoint(paths, _trial(paths, state, what))
     if not place.is_dir():
         raise SourceError(f"{text} means {place}, which is not there any more")
-    return Source(str(place), weights_hash(place))
+    return Source(str(place), weights_hash(place), note)
 
 
 def _find(name: str, storage: Path, folder: Path) -> SweepPaths:
@@ -100,14 +103,22 @@ def _soup(paths: SweepPaths, state: SweepState) -> Path:
     return place if place.is_absolute() else paths.root / place
 
 
-def _best(paths: SweepPaths, state: SweepState) -> RunState:
+def _best(paths: SweepPaths, state: SweepState) -> tuple[RunState, str]:
+    """The best run on the primary metric, and a note where there are several."""
     from sweeps.load import load_resolved
     from sweeps.scoring import ranked
 
-    placed = ranked(load_resolved(paths.resolved_spec), state)
+    loaded = load_resolved(paths.resolved_spec)
+    placed = ranked(loaded, state)
     if not placed:
         raise SourceError(f"the sweep '{paths.name}' has no scored run yet")
-    return placed[0].run
+    run, note = placed[0].run, ""
+    if len(loaded.metrics) > 1:
+        note = (
+            f"sweep://{paths.name}/best is {run.trial}, the best on {loaded.metric} alone of {len(loaded.metrics)} metrics; "
+            f"sweep://{paths.name}/TRIAL takes another of the front"
+        )
+    return run, note
 
 
 def _trial(paths: SweepPaths, state: SweepState, what: str) -> RunState:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from evaluators.config import AnyEvaluatorConfig
 from pipelines.config import Config, PipelineConfig, wrong
@@ -209,6 +209,19 @@ class MetricConfig(Config):
     """Only for custom and telemetry metrics; elsewhere the evaluator owns the direction."""
 
 
+def _one_or_several(value: Any) -> str:
+    return "several" if isinstance(value, list | tuple) else "one"
+
+
+Metrics = Annotated[
+    Annotated[MetricConfig, Tag("one")] | Annotated[tuple[MetricConfig, ...], Tag("several")],
+    Discriminator(_one_or_several),
+]
+"""One metric, or a list of them."""
+METRICS_AT_MOST = 5
+"""Among more of them hardly a trial is worse than another, and the hypervolume takes long."""
+
+
 class SweepSpec(Config):
     """One sweep file."""
 
@@ -222,8 +235,8 @@ class SweepSpec(Config):
     """The search space, as written; `sweeps.load` turns it into `sweeps.space.Space`."""
     method: MethodConfig = RandomConfig()
     """How configurations are chosen."""
-    metric: MetricConfig
-    """What is optimised."""
+    metric: Metrics
+    """What is optimised; a list gives a Pareto front, and its first metric is the primary one."""
     budget: Budget = Budget()
     """When to stop asking; a finite space needs none."""
     early_terminate: EarlyTerminateConfig = NoneConfig()
@@ -250,3 +263,15 @@ class SweepSpec(Config):
     """Seconds without a report after which a trial counts as stalled."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of trials; secrets are named here as `NAME: ${NAME}` and never stored."""
+
+    @model_validator(mode="after")
+    def there_are_one_to_five_metrics(self) -> SweepSpec:
+        """A list names at least one metric, and at most five."""
+        if not 1 <= len(self.metrics) <= METRICS_AT_MOST:
+            raise wrong("metric", f"{len(self.metrics)} metrics; give 1 to {METRICS_AT_MOST}")
+        return self
+
+    @property
+    def metrics(self) -> tuple[MetricConfig, ...]:
+        """What is optimised, the primary metric first."""
+        return self.metric if isinstance(self.metric, tuple) else (self.metric,)

@@ -7,6 +7,9 @@ hopeless first seed ends a trial at the cost of one run.
 Runs of different lengths (never with rungs in between) have one milestone, their own total, which counts as `total` where
 they are compared.
 
+With several metrics a value is a vector: the same rules hold for each of its numbers, a NaN in one of them is a divergence,
+and the primary metric stands where one number is asked for.
+
 Everything here follows from the events alone: the engine, a resume and `sweeps.replay` see the same.
 """
 
@@ -18,8 +21,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, Protocol
 
-from evaluators.base import Direction, Report
+from evaluators.base import Report
 from sweeps.ledger import Event
+from sweeps.metrics import Metric
 from sweeps.schedulers.base import RunState as ViewState
 from sweeps.schedulers.base import RunView, SweepView
 from sweeps.searchers.base import Suggestion, Told
@@ -27,6 +31,9 @@ from sweeps.space import Space
 from sweeps.spec import SweepSpec
 from sweeps.state import RunState, SweepState, TrialState
 from sweeps.trial import Run, config_hash
+
+Vector = tuple[float, ...]
+"""One number a metric, in the sweep's order."""
 
 DUPLICATES = 100
 """So many suggestions in a row that were there before end the asking: the space is used up in all but name."""
@@ -46,13 +53,8 @@ class Plan(Protocol):
         ...
 
     @property
-    def metric(self) -> str:
-        """Full name of the metric."""
-        ...
-
-    @property
-    def direction(self) -> Direction:
-        """Which way is better."""
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is optimised, the primary metric first."""
         ...
 
     @property
@@ -84,6 +86,7 @@ class Standings:
 
     Attributes:
         state: the fold of the events so far.
+        metrics: what is optimised, the primary metric first.
         used_up: set once the searcher had no suggestion left.
     """
 
@@ -93,8 +96,8 @@ class Standings:
         self.seeds = plan.spec.seeds.tune
         self.milestones = milestones
         self.total = milestones[-1]
-        self._metric = plan.metric
-        self._sign = 1.0 if plan.direction == "minimize" else -1.0
+        self.metrics = plan.metrics
+        self._signs = tuple(metric.sign for metric in plan.metrics)
         self._limit = min((n for n in (plan.spec.budget.trials, finite) if n is not None), default=None)
         self._distinct = plan.space.size
         self._views: list[RunView] = []
@@ -104,7 +107,7 @@ class Standings:
         self._by_config: dict[str, str] = {}
         self._repeats = 0
         self._diverged: dict[str, int] = {}
-        self._bounds: dict[int, tuple[float, float]] = {}
+        self._bounds: dict[int, tuple[tuple[float, float], ...]] = {}
         self._owing: dict[str, None] = {}
         self._lengths: dict[str, int] = {}
 
@@ -177,22 +180,40 @@ class Standings:
         """The trial that has this configuration already, or None."""
         return self._by_config.get(config_hash(config))
 
-    def metric_of(self, report: Report) -> float | None:
-        """The sweep's metric in a report, from its scores or its telemetry."""
-        score = report.score(self._metric)
-        return score.value if score is not None else report.telemetry.get(self._metric)
+    def metrics_of(self, report: Report) -> tuple[float | None, ...]:
+        """The sweep's metrics in a report, from its scores or its telemetry; None for one that is not there."""
+        found = []
+        for metric in self.metrics:
+            score = report.score(metric.name)
+            found.append(score.value if score is not None else report.telemetry.get(metric.name))
+        return tuple(found)
 
     def value(self, run: RunState, resource: int) -> float | None:
-        """The sweep's metric of a run at a resource it has reported."""
+        """The primary metric of a run at a resource it has reported."""
+        report = run.reports.get(resource)
+        return None if report is None else report.value(self.metrics[0].name)
+
+    def vector(self, run: RunState, resource: int) -> Vector | None:
+        """All metrics of a run at a resource, in order; None where it has not reported them all."""
         report = run.reports.get(resource)
         if report is None:
             return None
-        score = report.scores.get(self._metric)
-        return score.value if score is not None else report.telemetry.get(self._metric)
+        found = [report.value(metric.name) for metric in self.metrics]
+        values = tuple(value for value in found if value is not None)
+        return values if len(values) == len(found) else None
 
     def oriented(self, value: float) -> float:
-        """So that smaller is better."""
-        return self._sign * value
+        """The primary metric so that smaller is better."""
+        return self._signs[0] * value
+
+    def oriented_vector(self, vector: Vector) -> Vector:
+        """All metrics so that smaller is better."""
+        return tuple(sign * value for sign, value in zip(self._signs, vector, strict=True))
+
+    @property
+    def several(self) -> bool:
+        """Whether there are several metrics."""
+        return len(self.metrics) > 1
 
     def milestones_of(self, trial: str) -> tuple[int, ...]:
         """Where a trial's runs are compared, its total last."""
@@ -256,9 +277,14 @@ class Standings:
         runs = [run for run in (self._run(trial, seed) for seed in self.seeds) if run is not None]
         values = self._values(trial, runs)
         place = self._place[trial]
-        oriented = {resource: self.oriented(value) for resource, value in values.items()}
+        oriented = {resource: self.oriented_vector(vector) for resource, vector in values.items()}
         self._views[place] = RunView(
-            self._views[place].run, lead.order, self._view_state(trial, lead, runs), oriented, lead.target
+            self._views[place].run,
+            lead.order,
+            self._view_state(trial, lead, runs),
+            {resource: vector[0] for resource, vector in oriented.items()},
+            lead.target,
+            oriented if self.several else {},
         )
         self._tell(trial, lead, values)
         if len(self.seeds) > 1:
@@ -266,20 +292,25 @@ class Standings:
             if lead.phase == "finished" and self.following(trial) is not None:
                 self._owing[trial] = None
 
-    def _values(self, trial: str, runs: Sequence[RunState]) -> dict[int, float]:
-        """Mean over the seeds that have reported, NaN where one of them diverged."""
-        values: dict[int, float] = {}
+    def _values(self, trial: str, runs: Sequence[RunState]) -> dict[int, Vector]:
+        """Means over the seeds that have reported, NaN where one of them diverged."""
+        values: dict[int, Vector] = {}
         for milestone in self.milestones_of(trial):
-            found = [value for run in runs if (value := self._value_or_nan(run, milestone)) is not None]
+            found = [vector for run in runs if (vector := self._vector_or_nan(run, milestone)) is not None]
             if found:
-                values[milestone] = fmean(found) if all(map(math.isfinite, found)) else math.nan
+                whole = all(_finite(vector) for vector in found)
+                values[milestone] = tuple(map(fmean, zip(*found, strict=True))) if whole else self._nowhere
         return values
 
-    def _value_or_nan(self, run: RunState, milestone: int) -> float | None:
-        value = self.value(run, milestone)
-        if value is None and run.target == milestone and _diverged(run):
-            return math.nan
-        return value
+    def _vector_or_nan(self, run: RunState, milestone: int) -> Vector | None:
+        vector = self.vector(run, milestone)
+        if vector is None and run.target == milestone and _diverged(run):
+            return self._nowhere
+        return vector
+
+    @property
+    def _nowhere(self) -> Vector:
+        return (math.nan,) * len(self.metrics)
 
     def _view_state(self, trial: str, lead: RunState, runs: Sequence[RunState]) -> ViewState:
         if lead.phase == "interrupted":
@@ -289,14 +320,14 @@ class Standings:
             return "running"
         return lead.phase
 
-    def _tell(self, trial: str, lead: RunState, values: Mapping[int, float]) -> None:
+    def _tell(self, trial: str, lead: RunState, values: Mapping[int, Vector]) -> None:
         suggestion = self.state.trials[trial].suggestion
         self._diverged.pop(trial, None)
         told = Told(suggestion, "running")
         if values:
             resource = max(values)
-            if math.isfinite(values[resource]):
-                told = Told(suggestion, "complete", (values[resource],), self.level(trial, resource))
+            if _finite(values[resource]):
+                told = Told(suggestion, "complete", values[resource], self.level(trial, resource))
             else:
                 self._diverged[trial] = self.level(trial, self.milestones_of(trial)[0])
         elif lead.phase == "failed":
@@ -308,16 +339,18 @@ class Standings:
         bounds = self._bounds.get(resource)
         if bounds is None:
             return Told(suggestion, "failed")
-        low, high = bounds
-        return Told(suggestion, "complete", (self._sign * (high + (high - low)),), resource)
+        worst = tuple(sign * (high + (high - low)) for sign, (low, high) in zip(self._signs, bounds, strict=True))
+        return Told(suggestion, "complete", worst, resource)
 
     def _widen(self, run: RunState, resource: int) -> None:
-        value = self.value(run, resource)
-        if value is None or not math.isfinite(value):
+        vector = self.vector(run, resource)
+        if vector is None or not _finite(vector):
             return
-        oriented, level = self.oriented(value), self.level(run.trial, resource)
-        low, high = self._bounds.get(level, (oriented, oriented))
-        self._bounds[level] = min(low, oriented), max(high, oriented)
+        oriented, level = self.oriented_vector(vector), self.level(run.trial, resource)
+        before = self._bounds.get(level, tuple((value, value) for value in oriented))
+        self._bounds[level] = tuple(
+            (min(low, value), max(high, value)) for (low, high), value in zip(before, oriented, strict=True)
+        )
 
 
 _ABOUT_RUNS = frozenset({"lease_started", "reported", "decided", "lease_ended", "failed", "run_ended"})
@@ -325,3 +358,7 @@ _ABOUT_RUNS = frozenset({"lease_started", "reported", "decided", "lease_ended", 
 
 def _diverged(run: RunState) -> bool:
     return run.phase == "failed" and bool(run.failures) and run.failures[-1].kind == "nan"
+
+
+def _finite(vector: Vector) -> bool:
+    return all(map(math.isfinite, vector))

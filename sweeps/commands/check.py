@@ -56,7 +56,7 @@ def _describe(told: Mapping[str, Any]) -> str:
     lines = [
         f"{told['name']}: no mistakes",
         f"  trials   {trials}{seeds}{hours}, {told['method']} over {_count(told['parameters'], 'parameter')}{space}",
-        f"  metric   {told['metric']} ({told['direction']})",
+        f"  metric   {', '.join('{name} ({direction})'.format(**metric) for metric in told['metrics'])}",
     ]
     if told["covers"] is not None:
         parts = (f"{' '.join(names)} by {model}" for model, names in told["covers"].items() if names)

@@ -80,6 +80,10 @@ def role(name: str) -> str:
 def final_lines(board: Leaderboard) -> list[str]:
     """Scores on `test` of every candidate, the verdicts, and how often test was opened."""
     lines = _scores(board.finals)
+    if any(str(final["role"]).startswith("front-") for final in board.finals):
+        lines.append(
+            "the runs of the front are each judged against the baseline; none of them is better on every metric"
+        )
     tests = len(board.verdicts)
     lines += [verdict_line(verdict, tests, board.alpha) for verdict in board.verdicts]
     lines += [f"  note: {note}" for note in dict.fromkeys(v.get("note") for v in board.verdicts) if note]
@@ -104,7 +108,9 @@ def _scores(finals: Sequence[Mapping[str, Any]]) -> list[str]:
         seed = f" (seed {final['seed']})" if final.get("seed") is not None else ""
         scores = [final["scores"].get(key) for key in keys]
         cells = [score_text(Measured(s.value, s.se, s.n)) if s is not None else "" for s in scores]
-        rows.append([role(final["role"]) + seed, str(max(s.n for s in scores if s is not None)), *cells])
+        run = (final.get("candidate") or {}).get("run") if str(final["role"]).startswith("front-") else None
+        trial = f" {str(run).partition('/')[0]}" if run else ""
+        rows.append([role(final["role"]) + trial + seed, str(max(s.n for s in scores if s is not None)), *cells])
     return aligned(["final step", "n", *keys], rows)
 
 

@@ -54,13 +54,13 @@ def compare(arguments: argparse.Namespace) -> int:
             stack.callback(ledger.close)
             sources.append(comparing.Source(paths.name, fold(ledger.events()), ledger, loaded))
         try:
-            comparison = comparing.compare(sources, top=arguments.top)
+            comparison = comparing.compare_all(sources, top=arguments.top)
         except comparing.CompareError as error:
             raise UsageError(str(error)) from error
     if arguments.json:
-        print(json.dumps(comparing.to_json(comparison), indent=2, allow_nan=False))
+        print(json.dumps(comparing.all_to_json(comparison), indent=2, allow_nan=False))
     else:
-        print(comparing.to_text(comparison, _width()))
+        print(comparing.all_to_text(comparison, _width()))
     return 0
 
 

@@ -11,6 +11,9 @@ came later. Beyond the paper:
 * NaN-safe: a trial that diverged counts among the n (it was tried and is worse than all that were not), is never promoted,
   and keeps the place of a rung that it was promoted from. One that failed for another reason gives its place back.
 * Ties go to the trial that was suggested first.
+* With several metrics a rung is ranked front by front (non-dominated sorting), as in MO-ASHA (Schmucker et al. 2021, arXiv
+  2106.12639): within a front the trials that have gone on keep their place, and the next is the one farthest from those
+  before it (`sweeps.pareto.ranking`). Where nobody has gone on yet, the best on the primary metric is first.
 
 Left out: the paper's parameter s (minimum early-stopping rate): choose `min` instead; brackets.
 
@@ -26,6 +29,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sweeps.pareto import ranking
 from sweeps.schedulers.base import Decision, RunView, SweepView
 from sweeps.trial import Run
 
@@ -35,12 +39,21 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Rung:
-    """A rung's counts and ranking (value, order, run)."""
+    """A rung's counts and ranking (value, order, run). With several metrics the ranking is made anew from `members`."""
 
     results: int = 0
     ranked: list[tuple[float, int, RunView]] = field(default_factory=list)
     beyond: int = 0
     coming: int = 0
+    members: dict[int, RunView] = field(default_factory=dict)
+    stale: bool = False
+
+    def rank(self, milestone: int) -> None:
+        """Order the members, front by front."""
+        runs = [self.members[order] for order in sorted(self.members)]
+        order = ranking([run.vectors[milestone] for run in runs], [run.target > milestone for run in runs])
+        self.ranked = [(runs[i].values[milestone], runs[i].order, runs[i]) for i in order]
+        self.stale = False
 
 
 class _Table:
@@ -65,6 +78,9 @@ class _Table:
         for run in view.runs[known:]:
             self._runs.append(run)
             self._count(run, 1)
+        for milestone, rung in zip(self._milestones, self.rungs, strict=True):
+            if rung.stale:
+                rung.rank(milestone)
         return self.rungs
 
     def _count(self, run: RunView, sign: int) -> None:
@@ -80,7 +96,15 @@ class _Table:
                 rung.coming += sign if k == goal and run.state == "running" else 0
                 continue
             rung.results += sign
-            if math.isfinite(value) and not lost:
+            if not math.isfinite(value) or lost:
+                continue
+            if milestone in run.vectors:
+                rung.stale = True
+                if sign > 0:
+                    rung.members[run.order] = run
+                else:
+                    del rung.members[run.order]
+            else:
                 place = bisect_left(rung.ranked, (value, run.order))
                 if sign > 0:
                     rung.ranked.insert(place, (value, run.order, run))

@@ -40,6 +40,8 @@ class RunView:
         values: resource -> metric at that milestone, oriented so that smaller is better; NaN where it diverged. With several
             tuning seeds, the mean over those that have reported.
         target: the milestone its present or last lease was meant for.
+        vectors: with several metrics, resource -> all of them there, oriented alike, NaN in each where it diverged; `values`
+            then has the primary one. Empty with one metric.
     """
 
     run: Run
@@ -47,6 +49,7 @@ class RunView:
     state: RunState
     values: Mapping[int, float] = field(default_factory=dict)
     target: int = 0
+    vectors: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.schedulers.asha import ASHAScheduler
 from sweeps.simulate import MemoryCheckpoints, SimulatedBackend, VirtualClock
@@ -22,8 +23,7 @@ class Plan:
     space: Space
     milestones: tuple[int, ...]
     finalists: int
-    metric: str = "tune/loss"
-    direction: str = "minimize"
+    metrics: tuple[Metric, ...] = (Metric("tune/loss", "minimize"),)
 
     @property
     def total(self):

@@ -10,6 +10,7 @@ from sweeps.board import Leaderboard
 from sweeps.compare import CompareError, Comparison, Source, compare, to_json, to_text
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, StoredItems
+from sweeps.metrics import Metric
 from sweeps.state import fold
 
 ITEMS = ItemSet(tuple(f"i{i}" for i in range(60)))
@@ -27,6 +28,10 @@ class Machine:
         self.events = [Event("sweep_created", {"name": name, "spec": {}})]
         self.stored: dict[tuple[str, int], StoredItems] = {}
         self.count = 0
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (Metric(self.metric, self.direction),)
 
     def milestones_of(self, config: Any) -> tuple[int, ...]:
         return (8, 30)

@@ -13,6 +13,7 @@ from evaluators.base import Direction, ItemSet, Score, summarise
 from sweeps.board import Measured, aligned, score_text
 from sweeps.leaderboard import Leaderboard, combined, leaderboard, to_csv, to_json, to_text, trial_items
 from sweeps.ledger import Event, StoredItems, number
+from sweeps.metrics import Metric
 from sweeps.state import fold
 
 ITEMS = ItemSet(tuple(f"i{i}" for i in range(60)), groups=tuple(f"g{i // 2}" for i in range(60)))
@@ -29,6 +30,10 @@ class Sweep:
     events: list[Event] = field(default_factory=lambda: [Event("sweep_created", {"name": "demo", "spec": {}})])
     stored: dict[tuple[str, int, str, str], StoredItems] = field(default_factory=dict)
     trials: int = 0
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (Metric(self.metric, self.direction),)
 
     def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         return config.get("milestones", self.milestones)

@@ -159,7 +159,27 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ("metric: eval/loss", "metric.name", "W&B's eval/loss is 'loss' here"),
         ("metric: {name: loss, goal: maximize}", "metric.goal", "contradicts loss, which is to minimize"),
         ("metric: cost/seconds", "metric.name", "is telemetry; say which way is better"),
-        ("metric: [loss, perplexity]", "metric", "several metrics (a Pareto front) are not supported yet"),
+        ("metric: [loss, loss]", "metric[1].name", "'tune/loss' stands twice"),
+        ("metric: []", "metric", "0 metrics; give 1 to 5"),
+        ("metric: [loss, {nam: x}]", "metric[1].nam", "'nam' is unknown; did you mean 'name'? (goal, name)"),
+        ("metric: [loss, cost/seconds]", "metric[1].name", "'cost/seconds' is telemetry; say which way is better"),
+        ("metric: [loss, test/loss]", "metric[1].name", "test/ is opened once, by the final step"),
+        ("metric: [loss, select/loss]", "metric[1].name", "select/ chooses soups"),
+        (
+            "metric: [loss, {name: exact_match, goal: minimize}]",
+            "metric[1].goal",
+            "'minimize' contradicts exact_match, which is to maximize; delete goal",
+        ),
+        (
+            "metric: [loss, perplexity]\nmethod: cmaes\nparameters: {lora_r: {min: 1, max: 9}}\nbudget: {trials: 3}",
+            "method.type",
+            "'cmaes' takes one metric, but the file has 2; name one, or use one of gp, grid, nsga2, random, tpe",
+        ),
+        (
+            "metric: [loss, exact_match]\nevaluate: [{type: exact_match, when: end}]",
+            "evaluate[0].when",
+            "the metric's evaluator runs at every rung",
+        ),
         (
             "metric: perplexity\nevaluate: [{type: perplexity, when: end}]",
             "evaluate[0].when",

@@ -1,0 +1,153 @@
+"""Who is judged in the final step, on which metrics, and against whom.
+
+With one metric: `baseline` (the untuned model, or `baseline:` trained from the beginning), `winner` (the best run at the
+highest rung), `soup` (the newest finished one). A soup judged later has its id as its role.
+
+With several metrics there is no winner, unless one run is better than all others on every metric: the runs of the Pareto
+front take its place, as `front-1`, `front-2`, ..., at most `FRONT` of them, one a trial, spread over the front
+(`sweeps.pareto.spread`) and numbered by the primary metric. Each is judged against the baseline on every metric that is a
+score, and the soup against `front-1` and the baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from evaluators.config import EVALUATOR_CONFIGS
+from sweeps.metrics import FRONT, Metric, soup_metric
+from sweeps.paths import SweepPaths
+from sweeps.scoring import Placed, front_runs, ranked, relative, whole_checkpoint
+from sweeps.state import RunState, SoupState, SweepState
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+
+
+@dataclass(frozen=True)
+class Contender:
+    """Something to score on `test`.
+
+    Attributes:
+        role: `baseline`, `winner`, `front-<k>`, `soup` or a soup's id.
+        candidate: its record in `final_frozen`.
+        config: the pipeline configuration that it is scored (and trained) with.
+        seed: a seed of `seeds.test` that it is trained with; None for what the sweep made.
+        folder: weights; None for the untuned model.
+        trains: trial id to train under, where it is still to be trained.
+    """
+
+    role: str
+    candidate: Mapping[str, Any]
+    config: Mapping[str, Any]
+    seed: int | None = None
+    folder: Path | None = None
+    trains: str | None = None
+
+    @property
+    def label(self) -> str:
+        """`<role>[/seed-<s>]`; its items are stored under `final/<label>`."""
+        return self.role if self.seed is None else f"{self.role}/seed-{self.seed}"
+
+
+def freeze(loaded: LoadedSweep, state: SweepState, paths: SweepPaths, soup: SoupState | None) -> list[dict[str, Any]]:
+    """The candidates as `final_frozen` holds them; empty when no run has a result and a whole checkpoint."""
+    singles = _singles(loaded, state, paths)
+    if not singles:
+        return []
+    config = state.trials[state.runs[singles[0]["run"]].trial].config
+    candidates: list[dict[str, Any]] = []
+    trained = loaded.resolve_baseline()
+    if trained is not None:
+        reason = ", ".join(f"{key}={value}" for key, value in (loaded.baseline or {}).items())
+        candidates.append({"role": "baseline", "config": trained, "reason": reason})
+    elif config.get("base_model") is not None:
+        candidates.append({"role": "baseline", "model": config["base_model"]})
+    candidates += singles
+    if soup is not None:
+        candidates.append(soup_candidate(soup, "soup"))
+    return candidates
+
+
+def _singles(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[dict[str, Any]]:
+    """The best run whose checkpoint is whole, or those of the front; of dominated runs only where the front has none whole."""
+    several = len(loaded.metrics) > 1
+    placed = ranked(loaded, state)
+    alone = not several or len(front_runs(loaded, placed, None)) == 1
+    while placed:
+        chosen = front_runs(loaded, placed, FRONT) if several else placed[:1]
+        found = [(one, checkpoint) for one in chosen if (checkpoint := whole_checkpoint(paths, one)) is not None]
+        if found:
+            break
+        gone = {one.run.id for one in chosen}
+        placed = [one for one in placed if one.run.id not in gone]
+        alone = not several
+    else:
+        return []
+    roles = ["winner"] if alone else [f"front-{k + 1}" for k in range(len(found))]
+    return [_single(role, one, paths, *whole) for role, (one, whole) in zip(roles, found, strict=True)]
+
+
+def _single(role: str, placed: Placed, paths: SweepPaths, folder: Path, content: str) -> dict[str, Any]:
+    return {
+        "role": role,
+        "run": placed.run.id,
+        "resource": placed.report.resource,
+        "checkpoint": relative(paths, folder),
+        "hash": content,
+    }
+
+
+def soup_candidate(soup: SoupState, role: str) -> dict[str, Any]:
+    """A finished soup as a candidate."""
+    assert soup.finished is not None, f"soup {soup.id} must be finished before it is judged"
+    return {"role": role, "soup": soup.id, "folder": soup.finished["folder"], "hash": soup.finished["hash"]}
+
+
+def leading(state: SweepState) -> RunState:
+    """The first single run among the candidates: the winner, or the front's best on the primary metric."""
+    return state.runs[next(candidate["run"] for candidate in state.candidates if "run" in candidate)]
+
+
+def plan(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[Contender]:
+    """What is to be scored on `test`, in the order it is done."""
+    lead = leading(state)
+    config = state.trials[lead.trial].config
+    seeds = loaded.spec.seeds.test
+    contenders = []
+    for candidate in state.candidates:
+        role = candidate["role"]
+        if "run" in candidate:
+            run = state.runs[candidate["run"]]
+            own = state.trials[run.trial].config
+            contenders.append(Contender(role, candidate, own, folder=paths.root / candidate["checkpoint"]))
+            again = {**own, **run.changes}
+            contenders += [Contender(role, candidate, again, seed, trains=run.trial) for seed in seeds]
+        elif "config" in candidate:
+            trained = candidate["config"]
+            contenders += [Contender(role, candidate, trained, s, trains="baseline") for s in seeds or (None,)]
+        elif role == "baseline":
+            contenders.append(Contender(role, candidate, config))
+        else:
+            contenders.append(Contender(role, candidate, config, folder=paths.root / candidate["folder"]))
+    return contenders
+
+
+def pairs(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """Roles to compare: left minus right."""
+    singles = [candidate["role"] for candidate in candidates if "run" in candidate]
+    soups = [candidate["role"] for candidate in candidates if "soup" in candidate and candidate["role"] != "soup"]
+    found = [("soup", singles[0]), *((single, "baseline") for single in singles), ("soup", "baseline")]
+    return found + [(soup, other) for soup in soups for other in (singles[0], "baseline")]
+
+
+def judged_metrics(loaded: LoadedSweep) -> tuple[Metric, ...]:
+    """What verdicts are about: the sweep's metrics that are scores, else the soup's; empty when there is none."""
+    scored = tuple(metric for metric in loaded.metrics if metric.scored)
+    if scored or loaded.spec.soup is None or loaded.spec.soup.metric is None:
+        return scored
+    bare = soup_metric(loaded.spec, loaded.metrics)
+    known = {name: direction for config in EVALUATOR_CONFIGS for name, direction in config.metrics.items()}
+    return (Metric(f"tune/{bare}", known[bare]),) if bare in known else ()
