@@ -30,7 +30,19 @@ class DataFile(Config):
     """A dataset of its own."""
 
     path: str
-    """JSONL file; relative paths are relative to the sweep file."""
+    """File, folder or pattern of files (JSONL, JSON, CSV, TSV, Parquet, Arrow; relative to the sweep file), or hub id."""
+    ds_type: Literal["json", "csv", "parquet", "arrow"] | None = None
+    """Format of the files; by default what their suffix says."""
+    name: str | None = None
+    """Configuration of a hub data set, where it has several."""
+    split: str | None = None
+    """Split of a hub data set: `train` by default; `train[:10%]` is a part of it."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set; `submit` fills in the commit, so that all trials see the same rows."""
+    streaming: bool = False
+    """Rows are read from disk when they are needed and never held in memory; for `train` alone."""
+    content_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """SHA-256 of the file (of several: over all); filled in by `submit`, so that changed rows are refused."""
     type: Literal["chat", "prompt_completion", "text"]
     """Shape of a row: `chat` (a list of messages), `prompt_completion` (two texts), `text` (one)."""
     field_messages: str = "messages"
@@ -79,12 +91,22 @@ class Datasets(Config):
     """Opened once, by the final step."""
     on_duplicate: Literal["error", "drop_train"] = "error"
     """A prompt that stands in two splits' files: an error, or it is dropped from train."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that can't be used: an error that names it, or it is left out, counted and named in a warning."""
 
     @property
     def fractions(self) -> dict[str, float]:
         """The splits that are shares of `train`."""
         named = {"tune": self.tune, "select": self.select, "test": self.test}
         return {name: split.fraction for name, split in named.items() if isinstance(split, Fraction)}
+
+    @model_validator(mode="after")
+    def only_train_is_streamed(self) -> Datasets:
+        """Held-out rows are scored again and again, so they stay in memory (those taken from train by fraction do not)."""
+        for name in ("tune", "select", "test"):
+            if getattr(getattr(self, name), "streaming", False):
+                raise wrong(f"{name}.streaming", "only train is streamed; delete the line")
+        return self
 
     @model_validator(mode="after")
     def fractions_leave_rows_to_train_on(self) -> Datasets:

@@ -1,8 +1,8 @@
-"""The four splits of a dataset: JSONL rows, split by the hash of their prompt. No torch.
+"""The four splits of a dataset: rows of files or of the hub, split by the hash of their prompt. No torch.
 
-A row's split depends on its prompt (or `group_by`), the seed and the fractions alone: never on the file's order or on
-other rows, so adding rows moves none. `tune` takes the hashes at the bottom, `select` those above it, `test` those at
-the top, `train` what is between.
+A row's split depends on its prompt (or `group_by`), the seed and the fractions alone: never on the file's order, its
+format or other rows, so adding rows moves none. `tune` takes the hashes at the bottom, `select` those above it, `test`
+those at the top, `train` what is between.
 
 Example:
     >>> splits = load_splits(config.datasets, seed=config.seed_data)
@@ -12,19 +12,23 @@ Example:
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluators.base import Example, Messages
+from evaluators.base import Example
 from pipelines.config import DataFile, Datasets, Fraction
+from pipelines.data.base import Stamp, stamp_of
+from pipelines.data.files import content_hash, find_files, is_hub_id
 from pipelines.stage import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipelines.data.index import Index
 
 SMALL = 50
 """Splits with fewer prompts than this are warned about."""
@@ -36,34 +40,33 @@ _HELD_OUT = ("tune", "select", "test")
 class Splits:
     """Rows of every split; a split that the file does not name is empty.
 
+    Where train is streamed, it and the splits taken from it are `pipelines.data.index.LazyRows`, which read a row when
+    it is asked for; else lists.
+
     Attributes:
         train: in file order.
         tune: in hash order, so that the first n are a fixed random sample; so are `select` and `test`.
         warnings: sentences for the user.
+        skipped: how many bad rows of train's file `on_bad_row: skip` left out.
     """
 
-    train: list[Example]
-    tune: list[Example]
-    select: list[Example] = field(default_factory=list)
-    test: list[Example] = field(default_factory=list)
+    train: Sequence[Example]
+    tune: Sequence[Example]
+    select: Sequence[Example] = field(default_factory=list)
+    test: Sequence[Example] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
+    skipped: int = 0
 
-    def rows(self, split: str) -> list[Example]:
+    def rows(self, split: str) -> Sequence[Example]:
         """The rows of a split by its name."""
-        found: list[Example] = getattr(self, split)
+        found: Sequence[Example] = getattr(self, split)
         return found
 
 
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    prompt_hash: str
-    example: Example
-
-
-_Stamp = tuple[str, int, int]
-_FILES: dict[tuple[_Stamp, str], tuple[_Row, ...]] = {}
-_SPLITS: dict[tuple[str, int, tuple[_Stamp, ...]], Splits] = {}
+_Key = tuple[str, tuple[Stamp, ...], bool]
+_INDEXES: dict[_Key, Index] = {}
+_SPLITS: dict[tuple[str, int, tuple[_Key, ...]], Splits] = {}
+_HASHES: dict[tuple[Stamp, ...], str] = {}
 _KEPT = 8
 
 
@@ -75,11 +78,12 @@ def load_splits(datasets: Datasets, seed: int = 0) -> Splits:
         seed: `seed_data`; another one gives other splits.
 
     Raises:
-        UserError: on an unreadable file, a bad row (file and line), an empty split, fractions that leave no train, or a
-            prompt that stands in two files.
+        UserError: on an unreadable file, a bad row (file and line), an empty split, fractions that leave no train, a
+            prompt that stands in two files, or files that are not those that `content_hash` tells.
     """
-    stamps = tuple(_stamp(f.path) for f in (datasets.train, *_files(datasets).values()))
-    key = (datasets.model_dump_json(), seed, stamps)
+    skip = datasets.on_bad_row == "skip"
+    keys = tuple(_key(data, skip) for data in (datasets.train, *_files(datasets).values()))
+    key = (datasets.model_dump_json(), seed, keys)
     if key not in _SPLITS:
         _keep(_SPLITS, key, _split(datasets, seed))
     return _SPLITS[key]
@@ -95,31 +99,59 @@ def count_train(datasets: Datasets, seed: int = 0) -> int:
 
 
 def read_rows(data: DataFile) -> list[Example]:
-    """Every row of one file, in hash order, as a split of its own.
+    """Every row of one data set, in hash order, as a split of its own.
 
     Raises:
         UserError: on an unreadable or empty file, or a bad row (file and line).
     """
-    return sorted((row.example for row in _read(data)), key=lambda example: example.id)
+    import numpy as np
+
+    index = _read(data, False)
+    return list(index.examples(index.by_id(np.arange(len(index)))))
 
 
 def _split(datasets: Datasets, seed: int) -> Splits:
-    files = {name: _read(data) for name, data in _files(datasets).items()}
-    train, dropped = _without_duplicates(datasets, list(_read(datasets.train)), files)
-    ranges = _ranges(datasets)
-    parts: dict[str, list[_Row]] = {"train": [], **{name: list(rows) for name, rows in files.items()}}
-    for row in train:
-        place = _unit(seed, row.example.group)
-        parts.setdefault(next((n for n, (low, high) in ranges.items() if low <= place < high), "train"), []).append(row)
-    warnings = [f"{dropped} rows of train were dropped: their prompts stand in another split's file"] * bool(dropped)
+    import numpy as np
+
+    skip = datasets.on_bad_row == "skip"
+    files = {name: _read(data, skip) for name, data in _files(datasets).items()}
+    train = _read(datasets.train, skip)
+    kept = _without_duplicates(datasets, train, files)
+    parts = _parts(datasets, seed, train, kept)
+    warnings = [f"{len(train) - len(kept)} rows of train were dropped: their prompts stand in another split's file"]
+    warnings *= len(kept) < len(train)
+    held: dict[str, Sequence[Example]] = {}
     for name in ("train", *_HELD_OUT):
-        named = name == "train" or getattr(datasets, name) is not None
-        if named and not parts.get(name):
+        if name != "train" and getattr(datasets, name) is None:
+            continue
+        index = files.get(name, train)
+        rows = np.arange(len(index)) if name in files else parts[name]
+        if not len(rows):
             raise UserError(_empty(name, datasets))
-        if named and name != "train":
-            warnings += _small(name, parts[name])
-    held = {name: sorted((r.example for r in parts.get(name, ())), key=lambda e: e.id) for name in _HELD_OUT}
-    return Splits([r.example for r in parts["train"]], **held, warnings=tuple(warnings))
+        if name in files or name == "train":
+            warnings += _skipped(name, index)
+        if name != "train":
+            warnings += _small(name, len(np.unique(index.group[rows])))
+        held[name] = index.examples(rows if name == "train" else index.by_id(rows))
+    warnings += _grouped_apart(datasets)
+    return Splits(**{"tune": [], **held}, warnings=tuple(warnings), skipped=train.skipped)
+
+
+def _parts(datasets: Datasets, seed: int, train: Index, kept: NDArray[np.int64]) -> Mapping[str, NDArray[np.int64]]:
+    """Rows of train's file by the split they belong to, in file order."""
+    import numpy as np
+
+    parts: dict[str, NDArray[np.int64]] = {}
+    left = np.ones(len(kept), bool)
+    ranges = _ranges(datasets)
+    if ranges:
+        units, which = np.unique(train.group[kept], return_inverse=True)
+        place = np.array([_unit(seed, f"{int(group):016x}") for group in units])[which]
+        for name, (low, high) in ranges.items():
+            chosen = left & (low <= place) & (place < high)
+            parts[name] = kept[chosen]
+            left &= ~chosen
+    return {**parts, "train": kept[left]}
 
 
 def _files(datasets: Datasets) -> dict[str, DataFile]:
@@ -148,8 +180,7 @@ def _empty(name: str, datasets: Datasets) -> str:
     return f"datasets.{name} is empty: {source.path} has no row left for it"
 
 
-def _small(name: str, rows: Sequence[_Row]) -> list[str]:
-    n = len({row.example.group for row in rows})
+def _small(name: str, n: int) -> list[str]:
     if n >= SMALL:
         return []
     width = 1.96 * 0.5 / math.sqrt(n)
@@ -159,45 +190,117 @@ def _small(name: str, rows: Sequence[_Row]) -> list[str]:
     ]
 
 
-def _without_duplicates(
-    datasets: Datasets, train: list[_Row], files: dict[str, tuple[_Row, ...]]
-) -> tuple[list[_Row], int]:
-    """Rows of train whose prompt and group stand in no other file, and how many were dropped."""
-    seen: dict[str, tuple[str, _Row]] = {}
-    problems = []
-    for name, rows in files.items():
-        for row in rows:
-            other = next((seen[k] for k in _keys(row) if k in seen and seen[k][0] != name), None)
+def _skipped(name: str, index: Index) -> list[str]:
+    if not index.skipped:
+        return []
+    more = f"; and {index.skipped - len(index.bad)} more" * (index.skipped > len(index.bad))
+    count = f"{index.skipped} of {index.skipped + len(index)} rows"
+    return [f"{name}: {count} are broken and were left out (on_bad_row: skip): {'; '.join(index.bad)}{more}"]
+
+
+def _grouped_apart(datasets: Datasets) -> list[str]:
+    """A warning for held-out files that are not grouped as train is: their groups can't be compared."""
+    keys = {name: data.group_by for name, data in _files(datasets).items()}
+    return [
+        f"train has group_by: {datasets.train.group_by or 'the prompt'}, {name} has {key or 'the prompt'}: a group that stands "
+        "in both can't be noticed"
+        for name, key in keys.items()
+        if key != datasets.train.group_by
+    ]
+
+
+def _without_duplicates(datasets: Datasets, train: Index, files: Mapping[str, Index]) -> NDArray[np.int64]:
+    """Rows of train whose prompt and group stand in no other file."""
+    import numpy as np
+
+    seen: dict[tuple[str, int], tuple[str, int]] = {}
+    problems = _Problems()
+    for name, index in files.items():
+        for row in range(len(index)):
+            other = next((seen[k] for k in _keys(index, row) if k in seen and seen[k][0] != name), None)
             if other is not None:
-                problems.append(_twice(datasets, name, row, *other))
-            for key in _keys(row):
+                problems.add(lambda n=name, r=row, o=other: _twice(files, n, files[n], r, *o))
+            for key in _keys(index, row):
                 seen.setdefault(key, (name, row))
-    kept = []
-    for row in train:
-        other = next((seen[k] for k in _keys(row) if k in seen), None)
-        if other is None:
-            kept.append(row)
-        elif datasets.on_duplicate == "error":
-            problems.append(_twice(datasets, "train", row, *other) + "; `on_duplicate: drop_train` drops it from train")
-    _raise(problems)
-    return kept, len(train) - len(kept)
+    if not seen:
+        return np.arange(len(train))
+    prompts, groups = (np.array([v for kind, v in seen if kind == wanted], np.uint64) for wanted in ("p", "g"))
+    double = np.isin(train.prompt, prompts) | np.isin(train.group, groups)
+    if datasets.on_duplicate == "error":
+        for row in map(int, np.flatnonzero(double)):
+            other = next(seen[k] for k in _keys(train, row) if k in seen)
+            problems.add(
+                lambda r=row, o=other: (
+                    _twice(files, "train", train, r, *o) + "; `on_duplicate: drop_train` drops it from train"
+                )
+            )
+    problems.refuse()
+    return np.flatnonzero(~double)
 
 
-def _keys(row: _Row) -> tuple[str, str]:
-    return ("p" + row.prompt_hash, "g" + row.example.group)
+def _keys(index: Index, row: int) -> tuple[tuple[str, int], tuple[str, int]]:
+    return (("p", int(index.prompt[row])), ("g", int(index.group[row])))
 
 
-def _twice(datasets: Datasets, name: str, row: _Row, other_name: str, other: _Row) -> str:
-    here, there = getattr(datasets, name).path, getattr(datasets, other_name).path
-    what = "prompt" if row.prompt_hash == other.prompt_hash else "group"
-    return f"{here}, line {row.line} ({name}): its {what} stands in {there}, line {other.line} ({other_name}) too"
+def _twice(files: Mapping[str, Index], name: str, index: Index, row: int, other_name: str, other_row: int) -> str:
+    other = files[other_name]
+    what = "prompt" if index.prompt[row] == other.prompt[other_row] else "group"
+    return f"{index.where(row)} ({name}): its {what} stands in {other.where(other_row)} ({other_name}) too"
 
 
-def _read(data: DataFile) -> tuple[_Row, ...]:
-    key = (_stamp(data.path), data.model_dump_json())
-    if key not in _FILES:
-        _keep(_FILES, key, tuple(_parse(data)))
-    return _FILES[key]
+class _Problems:
+    """What is wrong: the first few as sentences, the others counted."""
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+        self._count = 0
+
+    def add(self, sentence: Any) -> None:
+        self._count += 1
+        if len(self._sentences) < _SHOWN:
+            self._sentences.append(sentence())
+
+    def refuse(self) -> None:
+        more = [f"... and {self._count - _SHOWN} more like these"] * (self._count > _SHOWN)
+        if self._count:
+            raise UserError("\n".join([*self._sentences, *more]))
+
+
+def _key(data: DataFile, skip: bool) -> _Key:
+    return (data.model_dump_json(), _stamps(data), skip)
+
+
+def _stamps(data: DataFile) -> tuple[Stamp, ...]:
+    """What the files of a data set look like; nothing for the hub, where the revision says it."""
+    return () if is_hub_id(data.path) else tuple(stamp_of(file) for file in find_files(data.path, data.ds_type))
+
+
+def _read(data: DataFile, skip: bool) -> Index:
+    from pipelines.data.index import build_index
+
+    key = _key(data, skip)
+    if key not in _INDEXES:
+        refuse_other_content(data)
+        _keep(_INDEXES, key, build_index(data, skip_bad=skip))
+    return _INDEXES[key]
+
+
+def refuse_other_content(data: DataFile) -> None:
+    """Compare the files with `content_hash`, where that is given.
+
+    Raises:
+        UserError: if they are not those that a sweep was begun with.
+    """
+    if data.content_hash is None or is_hub_id(data.path):
+        return
+    stamps = _stamps(data)
+    if stamps not in _HASHES:
+        _keep(_HASHES, stamps, content_hash([path for path, _, _ in stamps]))
+    if _HASHES[stamps] != data.content_hash:
+        raise UserError(
+            f"{data.path}: has changed since the sweep was begun (SHA-256 {_HASHES[stamps][:12]}..., then "
+            f"{data.content_hash[:12]}...), so scores could not be compared; put the old content back, or submit a new sweep"
+        )
 
 
 def _keep(cache: dict[Any, Any], key: Any, value: Any) -> None:
@@ -206,165 +309,7 @@ def _keep(cache: dict[Any, Any], key: Any, value: Any) -> None:
     cache[key] = value
 
 
-def _stamp(path: str) -> _Stamp:
-    try:
-        stat = os.stat(path)
-    except OSError as error:
-        raise UserError(f"{path}: can't be read ({error.strerror}); `path` is relative to the sweep file") from None
-    return (path, stat.st_mtime_ns, stat.st_size)
-
-
-def _parse(data: DataFile) -> Iterator[_Row]:
-    problems: list[str] = []
-    rows: list[_Row] = []
-    counts: dict[str, int] = {}
-    build = _BUILDERS[data.type]
-    for line, text in _lines(data):
-        try:
-            prompt, completion, group_text = build(_object(text), data)
-        except _BadRow as error:
-            problems.append(f"{data.path}, line {line}: {error}")
-            continue
-        prompt_hash = _hash(_squeezed(prompt if prompt is not None else completion))
-        group = _hash(group_text) if group_text is not None else prompt_hash
-        content = _hash(json.dumps([prompt, completion], sort_keys=True, ensure_ascii=False))
-        counts[content] = counts.get(content, 0) + 1
-        name = content if counts[content] == 1 else f"{content}-{counts[content]}"
-        rows.append(_Row(line, prompt_hash, Example(name, group, prompt, completion)))
-    _raise(problems)
-    if not rows:
-        raise UserError(f"{data.path}: has no rows; one JSON object a line is wanted")
-    yield from rows
-
-
-def _lines(data: DataFile) -> Iterator[tuple[int, str]]:
-    """Numbered lines that hold something, at most `limit`; read as bytes so that a bad one can be named."""
-    given = 0
-    try:
-        with Path(data.path).open("rb") as file:
-            for number, raw in enumerate(file, 1):
-                try:
-                    text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{data.path}, line {number}: not UTF-8 text ({error.reason})") from None
-                if text:
-                    yield number, text
-                    given += 1
-                if data.limit is not None and given >= data.limit:
-                    return
-    except OSError as error:
-        raise UserError(f"{data.path}: can't be read ({error.strerror})") from None
-
-
-class _BadRow(ValueError):
-    """A row that can't be used; the message says why, without its place."""
-
-
-def _object(text: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        hint = "; one JSON object a line is wanted, not an array over several lines" if text[0] in "[{" else ""
-        raise _BadRow(f"not JSON ({error}){hint}") from None
-    if not isinstance(row, dict):
-        raise _BadRow(f"a {type(row).__name__}, but an object is wanted, such as " + '{"prompt": "...", ...}')
-    return row
-
-
-Built = tuple[str | Messages | None, str, str | None]
-
-
-def _chat(row: dict[str, Any], data: DataFile) -> Built:
-    messages = _value(row, data.field_messages, "field_messages")
-    if not isinstance(messages, list) or not messages:
-        raise _BadRow(f"{data.field_messages!r} must be a list of messages, but is {_short(messages)}")
-    clean = tuple(_message(message, place) for place, message in enumerate(messages))
-    if len(clean) < 2 or clean[-1]["role"] != "assistant":
-        raise _BadRow(f"{data.field_messages!r} must end with an assistant message after at least one other")
-    if not clean[-1]["content"].strip():
-        raise _BadRow("the last assistant message is empty")
-    return clean[:-1], clean[-1]["content"], _group(row, data)
-
-
-def _message(message: Any, place: int) -> dict[str, str]:
-    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-        raise _BadRow(f"message {place} must be an object with 'role' and 'content', but is {_short(message)}")
-    if not isinstance(message.get("content"), str):
-        raise _BadRow(f"message {place}: 'content' must be text, but is {_short(message.get('content'))}")
-    if message.get("tool_calls"):
-        raise _BadRow(f"message {place}: 'tool_calls' are not supported; write the call into 'content'")
-    _sound(message["content"])
-    return {"role": message["role"], "content": message["content"]}
-
-
-def _prompt_completion(row: dict[str, Any], data: DataFile) -> Built:
-    prompt = _text_of(row, data.field_prompt, "field_prompt")
-    return prompt, _text_of(row, data.field_completion, "field_completion"), _group(row, data)
-
-
-def _text(row: dict[str, Any], data: DataFile) -> Built:
-    return None, _text_of(row, data.field_text, "field_text"), _group(row, data)
-
-
-_BUILDERS: dict[str, Callable[[dict[str, Any], DataFile], Built]] = {
-    "chat": _chat,
-    "prompt_completion": _prompt_completion,
-    "text": _text,
-}
-
-
-def _value(row: dict[str, Any], key: str, setting: str) -> Any:
-    if key in row:
-        return row[key]
-    close = difflib.get_close_matches(key, row, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise _BadRow(f"has no key {key!r}{hint} (keys: {', '.join(sorted(row)) or 'none'}; `{setting}` names the key)")
-
-
-def _text_of(row: dict[str, Any], key: str, setting: str) -> str:
-    value = _value(row, key, setting)
-    if not isinstance(value, str) or not value.strip():
-        raise _BadRow(f"{key!r} must be text with something in it, but is {_short(value)}")
-    _sound(value)
-    return value
-
-
-def _group(row: dict[str, Any], data: DataFile) -> str | None:
-    if data.group_by is None:
-        return None
-    return json.dumps(_value(row, data.group_by, "group_by"), sort_keys=True)
-
-
-def _sound(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _BadRow("its text holds half of a surrogate pair (\\ud800 to \\udfff)") from None
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _squeezed(prompt: str | Messages) -> str:
-    """The prompt with blanks squeezed, so that a trailing newline makes no new prompt."""
-    if isinstance(prompt, str):
-        return " ".join(prompt.split())
-    return json.dumps([[m["role"], " ".join(m["content"].split())] for m in prompt], ensure_ascii=False)
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _unit(seed: int, group: str) -> float:
     """A number in [0, 1) from the seed and the group."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _raise(problems: list[str]) -> None:
-    if problems:
-        more = [f"... and {len(problems) - _SHOWN} more like these"] * (len(problems) > _SHOWN)
-        raise UserError("\n".join(problems[:_SHOWN] + more))
