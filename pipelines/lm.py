@@ -40,7 +40,7 @@ class LocalLanguageModel:
         tokenizer: its tokenizer, with a padding token.
         batch_size: rows in one forward pass.
         sequence_len: tokens a row at most in `token_losses`, as in training.
-        precision: `bf16` computes under autocast.
+        precision: `bf16` and `fp16` compute under autocast.
     """
 
     def __init__(
@@ -89,9 +89,8 @@ class LocalLanguageModel:
         """No gradients, no dropout, the asked precision; the model's mode is put back."""
         training = self._model.training
         self._model.eval()
-        bf16 = torch.autocast(self._device.type, torch.bfloat16, enabled=self._precision == "bf16")
         try:
-            with torch.no_grad(), bf16:
+            with torch.no_grad(), autocast(self._device.type, self._precision):
                 yield
         finally:
             self._model.train(training)
@@ -284,6 +283,12 @@ class _Decoding:
         return self.cut if self.cut is not None else str(tokenizer.decode(self.new, skip_special_tokens=True))
 
 
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Torch's autocast for `bf16` and `fp16`; nothing for `fp32`."""
+    kind = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast(device, kind, enabled=precision != "fp32")
+
+
 def pad(rows: Sequence[Encoded], pad_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Token ids, attention mask and labels of rows, each (batch, longest), padded on the right."""
     width = max(len(row.ids) for row in rows)
@@ -294,7 +299,11 @@ def pad(rows: Sequence[Encoded], pad_token: int) -> tuple[torch.Tensor, torch.Te
 
 
 def trained_logits(
-    model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor
+    model: Any,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    labels: torch.Tensor,
+    positions: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Logits at the positions that are trained on only: the others never reach the output layer.
 
@@ -306,6 +315,7 @@ def trained_logits(
         ids: (batch, seq) token ids.
         mask: (batch, seq) attention mask.
         labels: (batch, seq), `IGNORED` where nothing is trained on.
+        positions: (batch, seq) of packed sequences, from 0 in every row; they take the mask's place.
 
     Returns:
         fp32 logits (n, v), targets (n,), and the row each belongs to (n,).
@@ -316,9 +326,10 @@ def trained_logits(
     def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         return (inputs[0][:, :-1][wanted], *inputs[1:])
 
+    seen = {"attention_mask": mask} if positions is None else {"position_ids": positions}
     hook = model.get_output_embeddings().register_forward_pre_hook(pick)
     try:
-        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        logits = model(input_ids=ids, use_cache=False, **seen).logits
     finally:
         hook.remove()
     return logits.float(), targets[wanted], wanted.nonzero()[:, 0]

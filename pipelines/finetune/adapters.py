@@ -1,7 +1,8 @@
 """LoRA adapters: put on a base model, written and read as safetensors, taken off again.
 
 LoRA (Hu et al. 2021, arXiv 2106.09685) adds s·B·A to a frozen weight, s = α/r; rsLoRA (Kalajdzievski 2023, arXiv
-2312.03732) has s = α/√r.
+2312.03732) has s = α/√r. DoRA (Liu et al. 2024, arXiv 2402.09353) also trains the length of every row of the sum: the
+weight is m·(W + s·B·A)/‖W + s·B·A‖ by rows, where the norm counts as a constant for the gradient.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def lora_config(config: SFTConfig) -> LoraConfig:
         lora_dropout=config.lora_dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
         bias="none",
         task_type="CAUSAL_LM",
     )

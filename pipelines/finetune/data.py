@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from pipelines.stage import UserError
 
 IGNORED = -100
 """The label of a token that is not trained on."""
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,21 +42,6 @@ class Encoded:
     def trained(self) -> int:
         """Tokens that count in the loss; nothing predicts the first one."""
         return sum(label != IGNORED for label in self.labels[1:])
-
-
-@dataclass(frozen=True)
-class TrainRows:
-    """The tokens of `train`.
-
-    Attributes:
-        rows: those with at least one trained-on token, in file order.
-        cut: how many were cut to `sequence_len`.
-        dropped: how many had nothing left to train on after that.
-    """
-
-    rows: tuple[Encoded, ...]
-    cut: int
-    dropped: int
 
 
 def encode(example: Example, tokenizer: Any, sequence_len: int) -> Encoded:
@@ -84,27 +67,6 @@ def encode_prompt(prompt: str | Messages, tokenizer: Any) -> list[int]:
     if isinstance(prompt, str):
         return tokenize(tokenizer, prompt)
     return _render(list(prompt), tokenizer, opened=True)
-
-
-def encode_train(examples: Sequence[Example], tokenizer: Any, sequence_len: int) -> TrainRows:
-    """All rows of `train`; cut and dropped ones are counted and logged.
-
-    Raises:
-        UserError: if no row has anything to train on.
-    """
-    encoded = [encode(example, tokenizer, sequence_len) for example in examples]
-    kept = tuple(row for row in encoded if row.trained)
-    cut, dropped = sum(row.cut for row in encoded), len(encoded) - len(kept)
-    if not kept:
-        raise UserError(
-            f"sequence_len: {sequence_len} tokens leave nothing to train on in any of the {len(encoded)} rows; raise it"
-        )
-    if cut:
-        _log.warning(
-            "%d of %d rows of train were cut to %d tokens, %d of them to their prompt and dropped",
-            *(cut, len(encoded), sequence_len, dropped),
-        )
-    return TrainRows(kept, cut, dropped)
 
 
 def tokenize(tokenizer: Any, text: str) -> list[int]:

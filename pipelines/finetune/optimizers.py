@@ -1,4 +1,4 @@
-"""Optimizer, schedule and random state: into safetensors and JSON, and back, bit by bit. No pickle."""
+"""Optimizer, schedule, loss scale and random state: into safetensors and JSON, and back, bit by bit. No pickle."""
 
 from __future__ import annotations
 
@@ -70,6 +70,21 @@ def schedule_state(scheduler: Any) -> dict[str, Any]:
 def load_schedule(scheduler: Any, state: Mapping[str, Any]) -> None:
     """The inverse of `schedule_state`."""
     scheduler.load_state_dict({**scheduler.state_dict(), **state})
+
+
+def scale_state(scaler: Any) -> dict[str, Any] | None:
+    """The scale of an fp16 loss and the steps since it last changed, as JSON; None without a scaler."""
+    if scaler is None:
+        return None
+    state = scaler.state_dict()
+    return {"scale": float(state["scale"]), "growth_tracker": int(state["_growth_tracker"])}
+
+
+def load_scale(scaler: Any, state: Mapping[str, Any] | None) -> None:
+    """The inverse of `scale_state`."""
+    if scaler is not None and state is not None:
+        own = scaler.state_dict()
+        scaler.load_state_dict({**own, "scale": state["scale"], "_growth_tracker": state["growth_tracker"]})
 
 
 def random_state(device: str) -> dict[str, Any]:

@@ -26,16 +26,17 @@ from evaluators.base import LanguageModel, Report, Score
 from pipelines.config import SFTConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
-from pipelines.finetune.data import TrainRows, encode_train
+from pipelines.finetune.freezing import unfreeze
 from pipelines.finetune.model import BaseModels, LoadedModel, content_hash
 from pipelines.finetune.optimizers import random_state, set_random_state
+from pipelines.finetune.rows import TrainRows, encode_train
 from pipelines.finetune.trainer import StepLosses, Trainer, unpatched
 from pipelines.lm import LocalLanguageModel, memoised
 from pipelines.splits import Splits, load_splits
 from pipelines.stage import Devices, EvaluationJob, OutOfMemory, Resource, Task, UserError
 
 _log = logging.getLogger(__name__)
-_FULL_WEIGHTS = "model.safetensors"
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 class SFTPipeline:
@@ -100,7 +101,7 @@ class SFTPipeline:
                     job.services.memo(),
                     model_hash=_source_hash(loaded.folder, job.model.adapter),
                     tokenizer_hash=content_hash(loaded.folder, "tokenizer"),
-                    dtype="float32" if config.precision == "fp32" else "bfloat16",
+                    dtype=_DTYPES[config.precision],
                     settings={"sequence_len": config.sequence_len},
                 )
             return evaluate_all(job.evaluators, lm, rows, job.split)
@@ -128,16 +129,19 @@ class SFTPipeline:
                 try:
                     if start is not None:
                         adapters.load_weights(model, start)
-                    yield model
+                    with _checkpointed(loaded.model, config):
+                        yield model
                 finally:
                     adapters.detach(model)
             else:
                 assert self._models is not None
                 self._models.drop()
-                loaded.model.requires_grad_(True)
+                trained = unfreeze(loaded.model, config.unfrozen_parameters)
+                _log.info("%d parameters are trained", len(trained))
                 if start is not None:
                     _load_full(loaded.model, start)
-                yield loaded.model
+                with _checkpointed(loaded.model, config):
+                    yield loaded.model
         finally:
             loaded.model.zero_grad(set_to_none=True)
             loaded.model.eval()
@@ -232,6 +236,10 @@ class _Run:
         counted = trainer.progress
         trainer.losses = StepLosses()
         seconds = counted.train_seconds + counted.evaluation_seconds
+        scaled = {}
+        if trainer.scaler is not None:
+            scaled["train/loss_scale"] = float(trainer.scaler.get_scale())
+            scaled["train/skipped_steps"] = float(counted.skipped_steps)
         return {
             "train/loss": losses.nats / losses.tokens if losses.tokens else float("nan"),
             "train/grad_norm": losses.grad_norm,
@@ -239,6 +247,8 @@ class _Run:
             "train/epoch": float(trainer.state.epoch or 0.0),
             "train/cut_rows": float(self.rows.cut),
             "train/dropped_rows": float(self.rows.dropped),
+            "train/padding": losses.padding / losses.places if losses.places else float("nan"),
+            **scaled,
             "cost/seconds": seconds,
             "cost/evaluation_seconds": counted.evaluation_seconds,
             "cost/tokens": float(counted.tokens),
@@ -281,6 +291,24 @@ def _language_model(model: Any, tokenizer: Any, config: SFTConfig) -> LocalLangu
         sequence_len=config.sequence_len,
         precision=config.precision,
     )
+
+
+@contextlib.contextmanager
+def _checkpointed(model: Any, config: SFTConfig) -> Iterator[None]:
+    """Keep only the layers' inputs for the backward pass where the file asks for it; the model is as before after."""
+    if not config.gradient_checkpointing:
+        yield
+        return
+    try:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise UserError(
+            f"gradient_checkpointing: {type(model).__name__} does not support it; delete the line"
+        ) from error
+    try:
+        yield
+    finally:
+        model.activation_checkpointing_disable()
 
 
 def _load_full(model: Any, folder: Path) -> None:

@@ -5,7 +5,8 @@ What TRL and Transformers keep: the training loop, the optimizer, the schedule, 
 - the loss is the mean over the trained-on tokens of all micro batches of a step, and only these reach the output layer;
 - the order of rows is a pure function of (seed, epoch), so going on needs no data to be read again;
 - state is kept in safetensors and JSON, at milestones only, and nothing is written by the Trainer itself;
-- a loss that is NaN, infinite or a multiple of the run's first ends the run before the weights are touched.
+- a loss that is NaN, infinite or a multiple of the run's first ends the run before the weights are touched;
+- in fp16 the loss is scaled: a step whose gradients overflow is left out and counted, and the scale halved.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
@@ -26,20 +27,25 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from pipelines.config import SFTConfig
-from pipelines.finetune.data import TrainRows
+from pipelines.finetune.batches import EpochSampler, build_items, collate, refuse_leaks
 from pipelines.finetune.optimizers import (
     load_optimizer,
+    load_scale,
     load_schedule,
     optimizer_arguments,
     save_optimizer,
+    scale_state,
     schedule_state,
     set_random_state,
 )
-from pipelines.lm import trained_logits
+from pipelines.finetune.rows import TrainRows
+from pipelines.lm import autocast, trained_logits
 from pipelines.stage import Diverged
 
 STATE = "state.json"
 FORMAT = 1
+MIN_SCALE = 1.0
+"""A loss scale below this has collapsed: the gradients overflow without any scaling."""
 
 
 @dataclass
@@ -51,41 +57,35 @@ class Progress:
         train_seconds: seconds of training steps.
         evaluation_seconds: seconds of evaluations and checkpoints.
         first_loss: the loss of the run's first step.
+        skipped_steps: fp16 steps that were left out because their gradients overflowed.
     """
 
     tokens: int = 0
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     first_loss: float | None = None
+    skipped_steps: int = 0
 
 
 @dataclass
 class StepLosses:
-    """Numbers of the steps since the last report."""
+    """Numbers of the steps since the last report.
+
+    Attributes:
+        nats: summed loss.
+        tokens: trained-on tokens.
+        grad_norm: of the newest step that was taken, before clipping.
+        steps: optimizer steps.
+        places: places in the batches, padding included.
+        padding: those of them that are padding.
+    """
 
     nats: float = 0.0
     tokens: int = 0
     grad_norm: float = math.nan
     steps: int = 0
-
-
-class EpochSampler(torch.utils.data.Sampler[int]):
-    """Rows in an order that depends on (seed, epoch) alone."""
-
-    def __init__(self, rows: int, seed: int) -> None:
-        self._rows = rows
-        self._seed = seed
-        self._epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the training loop."""
-        self._epoch = epoch
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng([self._seed, self._epoch]).permutation(self._rows).tolist())
+    places: int = 0
+    padding: int = 0
 
 
 class Trainer(SFTTrainer):
@@ -123,13 +123,27 @@ class Trainer(SFTTrainer):
         self._state_to_load: dict[str, Any] | None = None
         self._step_nats = torch.zeros((), dtype=torch.float64)
         self._step_tokens = 0
-        data = Dataset.from_dict({"input_ids": [r.ids for r in rows.rows], "labels": [r.labels for r in rows.rows]})
+        packed = config.sample_packing
+        items, self._sampler = build_items(
+            rows,
+            seed=seed,
+            batch=config.micro_batch_size,
+            room=config.sequence_len,
+            packed=packed,
+            grouped=config.group_by_length,
+        )
+        if packed:
+            refuse_leaks(model, rows.rows, tokenizer.pad_token_id)
         super().__init__(
             model=model,
             args=_arguments(config, seed=seed, total=total, folder=folder, device=device),
-            train_dataset=data,
+            train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # TRL takes no other kind
+            data_collator=partial(collate, pad_token=tokenizer.pad_token_id, packed=packed),
             processing_class=tokenizer,
         )
+        self.train_dataset = items
+        self.scaler = torch.amp.GradScaler(device) if config.precision == "fp16" else None
+        self.accelerator.scaler = self.scaler
         self.model_accepts_loss_kwargs = True
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
@@ -145,6 +159,7 @@ class Trainer(SFTTrainer):
             "schedule": schedule_state(self.lr_scheduler),
             "param_groups": groups,
             "random": random,
+            "scaler": scale_state(self.scaler),
             "progress": asdict(self.progress),
             "torch": torch.__version__,
         }
@@ -163,9 +178,15 @@ class Trainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Nats of a micro batch over the trained-on tokens of the whole step; see `Trainer.compute_loss`."""
-        logits, targets, _ = trained_logits(model, inputs["input_ids"], inputs["attention_mask"], inputs["labels"])
+        mask = inputs["attention_mask"]
+        logits, targets, _ = trained_logits(
+            model, inputs["input_ids"], mask, inputs["labels"], inputs.get("position_ids")
+        )
         nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        self.progress.tokens += int(inputs["attention_mask"].sum())
+        fed = int(mask.sum())
+        self.progress.tokens += fed
+        self.losses.places += mask.numel()
+        self.losses.padding += mask.numel() - fed
         self._step_nats += nats.detach().double().cpu()
         self._step_tokens += targets.numel()
         return nats / num_items_in_batch
@@ -173,14 +194,25 @@ class Trainer(SFTTrainer):
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast of our own: Accelerate's would patch the model's forward for good."""
         stack = contextlib.ExitStack()
-        stack.enter_context(torch.autocast(self._place, torch.bfloat16, enabled=self._settings.precision == "bf16"))
+        stack.enter_context(autocast(self._place, self._settings.precision))
         return stack
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(len(self.train_dataset), int(self.args.seed))
+        return self._sampler
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        self._unscale()
+        return super()._clip_grad_norm(model)
+
+    def _unscale(self) -> None:
+        """Divide the gradients by the loss scale, once a step."""
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer.optimizer)
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> float:
         """Called after every step's last backward: take stock, and end a run that diverged before its update."""
+        if grad_norm is None:
+            self._unscale()
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
         nats, tokens = float(self._step_nats), self._step_tokens
         self._step_nats.zero_()
@@ -188,13 +220,21 @@ class Trainer(SFTTrainer):
         self._watch(nats / max(tokens, 1), norm)
         self.losses.nats += nats
         self.losses.tokens += tokens
-        self.losses.grad_norm = norm
+        if math.isfinite(norm):
+            self.losses.grad_norm = norm
         self.losses.steps += 1
         return norm
 
     def _watch(self, loss: float, norm: float) -> None:
         step = self.state.global_step + 1
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        if math.isfinite(loss) and not math.isfinite(norm) and self.scaler is not None:
+            self.progress.skipped_steps += 1
+            if self.scaler.get_scale() * self.scaler.get_backoff_factor() < MIN_SCALE:
+                raise Diverged(
+                    f"the loss scale fell below {MIN_SCALE:g} at step {step}: the gradients overflow fp16 whatever the "
+                    "scale; take precision: bf16 or fp32"
+                )
+        elif not math.isfinite(loss) or not math.isfinite(norm):
             what = f"the training loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
             raise Diverged(f"{what} at step {step}")
         if self.progress.first_loss is None:
@@ -215,7 +255,8 @@ class Trainer(SFTTrainer):
             load_schedule(self.lr_scheduler, self._state_to_load["schedule"])
 
     def _load_scaler(self, checkpoint: str | None) -> None:
-        """Nothing: bf16 needs no scaler."""
+        if checkpoint is not None and self._state_to_load is not None:
+            load_scale(self.scaler, self._state_to_load.get("scaler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._state_to_load is not None:
@@ -264,6 +305,7 @@ def _arguments(config: SFTConfig, *, seed: int, total: int, folder: Path, device
         max_length=None,
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
         dataloader_num_workers=0,
         dataloader_pin_memory=device != "cpu",
         save_strategy="no",

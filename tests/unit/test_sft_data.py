@@ -8,7 +8,8 @@ import pytest
 from tiny import CHATML, tokenizer
 
 from evaluators.base import Example
-from pipelines.finetune.data import IGNORED, encode, encode_prompt, encode_train
+from pipelines.finetune.data import IGNORED, encode, encode_prompt
+from pipelines.finetune.rows import encode_train
 from pipelines.stage import UserError
 
 THINKING = (
