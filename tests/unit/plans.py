@@ -13,6 +13,7 @@ from sweeps.spec import SweepSpec
 
 LINE = Space((Axis("kwargs.x", "kwargs.x", Interval(0.0, 1.0)), Axis("kwargs.k", "kwargs.k", Choice((1, 2, 3)))))
 FINITE = Space((Axis("kwargs.x", "kwargs.x", Choice((0.1, 0.2, 0.3))), Axis("kwargs.k", "kwargs.k", Choice((1, 2)))))
+LOSS = (Metric("tune/loss", "minimize"),)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Plan:
     space: Space
     milestones: tuple[int, ...]
     finalists: int
-    metrics: tuple[Metric, ...] = (Metric("tune/loss", "minimize"),)
+    metrics: tuple[Metric, ...]
 
     @property
     def total(self):
@@ -42,7 +43,9 @@ class Plan:
         return self.milestones if config["total"] == self.total else (config["total"],)
 
 
-def plan(trials=9, method="random", stop="asha", total=27, first=1, eta=3, finalists=1, space=LINE, **sections):
+def plan(
+    trials=9, method="random", stop="asha", total=27, first=1, eta=3, finalists=1, space=LINE, metrics=LOSS, **sections
+):
     """A plan; `sections` are the sweep file's own."""
     asha = {"type": "asha", "min": first, "eta": eta, "finalists": finalists}
     spec = SweepSpec.model_validate(
@@ -50,7 +53,7 @@ def plan(trials=9, method="random", stop="asha", total=27, first=1, eta=3, final
             "name": "s",
             "pipeline": {"type": "custom", "import_path": "a:B", "total": total, "metrics": {"loss": "minimize"}},
             "method": {"type": method, "seed": 0} if isinstance(method, str) else method,
-            "metric": {"name": "tune/loss"},
+            "metric": [{"name": metric.name} for metric in metrics],
             "early_terminate": asha if stop == "asha" else {"type": "none"},
             "budget": {"trials": trials} if trials else {},
             **sections,
@@ -60,7 +63,7 @@ def plan(trials=9, method="random", stop="asha", total=27, first=1, eta=3, final
     if stop == "asha":
         rungs = [m for k in range(20) if (m := first * eta**k) < total] + [total]
         ASHAScheduler(tuple(rungs), eta, finalists)
-    return Plan(spec, space, tuple(rungs), finalists)
+    return Plan(spec, space, tuple(rungs), finalists, metrics)
 
 
 def curve(config, resource, seed=0):
