@@ -101,8 +101,8 @@ class Front:
     def lines(self) -> list[str]:
         """For people."""
         where = "" if self.rung is None else f" at rung {self.rung}"
-        said = f"front 1 = no trial is better on all of {_listed(self.metrics)}{where}: "
-        lines = [said + f"{len(self.members)} of {self.compared}"]
+        said = f"front 1 = no trial at its rung is better on all of {_listed(self.metrics)}"
+        lines = [f"{said}: {len(self.members)} of {self.compared}{where}"]
         if self.possible:
             how = f"paired on stored items, Holm over {self.tested}, α = {self.alpha:g}"
             lines.append(f"? = possibly on it: no trial of front 1 is shown to be better on every metric ({how})")

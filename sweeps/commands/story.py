@@ -81,9 +81,7 @@ def final_lines(board: Leaderboard) -> list[str]:
     """Scores on `test` of every candidate, the verdicts, and how often test was opened."""
     lines = _scores(board.finals)
     if any(str(final["role"]).startswith("front-") for final in board.finals):
-        lines.append(
-            "the runs of the front are each judged against the baseline; none of them is better on every metric"
-        )
+        lines.append("there is no single winner: no run of the front is better than another on every metric")
     tests = len(board.verdicts)
     lines += [verdict_line(verdict, tests, board.alpha) for verdict in board.verdicts]
     lines += [f"  note: {note}" for note in dict.fromkeys(v.get("note") for v in board.verdicts) if note]
