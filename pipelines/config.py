@@ -100,6 +100,12 @@ class Datasets(Config):
         named = {"tune": self.tune, "select": self.select, "test": self.test}
         return {name: split.fraction for name, split in named.items() if isinstance(split, Fraction)}
 
+    @property
+    def files(self) -> dict[str, DataFile]:
+        """The splits that are data sets of their own, `train` among them."""
+        named = {"train": self.train, "tune": self.tune, "select": self.select, "test": self.test}
+        return {name: split for name, split in named.items() if isinstance(split, DataFile)}
+
     @model_validator(mode="after")
     def only_train_is_streamed(self) -> Datasets:
         """Held-out rows are scored again and again, so they stay in memory (those taken from train by fraction do not)."""

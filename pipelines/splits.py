@@ -285,6 +285,18 @@ def _read(data: DataFile, skip: bool) -> Index:
     return _INDEXES[key]
 
 
+def data_hash(data: DataFile) -> str:
+    """SHA-256 of the files of a data set as they are now; see `pipelines.data.files.content_hash`.
+
+    Raises:
+        UserError: if there are none, or one can't be read.
+    """
+    stamps = _stamps(data)
+    if stamps not in _HASHES:
+        _keep(_HASHES, stamps, content_hash([path for path, _, _ in stamps]))
+    return _HASHES[stamps]
+
+
 def refuse_other_content(data: DataFile) -> None:
     """Compare the files with `content_hash`, where that is given.
 
@@ -293,12 +305,10 @@ def refuse_other_content(data: DataFile) -> None:
     """
     if data.content_hash is None or is_hub_id(data.path):
         return
-    stamps = _stamps(data)
-    if stamps not in _HASHES:
-        _keep(_HASHES, stamps, content_hash([path for path, _, _ in stamps]))
-    if _HASHES[stamps] != data.content_hash:
+    found = data_hash(data)
+    if found != data.content_hash:
         raise UserError(
-            f"{data.path}: has changed since the sweep was begun (SHA-256 {_HASHES[stamps][:12]}..., then "
+            f"{data.path}: has changed since the sweep was begun (SHA-256 {found[:12]}..., then "
             f"{data.content_hash[:12]}...), so scores could not be compared; put the old content back, or submit a new sweep"
         )
 

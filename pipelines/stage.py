@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from evaluators.base import Example, Report, Score, Split
+if TYPE_CHECKING:
+    from evaluators.base import Example, Report, Score, Split
 
 Resource = Literal["steps", "tokens", "questions"]
 

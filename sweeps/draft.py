@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, Config, CustomConfig, SFTConfig
 from sweeps.complaints import Complaint, complaints
+from sweeps.data import data_problems
 from sweeps.fields import Models, model_at, overlay, type_names
 from sweeps.local import disk_values, path_problem
 from sweeps.parameters import Parsed, parse
@@ -43,6 +44,7 @@ class Draft:
         parsed: what `parameters:` amounts to.
         models: configuration classes of the pipeline.
         configs: (parameters, typed configuration) of the grid or of seeded draws; empty when one of them is broken.
+        fetch: whether hub data sets may be fetched, to count their rows.
     """
 
     document: Document
@@ -53,6 +55,7 @@ class Draft:
     parsed: Parsed
     models: Models
     configs: list[tuple[dict[str, Any], SFTConfig | CustomConfig]] = field(default_factory=list)
+    fetch: bool = False
 
     def sound(self, *sections: str) -> bool:
         """Whether all of these sections are free of mistakes."""
@@ -213,6 +216,9 @@ def _check_disk(draft: Draft) -> None:
     """Files, models and modules that the pipeline names, written or swept."""
     for path, value in disk_values(draft.written):
         if not draft.swept(path) and (message := path_problem(path, value, draft.folder)):
+            draft.wrong(("pipeline", *path.split(".")), message)
+    for path, message in data_problems(draft.written.get("datasets"), draft.folder):
+        if not draft.swept(path):
             draft.wrong(("pipeline", *path.split(".")), message)
     for leaf in draft.parsed.leaves:
         if message := path_problem(leaf.path, leaf.value, draft.folder):

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evaluators.base import Report
+from sweeps.data import refuse_changed_data
 from sweeps.engine import Engine
 from sweeps.failures import Failure
 from sweeps.ledger import Event, Ledger, LedgerError
@@ -95,7 +96,7 @@ def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress 
     Raises:
         LedgerError: when there is no such sweep, or another driver is at work on it.
         ClusterError: when the cluster can't be reached, or can never run one trial.
-        UserError: when `env` names a variable that is not there.
+        UserError: when `env` names a variable that is not there, or a data file has changed.
     """
     ledger = Ledger.open(paths.root)
     try:
@@ -107,6 +108,7 @@ def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress 
             say(f"{paths.name} is finished; there is nothing to resume")
             return _status(state)
         loaded = from_record(state.spec)
+        refuse_changed_data(loaded)
         with _connected(loaded, paths, address, say) as backend:
             return _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
     finally:

@@ -13,12 +13,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evaluators.config import Direction
 from pipelines.config import CustomConfig, SFTConfig, parse_pipeline, total_resource
+from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
 from sweeps.fields import model_at, overlay
 from sweeps.local import SWEEP, absolute, absolute_path
@@ -56,6 +57,7 @@ class LoadedSweep:
         pipeline: the `pipeline` section that parameters are put into, JSON.
         baseline: the baseline's changes by dotted path; None for the untuned model.
         sources: `sweep://` name -> the weights it meant at the door.
+        pins: data file -> its SHA-256, `OWNER/NAME@REVISION` -> its commit, once the data were read; see `sweeps.data`.
     """
 
     spec: SweepSpec
@@ -70,6 +72,7 @@ class LoadedSweep:
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     baseline: Mapping[str, Any] | None = None
     sources: Mapping[str, Source] = field(default_factory=dict)
+    pins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def metric(self) -> str:
@@ -107,7 +110,7 @@ class LoadedSweep:
         return self._complete(overlay(first, self.baseline, [type(self.spec.pipeline)]))
 
     def _complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        placed = _place(config, self.folder, self.sources)
+        placed = _place(config, self.folder, self.sources, self.pins)
         complete: dict[str, Any] = parse_pipeline(placed).model_dump(mode="json")
         return complete
 
@@ -138,16 +141,18 @@ class LoadedSweep:
             "trials": self.trials,
             "baseline": None if self.baseline is None else dict(self.baseline),
             "sources": {name: {"path": source.path, "hash": source.hash} for name, source in self.sources.items()},
+            "pins": dict(self.pins),
             "warnings": list(self.warnings),
         }
 
 
-def load_file(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> LoadedSweep:
+def load_file(path: str | os.PathLike[str], sets: Sequence[str] = (), *, fetch: bool = False) -> LoadedSweep:
     """Read a sweep file.
 
     Args:
         path: the YAML file, or a `sweep.resolved.json` to run again.
         sets: `--set` arguments, `key=value`.
+        fetch: whether hub data sets may be fetched, where the length of a run depends on them.
 
     Raises:
         SpecError: with every mistake of the file and of the arguments.
@@ -160,10 +165,12 @@ def load_file(path: str | os.PathLike[str], sets: Sequence[str] = ()) -> LoadedS
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError([Problem("", f"can't be read: {reason}")], str(path)) from None
-    return load_text(source, Path(os.path.abspath(file)).parent, sets, str(path))
+    return load_text(source, Path(os.path.abspath(file)).parent, sets, str(path), fetch=fetch)
 
 
-def load_text(source: bytes, folder: Path, sets: Sequence[str] = (), name: str = "") -> LoadedSweep:
+def load_text(
+    source: bytes, folder: Path, sets: Sequence[str] = (), name: str = "", *, fetch: bool = False
+) -> LoadedSweep:
     """Read a sweep file's content; relative paths in it are relative to `folder`.
 
     Raises:
@@ -181,6 +188,7 @@ def load_text(source: bytes, folder: Path, sets: Sequence[str] = (), name: str =
     write_out(document)
     apply_sets(document, sets)
     draft = make_draft(document, folder)
+    draft.fetch = fetch
     verdicts = apply_rules(draft)
     sources = _find_sources(draft)
     verdicts.warnings += [source.note for source in sources.values() if source.note]
@@ -219,8 +227,10 @@ def _storage(spec: SweepSpec, draft: Draft) -> Path:
     return absolute_path(spec.storage, draft.folder if named else Path.cwd())
 
 
-def _place(config: Mapping[str, Any], folder: Path, sources: Mapping[str, Source]) -> dict[str, Any]:
-    placed = absolute(config, folder)
+def _place(
+    config: Mapping[str, Any], folder: Path, sources: Mapping[str, Source], pins: Mapping[str, str]
+) -> dict[str, Any]:
+    placed = absolute(pin(config, folder, pins), folder)
     source = sources.get(str(placed.get("base_model")))
     if source is not None:
         placed |= {"base_model": source.path, "base_model_hash": source.hash}
@@ -232,7 +242,7 @@ def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> 
     first = spec.pipeline.model_dump(mode="json", exclude_unset=True)
     whole = spec.model_dump(mode="json")
     whole["storage"] = str(_storage(spec, draft))
-    whole["pipeline"] = _place(first, draft.folder, sources)
+    whole["pipeline"] = _place(first, draft.folder, sources, {})
     defaults = spec.pipeline.model_dump(mode="json")
     filled = {key: value for key, value in defaults.items() if key not in first and not draft.swept(key)}
     return LoadedSweep(
@@ -282,7 +292,8 @@ def from_record(record: Mapping[str, Any]) -> LoadedSweep:
     from sweeps.draft import first
 
     sources = {name: Source(**source) for name, source in record["sources"].items()}
-    pipeline = _place(overlay(written, first(parsed, {}), models), folder, sources)
+    pins = record.get("pins", {})
+    pipeline = _place(overlay(written, first(parsed, {}), models), folder, sources, pins)
     return LoadedSweep(
         spec=validate({**record["spec"], "pipeline": pipeline}),
         space=parsed.space,
@@ -296,6 +307,7 @@ def from_record(record: Mapping[str, Any]) -> LoadedSweep:
         pipeline=written,
         baseline=record["baseline"],
         sources=sources,
+        pins=pins,
     )
 
 
@@ -309,28 +321,6 @@ def _count(config: SFTConfig | CustomConfig, datasets: Any) -> int:
     from pipelines.splits import count_train
 
     return count_train(datasets, config.seed_data if isinstance(config, SFTConfig) else 0)
-
-
-def check_data(loaded: LoadedSweep) -> LoadedSweep:
-    """Read the data as trials will: empty splits, duplicates and unreadable rows are mistakes, small splits warnings.
-
-    Returns:
-        The sweep with the warnings added.
-
-    Raises:
-        SpecError: naming file and line of the data.
-    """
-    from pipelines.splits import load_splits
-    from pipelines.stage import UserError
-
-    config = loaded.spec.pipeline
-    if not isinstance(config, SFTConfig):
-        return loaded
-    try:
-        splits = load_splits(config.datasets, config.seed_data)
-    except UserError as error:
-        raise SpecError([Problem("pipeline.datasets", str(error))], loaded.spec.name) from None
-    return replace(loaded, warnings=(*loaded.warnings, *splits.warnings))
 
 
 def describe(loaded: LoadedSweep) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.files import is_hub_id, is_pattern
 from sweeps.problems import close, show
 
-PACKAGE, SWEEP = "package://", "sweep://"
+PACKAGE, SWEEP, HUB_DATA = "package://", "sweep://", "hf://datasets/"
 SPLITS = ("train", "tune", "select", "test")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?\Z")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -32,8 +33,19 @@ def absolute(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _split(value: Any, folder: Path) -> Any:
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        return {**value, "path": str(absolute_path(value["path"], folder))}
+        return {**value, "path": absolute_data(value, folder)}
     return value
+
+
+def absolute_data(value: Mapping[str, Any], folder: Path) -> str:
+    """The path of a data set as trials get it: absolute, or a hub id."""
+    return value["path"] if is_hub_data(value, folder) else str(absolute_path(value["path"], folder))
+
+
+def is_hub_data(value: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a data set is the hub's: it reads OWNER/NAME, and no such thing is on the disk or a revision is given."""
+    text = value["path"]
+    return is_hub_id(text) and (value.get("revision") is not None or not _exists(absolute_path(text, folder)))
 
 
 def absolute_path(text: str, folder: Path) -> Path:
@@ -98,14 +110,17 @@ def disk_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _data_problem(text: str, folder: Path) -> str | None:
+    if text.startswith(HUB_DATA):
+        return f"{show(text)} is remote; write the hub id alone: {text.removeprefix(HUB_DATA)}"
     if _REMOTE.match(text):
         return f"{show(text)} is remote; download the file, and give its path"
     path = absolute_path(text, folder)
-    if not _exists(path):
-        return f"{show(text)} is not there ({path}); {_near(path)}paths are relative to the sweep file"
-    if path.is_dir():
-        return f"{show(text)} is a folder; name the JSONL file in it"
-    return None
+    if _exists(path) or is_pattern(str(path)):
+        return None
+    near = _near(path)
+    if is_hub_id(text) and not near:
+        return None
+    return f"{show(text)} is not there ({path}); {near}paths are relative to the sweep file"
 
 
 def _near(path: Path) -> str:

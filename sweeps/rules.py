@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from pipelines.config import CustomConfig, Datasets, SFTConfig, total_resource
+from pipelines.data.files import is_hub_id
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
@@ -208,7 +208,7 @@ def totals(draft: Draft) -> set[int]:
         def rows(datasets: Datasets, config: SFTConfig | CustomConfig = config) -> int:
             key = datasets.model_dump_json()
             if key not in counted:
-                counted[key] = _count_rows(datasets, config, draft.folder)
+                counted[key] = _count_rows(datasets, config, draft)
             return counted[key]
 
         try:
@@ -219,13 +219,19 @@ def totals(draft: Draft) -> set[int]:
     return found
 
 
-def _count_rows(datasets: Datasets, config: SFTConfig | CustomConfig, folder: Path) -> int:
+def _count_rows(datasets: Datasets, config: SFTConfig | CustomConfig, draft: Draft) -> int:
     from pipelines.splits import count_train
     from pipelines.stage import UserError
 
-    placed = absolute({"datasets": datasets.model_dump(mode="json")}, folder)["datasets"]
+    placed = Datasets.model_validate(absolute({"datasets": datasets.model_dump(mode="json")}, draft.folder)["datasets"])
+    unread = [data.path for data in placed.files.values() if is_hub_id(data.path)]
+    if unread and not draft.fetch:
+        raise _DataError(
+            f"num_epochs needs the rows of {' and '.join(unread)}, which are fetched by `submit` and `check --data` alone; add "
+            "--data, or give max_steps"
+        )
     try:
-        return count_train(Datasets.model_validate(placed), config.seed_data if isinstance(config, SFTConfig) else 0)
+        return count_train(placed, config.seed_data if isinstance(config, SFTConfig) else 0)
     except UserError as error:
         raise _DataError(str(error)) from None
 

@@ -97,7 +97,7 @@ def _hub_errors(path: str, revision: str | None) -> Iterator[None]:
     """Name what the hub's libraries raise in the user's words."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
-    from huggingface_hub.utils import httpx
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     where = "" if revision is None else f" at revision {revision!r}"
     try:

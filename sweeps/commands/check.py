@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 
 def check(arguments: argparse.Namespace) -> int:
     """Validate a sweep file and say what it would run; nothing is written."""
-    from sweeps.load import check_data, describe, load_file
+    from sweeps.data import check_data
+    from sweeps.load import describe, load_file
 
-    loaded = load_file(sweep_file(arguments), arguments.sets)
+    loaded = load_file(sweep_file(arguments), arguments.sets, fetch=arguments.data)
     rows = None
     if arguments.data:
         loaded = check_data(loaded)

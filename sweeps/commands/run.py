@@ -22,9 +22,10 @@ INTERRUPTED = 130
 
 def submit(arguments: argparse.Namespace) -> int:
     """Run a sweep from its file to the leaderboard and the soup's verdict."""
+    from sweeps.data import check_data
     from sweeps.load import load_file
 
-    loaded = load_file(sweep_file(arguments), arguments.sets)
+    loaded = check_data(load_file(sweep_file(arguments), arguments.sets, fetch=True))
     paths = loaded.paths
     from sweeps.driver import submit as drive
 

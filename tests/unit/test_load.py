@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from sweep_files import CUSTOM, SFT, folder_with_data, load, problems
 
-from sweeps.load import check_data, describe, from_record, load_file, load_resolved
+from sweeps.data import check_data
+from sweeps.load import describe, from_record, load_file, load_resolved
 from sweeps.problems import SpecError
 from sweeps.spec import SweepSpec
 
