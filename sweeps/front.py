@@ -78,7 +78,8 @@ class Front:
         rung: where they are compared; None where their lengths differ.
         compared: how many there are.
         members: trials of front 1, in the leaderboard's order.
-        possible: trials that are not shown to be dominated, besides.
+        possible: trials besides that are not shown to be dominated.
+        dominated: trials that are; the rest could not be tested.
         tested: pairs of trials that were tested.
         alpha: level of the tests and 1 - coverage of the interval.
         volume: the hypervolume.
@@ -89,6 +90,7 @@ class Front:
     compared: int
     members: tuple[str, ...]
     possible: tuple[str, ...]
+    dominated: tuple[str, ...]
     tested: int
     alpha: float
     volume: Volume
@@ -141,7 +143,7 @@ def find_front(rows: Sequence[Row], metrics: Sequence[Metric], items: ItemsOf, a
     if not there:
         return None
     members = [row for row in there if row.front == 1]
-    possible, tested = _possible(members, [row for row in there if row.front != 1], metrics, items, alpha)
+    shown, possible, tested = _dominated(members, [row for row in there if row.front != 1], metrics, items, alpha)
     rungs = {row.rung for row in there}
     return Front(
         metrics=tuple(metric.name for metric in metrics),
@@ -149,16 +151,17 @@ def find_front(rows: Sequence[Row], metrics: Sequence[Metric], items: ItemsOf, a
         compared=len(there),
         members=tuple(row.name for row in members),
         possible=tuple(row.name for row in there if row.name in possible),
+        dominated=tuple(row.name for row in there if row.name in shown),
         tested=tested,
         alpha=alpha,
         volume=_volume(there, metrics, items, alpha),
     )
 
 
-def _possible(
+def _dominated(
     members: Sequence[Row], others: Sequence[Row], metrics: Sequence[Metric], items: ItemsOf, alpha: float
-) -> tuple[set[str], int]:
-    """Names of the others that are not shown to be dominated, and how many pairs were tested."""
+) -> tuple[set[str], set[str], int]:
+    """Names of the others that are shown to be dominated and of those that are not, and how many pairs were tested."""
     points = oriented(members, metrics)
     pairs: list[tuple[str, float]] = []
     for row in others:
@@ -169,7 +172,7 @@ def _possible(
     adjusted = holm([p for _, p in pairs])
     tested = {name for (name, p) in pairs if not math.isnan(p)}
     shown = {name for (name, _), p in zip(pairs, adjusted, strict=True) if p <= alpha}
-    return tested - shown, sum(not math.isnan(p) for _, p in pairs)
+    return shown, tested - shown, sum(not math.isnan(p) for _, p in pairs)
 
 
 def _dominance(better: Row, worse: Row, metrics: Sequence[Metric], items: ItemsOf, alpha: float) -> float:

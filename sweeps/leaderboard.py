@@ -92,8 +92,8 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
     ordered = _mark_ties(ordered, items, plan, alpha)
     front = _front(ranked, left, items, plan, alpha) if several else None
     if front is not None:
-        possible = {name: name in front.possible for name in (row.name for row in ordered) if name not in front.members}
-        ordered = [replace(row, possible=possible.get(row.name) if row.front else None) for row in ordered]
+        said = dict.fromkeys(front.possible, True) | dict.fromkeys(front.dominated, False)
+        ordered = [replace(row, possible=said.get(row.name)) for row in ordered]
     return Leaderboard(
         sweep=state.name,
         metric=primary.name,
