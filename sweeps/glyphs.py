@@ -59,8 +59,8 @@ class Charset:
     rule: str
 
 
-UNICODE = Charset("▁▂▃▄▅▆▇█", "×", "█", "▒", "░", "★", "▸", "■", "□", "…", "·", "↓", "↑", "±", "–", "─")
-ASCII = Charset("_.-=+*#", "x", "#", "+", ".", "*", ">", "#", ".", "~", "|", "(low)", "(high)", "+-", "-", "-")
+UNICODE = Charset("▁▂▃▄▅▆▇█", "×", "━", "╌", "·", "★", "▸", "■", "□", "…", "·", "↓", "↑", "±", "–", "─")
+ASCII = Charset("_.-=+*#", "x", "#", "-", ".", "*", ">", "#", ".", "~", "|", "(low)", "(high)", "+-", "-", "-")
 
 
 def clean(text: str, *, lines: bool = False) -> str:
@@ -155,12 +155,17 @@ def _binned(values: Sequence[float], width: int) -> list[float]:
     return [math.fsum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
 
 
-def bar(done: float, ahead: float, width: int, charset: Charset = UNICODE) -> str:
+def bar(done: float, ahead: float, width: int, charset: Charset = UNICODE) -> Line:
     """A bar of `width` cells: the done part, the part under way, the rest; parts are shares of the whole (0 to 1)."""
     share = min(1.0, max(0.0, done))
     first = int(width * share)
     second = max(first, math.ceil(width * min(1.0, ahead))) if ahead > share else first
-    return charset.done * first + charset.ahead * (second - first) + charset.rest * (width - second)
+    parts = (
+        (charset.done, first, "cyan"),
+        (charset.ahead, second - first, "cyan"),
+        (charset.rest, width - second, "dim"),
+    )
+    return tuple((sign * count, style) for sign, count, style in parts if count)
 
 
 def bounds(values: Sequence[float]) -> tuple[float, float]:

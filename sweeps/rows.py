@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sweeps.glyphs import Charset, Line, Part, bar, bounds, cells, clean, clip, fit, sparkline
 from sweeps.overview import Overview, Row
@@ -21,6 +21,10 @@ PHASES = {
 }
 GAP = 2
 """Cells between columns."""
+BAR = 10
+WIDEST_CURVE = 24
+LAST = 11
+"""Place of the last column."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +32,24 @@ class Column:
     """A column of the table.
 
     Attributes:
+        place: from the left.
         title: its head.
         width: cells.
         rank: columns of a low rank come first where there is room; rank 0 is always there.
-        cell: a row's text.
+        cell: a row's text, or a line of exactly `width` cells.
         right: whether it is set to the right.
-        style: of its cells; `phase` takes the phase's.
-        live: whether a row that failed has it too; the others give their place to the reason.
+        style: of its cells; `phase`, `name`, `value` and `trend` go by the row.
+        stays: whether a row that failed has it too; the others give their place to the reason.
     """
 
+    place: int
     title: str
     width: int
     rank: int
-    cell: Callable[[Row], str]
+    cell: Callable[[Row], str | Line]
     right: bool = False
     style: str = ""
-    live: bool = False
+    stays: bool = False
 
 
 def table(view: Overview, width: int, room: int, now: float, charset: Charset) -> list[Line]:
@@ -75,80 +81,79 @@ def _rest(view: Overview, shown: Sequence[Row], charset: Charset) -> Line:
 
 def _columns(view: Overview, rows: Sequence[Row], width: int, now: float, charset: Charset) -> list[Column]:
     """The columns that fit, in their places."""
-    metric = view.shot["metric"]
-    arrow = charset.down if view.direction == "minimize" else charset.up
-    most = max((len(row.series) for row in rows), default=0)
-    losses = max((len(row.losses) for row in rows), default=0)
-    spark = max(8, min(24, most, width // 6))
-    curve = max(10, min(24, losses, width // 6))
-    digits = max((len(f"{row.total:,}") for row in rows), default=1)
-    name = max((cells(row.short) for row in rows), default=4)
-    low, high = bounds([value for row in rows for value in row.series])
-    floor, ceiling = bounds([value for row in rows for value in row.losses])
-    named = f"{clean(metric).rpartition('/')[2]} {arrow}"
-    loss = Column(
-        "train loss", curve, 5, lambda row: sparkline(row.losses, curve, floor, ceiling, charset), style="dim"
-    )
-    tries = Column("tries", 5, 8, lambda row: f"{row.tries + 1}" if row.tries else "", right=True, style="yellow")
-    every = [
-        Column("run", max(3, name), 0, lambda row: row.short, style="name", live=True),
-        Column(
-            "state",
-            11 if any(row.phase == "interrupted" for row in rows) else 8,
-            0,
-            lambda row: row.phase,
-            style="phase",
-            live=True,
-        ),
-        Column(
-            "",
-            10,
-            1,
-            lambda row: bar(row.done / row.total, row.target / row.total, 10, charset),
-            style="cyan",
-            live=True,
-        ),
-        Column(
-            view.shot["unit"],
-            max(2 * digits + 1, 5),
-            0,
-            lambda row: f"{row.done:,}/{row.total:,}",
-            right=True,
-            live=True,
-        ),
-        Column(
-            named,
-            max(spark, min(14, cells(named))),
-            2,
-            lambda row: sparkline(row.series, spark, low, high, charset),
-            style="trend",
-        ),
-        Column("value", 16, 0, lambda row: _value(row, charset), style="value"),
-        *([loss] if losses > 1 else []),
-        Column("speed", 8, 4, _speed(view), right=True),
-        Column("time", 8, 3, lambda row: duration(row.seconds), right=True),
-        Column(
-            "ago", 6, 6, lambda row: age(now - row.heard) if row.phase == "running" else "", right=True, style="dim"
-        ),
-        *([tries] if any(row.tries for row in rows) else []),
-        Column("parameters", 20, 7, lambda row: "  ".join(f"{k} {v}" for k, v in row.parameters), style="dim"),
-    ]
+    every = [*_standing(view, rows, charset), *_curves(view, rows, width, charset), *_costs(rows, now)]
     taken: set[int] = set()
     left = width - GAP
     for column in sorted(every, key=lambda column: column.rank):
         if column.width + GAP <= left:
-            taken.add(id(column))
+            taken.add(column.place)
             left -= column.width + GAP
         elif column.rank > 0:
             break
-    return [_widened(column, left) for column in every if id(column) in taken]
+    chosen = sorted((column for column in every if column.place in taken), key=lambda column: column.place)
+    return [_widened(column, left) for column in chosen]
+
+
+def _standing(view: Overview, rows: Sequence[Row], charset: Charset) -> list[Column]:
+    """Which run, what it does, and how far it is."""
+    name = max([3, *(cells(row.short) for row in rows)])
+    state = max(8, *(len(row.phase) for row in rows)) if rows else 8
+    unit = view.shot["unit"]
+    far = [f"{row.done:,}/{row.total:,}" for row in rows]
+    return [
+        Column(0, "run", name, 0, lambda row: row.short, style="name", stays=True),
+        Column(1, "state", state, 0, lambda row: row.phase, style="phase", stays=True),
+        Column(2, "", BAR, 1, lambda row: bar(row.done / row.total, row.target / row.total, BAR, charset), stays=True),
+        Column(
+            3, unit, max(map(len, [unit, *far])), 0, lambda row: f"{row.done:,}/{row.total:,}", right=True, stays=True
+        ),
+    ]
+
+
+def _curves(view: Overview, rows: Sequence[Row], width: int, charset: Charset) -> list[Column]:
+    """The metric and the training loss, each on one scale for all rows."""
+    most = max((len(row.series) for row in rows), default=0)
+    losses = max((len(row.losses) for row in rows), default=0)
+    low, high = bounds([value for row in rows for value in row.series])
+    floor, ceiling = bounds([value for row in rows for value in row.losses])
+    arrow = charset.down if view.direction == "minimize" else charset.up
+    title = clip(f"{clean(view.shot['metric']).rpartition('/')[2]} {arrow}", 14, charset.cut)
+    spark = max(8, cells(title), min(WIDEST_CURVE, most, width // 6))
+    curve = max(10, min(WIDEST_CURVE, losses, width // 6))
+    columns = [
+        Column(4, title, spark, 2, lambda row: sparkline(row.series, spark, low, high, charset), style="trend"),
+        Column(5, "value", 16, 0, lambda row: _value(row, charset), style="value"),
+    ]
+    if losses > 1:
+        columns.append(
+            Column(
+                6,
+                "train loss",
+                curve,
+                5,
+                lambda row: sparkline(row.losses, curve, floor, ceiling, charset),
+                style="dim",
+            )
+        )
+    return columns
+
+
+def _costs(rows: Sequence[Row], now: float) -> list[Column]:
+    """Speed, time, tries, and what was tried."""
+    quiet = Column(9, "ago", 6, 6, lambda row: age(now - row.heard) if row.phase == "running" else "", right=True)
+    tries = Column(10, "tries", 5, 8, lambda row: f"{row.tries + 1}" if row.tries else "", right=True, style="yellow")
+    return [
+        Column(7, "speed", 8, 4, _speed, right=True),
+        Column(8, "time", 8, 3, lambda row: duration(row.seconds), right=True),
+        *([quiet] if any(row.phase == "running" for row in rows) else []),
+        *([tries] if any(row.tries for row in rows) else []),
+        Column(LAST, "parameters", 20, 7, lambda row: "  ".join(f"{k} {v}" for k, v in row.parameters), style="dim"),
+    ]
 
 
 def _widened(column: Column, left: int) -> Column:
     """The last column takes what is left over."""
-    if column.title != "parameters":
-        return column
-    return Column(column.title, column.width + left, column.rank, column.cell, style=column.style)
+    return replace(column, width=column.width + left) if column.place == LAST else column
 
 
 def _row(row: Row, columns: Sequence[Column], width: int, charset: Charset) -> Line:
@@ -156,12 +161,18 @@ def _row(row: Row, columns: Sequence[Column], width: int, charset: Charset) -> L
     line: list[Part] = [(f"{mark} ", "bold green" if row.best else "cyan")]
     used = 2
     for column in columns:
-        if row.phase == "failed" and not column.live:
+        if row.phase == "failed" and not column.stays:
             line.append((clip(clean(row.reason), width - used, charset.cut), "red"))
             break
-        text = fit(clean(column.cell(row)), column.width, charset.cut, right=column.right)
-        line.append((text + " " * GAP, _style(column, row)))
+        made = column.cell(row)
+        if isinstance(made, str):
+            line.append((fit(clean(made), column.width, charset.cut, right=column.right), _style(column, row)))
+        else:
+            line += made
+        line.append((" " * GAP, ""))
         used += column.width + GAP
+    while line and not line[-1][0].strip():
+        line.pop()
     text, style = line[-1]
     return (*line[:-1], (text.rstrip(), style))
 
@@ -185,12 +196,8 @@ def _value(row: Row, charset: Charset) -> str:
     return f"{row.value:.4g} {charset.error} {row.se:.2g}"
 
 
-def _speed(view: Overview) -> Callable[[Row], str]:
+def _speed(row: Row) -> str:
     """Tokens a second where they are counted, else units of the resource."""
-
-    def speed(row: Row) -> str:
-        if row.speed is None:
-            return "-"
-        return f"{row.speed:,.0f}/s" if row.speed >= 10 else f"{row.speed:.2g}/s"
-
-    return speed
+    if row.speed is None:
+        return "-"
+    return f"{row.speed:,.0f}/s" if row.speed >= 10 else f"{row.speed:.2g}/s"

@@ -142,7 +142,7 @@ def _bar(view: Overview, width: int, now: float, charset: Charset) -> Line:
     whole = shot["resource"]["done"] + shot["ahead"]
     told = f" {share:.0%} of {whole:,} {shot['unit']}"
     length = max(6, min(60, width - len(told) - 6))
-    return (("done  ", "dim"), (bar(share, share, length, charset), "cyan"), (told, ""))
+    return (("done  ", "dim"), *bar(share, share, length, charset), (told, ""))
 
 
 def _counts(view: Overview, now: float) -> Line:
@@ -160,7 +160,7 @@ def _counts(view: Overview, now: float) -> Line:
     quiet = _quiet(view, now)
     if quiet is not None and quiet >= QUIET_SECONDS:
         late = quiet > shot.get("stall_after", float("inf")) / 2
-        line.append((f"  last report {age(quiet)} ago", "yellow" if late else "dim"))
+        line.append((f"  quiet for {age(quiet)}", "yellow" if late else "dim"))
     return tuple(line)
 
 
