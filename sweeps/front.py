@@ -103,7 +103,7 @@ class Front:
     def lines(self) -> list[str]:
         """For people."""
         where = "" if self.rung is None else f" at rung {self.rung}"
-        said = f"front 1 = no trial at its rung is better on all of {_listed(self.metrics)}"
+        said = f"front 1 = at its rung no trial is as good on all of {_listed(self.metrics)} and better on one"
         lines = [f"{said}: {len(self.members)} of {self.compared}{where}"]
         if self.possible:
             how = f"paired on stored items, Holm over {self.tested}, α = {self.alpha:g}"

@@ -7,7 +7,7 @@ the ledger of a finished sweep of such adapters.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ pipeline:
   max_steps: 30
 parameters:
   learning_rate: {{distribution: log_uniform_values, min: 1.0e-5, max: 1.0e-3}}
-metric: loss
+metric: {metric}
 budget: {{trials: 8}}
 early_terminate: {{type: asha, min: 10, eta: 3, finalists: 4}}
 evaluate: [exact_match]
@@ -52,10 +52,10 @@ soup: {{method: greedy, top: 4}}
 """
 
 
-def load(folder: Path, more: str = "", test: str = "test: {fraction: 0.2}") -> LoadedSweep:
+def load(folder: Path, more: str = "", test: str = "test: {fraction: 0.2}", metric: str = "loss") -> LoadedSweep:
     rows = [{"prompt": f"question {index}", "completion": f"answer {index}"} for index in range(60)]
     (folder / "train.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    text = SWEEP.format(storage=folder / "runs", more=more, test=test)
+    text = SWEEP.format(storage=folder / "runs", more=more, test=test, metric=metric)
     return load_text(text.encode(), folder)
 
 
@@ -141,10 +141,19 @@ class SmallMachine:
 
 
 class Stage:
-    """A finished sweep on disk: `noises[i]` is trial i's distance from the truth."""
+    """A finished sweep on disk: `noises[i]` is trial i's distance from the truth, `seconds[i]` what it is said to take."""
 
-    def __init__(self, folder: Path, noises: list[float], more: str = "", test: str = "test: {fraction: 0.2}") -> None:
-        self.loaded = load(folder, more, test)
+    def __init__(
+        self,
+        folder: Path,
+        noises: list[float],
+        more: str = "",
+        test: str = "test: {fraction: 0.2}",
+        metric: str = "loss",
+        seconds: Sequence[float] = (),
+    ) -> None:
+        self.loaded = load(folder, more, test, metric)
+        self.seconds = seconds
         self.paths: SweepPaths = self.loaded.paths
         self.ledger = Ledger.create(self.paths.root, durable=False)
         self.backend = SmallMachine()
@@ -167,17 +176,19 @@ class Stage:
             folder = self.paths.root / "trials" / run / "attempt-0" / f"checkpoint-{milestone}"
             write_adapter(folder, order + 1, noise, **config)
             model = {"base_model": "org/model", "adapter": str(folder)}
-            (score,) = self.backend.scores({"model": model, "split": "tune"}, "loss")
+            payload = {"model": model, "split": "tune"}
+            due = [entry["type"] for entry in self.loaded.timetable.rung]
+            scores = [score for name in due for score in self.backend.scores(payload, name)]
             body = {
                 "lease": trial,
                 "run": run,
                 "attempt": 0,
                 "resource": milestone,
-                "scores": [score.record()],
-                "telemetry": {},
+                "scores": [score.record() for score in scores],
+                "telemetry": {"cost/seconds": self.seconds[order]} if self.seconds else {},
                 "checkpoint": folder.name,
             }
-            self.ledger.append([Event("reported", body)], [Items(run, milestone, score)])
+            self.ledger.append([Event("reported", body)], [Items(run, milestone, score) for score in scores])
         state = "finished" if resource == 30 else "stopped"
         self.ledger.append([Event("run_ended", {"run": run, "state": state, "reason": ""})])
         return run

@@ -269,7 +269,7 @@ def test_text_csv_and_json_hold_the_front() -> None:
     assert titles.split()[:4] == ["#", "front", "trial", "rung"]
     assert {"tune/loss", "tune/exact_match", "cost/seconds"} <= set(titles.split())
     assert [row.split()[1] for row in rows[:3]] == ["1", "1", "2?"]
-    assert "better on all of tune/loss, tune/exact_match and cost/seconds: 2 of 3 at rung 30" in text
+    assert "as good on all of tune/loss, tune/exact_match and cost/seconds and better on one: 2 of 3 at rung 30" in text
     assert "? = possibly on it" in text
     assert "up to the worst seen there: tune/loss 3" in text
     record = json.loads(json.dumps(to_json(board), allow_nan=False))
