@@ -1,6 +1,6 @@
 """What every evaluator speaks: scores with their error, item scores, and the language model seen from above.
 
-Nothing here imports torch, ray or anything else of ours. An evaluator judges items one by one; summing up is one
+Nothing here imports torch, ray or anything else of ours, and NumPy only when it sums up. An evaluator judges items one by one; summing up is one
 function (`summarise`), so that every number of a sweep carries n and an error made the same way.
 """
 
@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Direction = Literal["minimize", "maximize"]
 Split = Literal["train", "tune", "select", "test"]
@@ -231,6 +232,8 @@ def summarise(
     Raises:
         ValueError: if the lengths differ.
     """
+    import numpy as np
+
     x = np.asarray(items, dtype=np.float64)
     if x.shape != (len(item_set.ids),):
         raise ValueError(f"items must be one number an item, but got shape {x.shape} for {len(item_set.ids)} items")
