@@ -53,6 +53,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     from sweeps.load import describe
 
     at = time.time() if now is None else now
+    found = best(state, loaded)
     plan = describe(loaded)
     expected, rungs = plan["resource"], plan["rungs"]
     phase = _phase(state)
@@ -77,12 +78,13 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
             "stopped": phases.count("stopped"),
             "failed": phases.count("failed"),
         },
-        "best": best(state, loaded),
+        "best": found,
+        "front": None if found is None else found.get("front"),
         "resource": {
             "done": sum(max(run.reports, default=0) for run in state.runs.values()),
             "expected": expected,
         },
-        "ahead": None if rungs is None else sum(ahead(state, rungs)) if running else 0,
+        "ahead": None if rungs is None else ahead(state, loaded, rungs).units if running else 0,
         "unit": "units" if loaded.spec.pipeline.type == "custom" else "steps",
         "seconds": state.spent + max(0.0, state.updated_at - state.driver_started_at),
         "started_at": state.started_at,
