@@ -91,12 +91,16 @@ def estimated(config: dict[str, Any]) -> tuple[int, str]:
     from pipelines.config import SFTConfig
     from pipelines.finetune.memory import estimate
     from pipelines.finetune.shape import read_shape
-    from pipelines.finetune.workload import workload
+    from pipelines.finetune.workload import RowSize, workload
     from pipelines.splits import load_splits
 
     typed = SFTConfig.model_validate(config)
     shape, splits = read_shape(MODEL), load_splits(typed.datasets)
-    made = estimate(typed, shape, workload(typed, shape, splits.train, splits.tune))
+    made = estimate(
+        typed,
+        shape,
+        workload(typed, shape, *([RowSize.of(row) for row in split] for split in (splits.train, splits.tune))),
+    )
     return made.total, made.moment
 
 

@@ -110,6 +110,23 @@ def read_rows(data: DataFile) -> list[Example]:
     return list(index.examples(index.by_id(np.arange(len(index)))))
 
 
+def place_of(datasets: Datasets, split: str, example: str) -> str:
+    """Where a row lies, for people: `data/train.jsonl, line 7`.
+
+    Args:
+        datasets: the `datasets` section, paths absolute.
+        split: the row's.
+        example: its id.
+    """
+    import numpy as np
+
+    own = getattr(datasets, split)
+    index = _read(own if isinstance(own, DataFile) else datasets.train, datasets.on_bad_row == "skip")
+    content, _, repeat = example.partition("-")
+    found = np.flatnonzero((index.content == np.uint64(int(content, 16))) & (index.repeat == int(repeat or 1)))
+    return index.where(int(found[0]))
+
+
 def _split(datasets: Datasets, seed: int) -> Splits:
     import numpy as np
 

@@ -70,6 +70,7 @@ def _add_running(add: Add) -> None:
     check = add("check", "validate a sweep file and say what it would run")
     _file(check)
     check.add_argument("--data", action="store_true", help="also read the data: rows a split, duplicates, lengths")
+    _address(check, "the cluster whose nodes must hold it; default: this machine")
     _json(check)
     submit = add("submit", "run a sweep, here or on a Ray cluster")
     _file(submit)
@@ -186,8 +187,10 @@ def _storage(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _address(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--address", metavar="A", help="a Ray cluster's address; default: Ray started here")
+def _address(
+    command: argparse.ArgumentParser, text: str = "a Ray cluster's address; default: Ray started here"
+) -> None:
+    command.add_argument("--address", metavar="A", help=text)
 
 
 def _json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config import SFTConfig
-from pipelines.finetune.shape import ModelShape
+from pipelines.finetune.shape import EMBEDDINGS, ModelShape
 
 MIB = 1 << 20
 Device = Literal["cpu", "gpu"]
@@ -40,13 +40,16 @@ CONTEXT_BYTES = 512 * MIB
 MAPPED_BYTES = 32 * MIB
 """glibc maps blocks from this size on by themselves and gives them back when freed; smaller ones come from its heap
 (`DEFAULT_MMAP_THRESHOLD_MAX`, mallopt(3))."""
-HEAP_SHARE = {"lora": 0.5, "none": 0.15}
-"""Free space between the blocks that the heap keeps for the backward pass, as a share of them. An adapted module makes
-three temporary outputs (the base's, the adapter's, the scaled one) for the one that is kept, a plain one none, so holes are
-left between kept blocks. The shares are the peaks of runs with the default allocator against those of the same runs with
-every block mapped (MALLOC_MMAP_THRESHOLD_=200000): LoRA of 1 x 128 in fp32 and 2 x 256 in bf16, full of 2 x 256 in fp32."""
-TOKEN_BYTES = 64
-"""A token of train: two lists of Python integers (8 + 8 + 32 bytes) and two 64-bit columns of the training set."""
+HEAP_SHARE = {"lora": 0.8, "none": 0.15}
+"""Free space between the activations that the heap keeps for the backward pass, as a share of them. An adapted module
+makes three temporary outputs (the base's, the adapter's, the scaled one) for the one that is kept, a plain one none, so
+holes are left between kept blocks. The shares are the peaks of runs with the default allocator against those of the same
+runs with every block mapped (MALLOC_MMAP_THRESHOLD_=200000): LoRA of 1 x 128 and 2 x 256 in fp32 and 2 x 256 in bf16 (0.74,
+0.86, 0.73), full of 2 x 256 in fp32 (0.16)."""
+TOKEN_BYTES = 48
+"""A token of train that is held: a place in each of two lists (8 + 8 bytes) and a Python integer (32)."""
+LAZY_ROW_BYTES = 60
+"""A row of train that is read when it is needed: its places in the index (48 bytes) and among the rows (12)."""
 ROW_BYTES = 1000
 """A row beside its characters: the example, its hashes, its lists."""
 _DOWN = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")
@@ -84,7 +87,7 @@ class Workload:
         train: the largest micro batch that is to be expected.
         evaluated: the largest batch of the loss on `tune`; None for none.
         generated: rows and length (prompt and answer) of the largest generating batch; None for none.
-        rows: rows of train that are held in memory.
+        rows: rows of train.
         tokens: their tokens.
         characters: their characters.
     """
@@ -170,16 +173,20 @@ class Trained:
         """LoRA's r (inputs + outputs) a module (DoRA: and a magnitude an output), or the weights themselves."""
         if config.adapter == "lora":
             modules = {name: size for name, size in shape.linears.items() if _targeted(config, name)}
-            magnitudes = sum(outputs for outputs, _ in modules.values()) if uses(config, "use_dora") else 0
+            magnitudes = sum(outputs for outputs, _ in modules.values()) if config.use_dora else 0
             products = sum(config.lora_r * (inputs + outputs) for outputs, inputs in modules.values())
             return cls(products + magnitudes, {}, frozenset(modules))
-        patterns = [re.compile(pattern) for pattern in getattr(config, "unfrozen_parameters", None) or ()]
-        weights = {
-            name: math.prod(size)
-            for name, size in shape.tensors.items()
-            if not (shape.tied and name.endswith("lm_head.weight"))
-            and (not patterns or any(pattern.search(name) for pattern in patterns))
+        patterns = [re.compile(pattern) for pattern in config.unfrozen_parameters or ()]
+        # A tied output layer is the embedding; either name unfreezes it.
+        chosen = {
+            name
+            for name in {*shape.tensors, *(["lm_head.weight"] if shape.tied else [])}
+            if not patterns or any(pattern.match(name) for pattern in patterns)
         }
+        if shape.tied and "lm_head.weight" in chosen:
+            chosen |= {name for name in shape.tensors if name.endswith(EMBEDDINGS)}
+        own = {name: size for name, size in shape.tensors.items() if not (shape.tied and name == "lm_head.weight")}
+        weights = {name: math.prod(size) for name, size in own.items() if name in chosen}
         return cls(0, weights, frozenset())
 
     @property
@@ -190,7 +197,7 @@ class Trained:
     @property
     def embedding(self) -> int:
         """Those of the embedding."""
-        return sum(size for name, size in self.weights.items() if "embed" in name or "wte" in name)
+        return sum(size for name, size in self.weights.items() if name.endswith(EMBEDDINGS))
 
     @property
     def largest(self) -> int:
@@ -205,11 +212,6 @@ class Trained:
         return min((layer for layer in found if layer is not None), default=shape.layers)
 
 
-def uses(config: SFTConfig, switch: str) -> bool:
-    """Whether a switch is there and on."""
-    return bool(getattr(config, switch, False))
-
-
 def _targeted(config: SFTConfig, name: str) -> bool:
     targets = config.lora_target_modules
     return targets == "all-linear" or any(name == target or name.endswith(f".{target}") for target in targets)
@@ -222,7 +224,8 @@ def _states(config: SFTConfig, shape: ModelShape, work: Workload, trained: Train
         states["process"] = CONTEXT_BYTES
     else:
         states["process"] = PROCESS_BYTES + TOKENIZER_BYTES * shape.vocabulary
-        states["data"] = TOKEN_BYTES * work.tokens + ROW_BYTES * work.rows + work.characters
+        held = TOKEN_BYTES * work.tokens + ROW_BYTES * work.rows + work.characters
+        states["data"] = LAZY_ROW_BYTES * work.rows if config.datasets.train.streaming else held
     return {name: size for name, size in states.items() if size}
 
 
@@ -246,8 +249,8 @@ def _moments(
     kept = _kept(config, shape, work.train, trained, device)
     copies = _copies(config, shape, trained)
     activations = sum(kept)
-    small = sum(size for size in [*kept, *copies] if size < MAPPED_BYTES)
-    holes = int(HEAP_SHARE[config.adapter] * small) if cpu else 0
+    holes = int(HEAP_SHARE[config.adapter] * _heaped(kept)) if cpu else 0
+    small = _heaped([*kept, *copies])
     retained = {"heap": small + holes if config.adapter == "lora" else small} if cpu else {}
     gradients = 4 * trained.parameters
     head = 4 * shape.vocabulary * shape.hidden if trained.embedding or "lm_head.weight" in trained.weights else 0
@@ -272,6 +275,11 @@ def _moments(
     return moments
 
 
+def _heaped(sizes: Iterable[int]) -> int:
+    """Bytes of the blocks that glibc takes from its heap."""
+    return sum(size for size in sizes if size < MAPPED_BYTES)
+
+
 def _scoring(shape: ModelShape, batch: Batch, b: int, retained: Mapping[str, int]) -> dict[str, int]:
     """The forward pass of an evaluation keeps one layer's tensors at a time; the heap holds them where it can."""
     passing = b * batch.tokens * (3 * shape.intermediate + 4 * shape.hidden)
@@ -291,7 +299,7 @@ def _copies(config: SFTConfig, shape: ModelShape, trained: Trained) -> list[int]
     if config.precision == "fp32":
         return []
     sizes = [2 * outputs * inputs for outputs, inputs in shape.linears.values()]
-    if uses(config, "gradient_checkpointing"):
+    if config.gradient_checkpointing:
         sizes = sizes[: math.ceil(len(sizes) / max(shape.layers, 1))]
     return [*sizes, 2 * shape.vocabulary * shape.hidden, 2 * trained.adapter]
 
@@ -307,7 +315,7 @@ def _kept(config: SFTConfig, shape: ModelShape, batch: Batch, trained: Trained, 
         linears[shape.layer_of(name) or 0][name] = size
     layers = [_layer(config, shape, batch, trained, at, linears[at], device) for at in range(first, shape.layers)]
     outside = [4 * batch.tokens * shape.hidden] * 2
-    if uses(config, "gradient_checkpointing") and layers:
+    if config.gradient_checkpointing and layers:
         return [*outside, *[4 * batch.tokens * shape.hidden] * shape.layers, *max(layers, key=sum)]
     return [*outside, *(size for layer in layers for size in layer)]
 
@@ -341,7 +349,7 @@ def _layer(
     kept += [b * shape.intermediate * tokens] * (3 if shape.gated else 1)
     adapted = [size for name, size in linears.items() if name in trained.modules]
     kept += [b * config.lora_r * tokens for _ in adapted]
-    if uses(config, "use_dora"):
+    if config.use_dora:
         kept += [b * outputs * tokens for outputs, _ in adapted for _ in range(2)]
     touched = [name for name in linears if name in trained.modules or f"{name}.weight" in trained.weights]
     return kept + _inputs(config, {name: linears[name][1] for name in touched}, tokens, device)

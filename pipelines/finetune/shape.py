@@ -14,20 +14,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import mmap
 import os
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 PACKAGE = "package://"
 MOST_HEADER_BYTES = 1 << 28
 """A header that says it is longer than this is no header."""
 _LAYER = re.compile(r"\.(\d+)\.")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
 _GGUF_NAMES = {
     "attn_q": "self_attn.q_proj",
@@ -88,7 +89,7 @@ class ModelShape:
         return {
             name.removesuffix(".weight"): (size[0], size[1])
             for name, size in self.tensors.items()
-            if name.endswith(".weight") and len(size) == 2 and not name.endswith((*_EMBEDDINGS, *_OUTPUTS))
+            if name.endswith(".weight") and len(size) == 2 and not name.endswith((*EMBEDDINGS, *_OUTPUTS))
             if _LAYER.search(name)
         }
 
@@ -253,51 +254,67 @@ def gguf_header(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]
     Raises:
         ValueError: if the file is no GGUF file of such a version.
     """
-    with path.open("rb") as file:
-        magic, version, tensors, entries = struct.unpack("<4sIQQ", file.read(24))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        header = _Header(whole)
+        magic, version, tensors, entries = header.take("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3):
             raise ValueError(f"{path.name} is no GGUF file of version 2 or 3")
         fields: dict[str, Any] = {}
         for _ in range(entries):
-            name = _text(file)
-            value = _value(file, _number(file, "<I"))
+            name = header.text()
+            value = header.value(header.take("<I")[0])
             if value is not None:
                 fields[name] = value
-        return fields, dict(_gguf_tensors(file, tensors))
+        return fields, dict(header.tensor() for _ in range(tensors))
 
 
-def _gguf_tensors(file: BinaryIO, count: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for _ in range(count):
-        name = _text(file)
-        sizes = [_number(file, "<Q") for _ in range(_number(file, "<I"))]
-        file.seek(12, os.SEEK_CUR)  # type and offset
-        yield name, tuple(reversed(sizes))
+class _Header:
+    """Reads a GGUF header from its beginning on."""
 
+    def __init__(self, data: mmap.mmap) -> None:
+        self._data = data
+        self._place = 0
 
-def _value(file: BinaryIO, kind: int) -> Any:
-    """A scalar; None for an array, which is passed over."""
-    if kind == _TEXT:
-        return _text(file)
-    if kind != _ARRAY:
-        return _number(file, _NUMBERS[kind])
-    inner, count = _number(file, "<I"), _number(file, "<Q")
-    if inner in (_TEXT, _ARRAY):
+    def take(self, code: str) -> tuple[Any, ...]:
+        """The next numbers."""
+        found = struct.unpack_from(code, self._data, self._place)
+        self._place += struct.calcsize(code)
+        return found
+
+    def text(self) -> str:
+        """The next text."""
+        (length,) = self.take("<Q")
+        if self._place + length > len(self._data):
+            raise ValueError("a text in the header is longer than the file")
+        self._place += length
+        return self._data[self._place - length : self._place].decode("utf-8", "replace")
+
+    def tensor(self) -> tuple[str, tuple[int, ...]]:
+        """The next tensor's name and shape; its type and offset are passed over."""
+        name = self.text()
+        (dimensions,) = self.take("<I")
+        sizes = self.take(f"<{dimensions}Q")
+        self._place += 12
+        return name, tuple(reversed(sizes))
+
+    def value(self, kind: int) -> Any:
+        """A scalar; None for an array, which is passed over."""
+        if kind == _TEXT:
+            return self.text()
+        if kind != _ARRAY:
+            return self.take(_NUMBERS[kind])[0]
+        inner, count = self.take("<IQ")
+        if inner == _TEXT:
+            self._skip_texts(count)
+        elif inner == _ARRAY:
+            for _ in range(count):
+                self.value(_ARRAY)
+        else:
+            self._place += struct.calcsize(_NUMBERS[inner]) * count
+        return None
+
+    def _skip_texts(self, count: int) -> None:
+        length, place, data = struct.Struct("<Q").unpack_from, self._place, self._data
         for _ in range(count):
-            if inner == _TEXT:
-                file.seek(_number(file, "<Q"), os.SEEK_CUR)
-            else:
-                _value(file, _ARRAY)
-    else:
-        file.seek(struct.calcsize(_NUMBERS[inner]) * count, os.SEEK_CUR)
-    return None
-
-
-def _text(file: BinaryIO) -> str:
-    length = _number(file, "<Q")
-    if length > MOST_HEADER_BYTES:
-        raise ValueError("a text in the header is too long")
-    return file.read(length).decode("utf-8", "replace")
-
-
-def _number(file: BinaryIO, code: str) -> Any:
-    return struct.unpack(code, file.read(struct.calcsize(code)))[0]
+            place += 8 + length(data, place)[0]
+        self._place = place

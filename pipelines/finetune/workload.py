@@ -11,10 +11,11 @@ import math
 import random
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from evaluators.base import Example
 from pipelines.config import SFTConfig
-from pipelines.finetune.memory import Batch, Workload, uses
+from pipelines.finetune.memory import Batch, Workload
 from pipelines.finetune.shape import ModelShape
 
 DRAWN = 400
@@ -39,33 +40,47 @@ def count_tokens(text: str) -> int:
     return total
 
 
-def row_length(example: Example, sequence_len: int) -> Length:
-    """Length of a row, about, cut at its end as training cuts it; an end-of-text token is counted."""
-    answer = count_tokens(example.completion) + 1
-    if example.prompt is None:
-        before, inside = 0, 0
-    elif isinstance(example.prompt, str):
-        before, inside = count_tokens(example.prompt), 0
-    else:
+@dataclass(frozen=True)
+class RowSize:
+    """A row before it is cut.
+
+    Attributes:
+        before: tokens in front of the last answer, about.
+        inside: those of them in earlier answers, which are trained on as well.
+        answer: tokens of the last answer (of a plain text: all of it), with an end-of-text token.
+        characters: of prompt and answer.
+    """
+
+    before: int
+    inside: int
+    answer: int
+    characters: int
+
+    @classmethod
+    def of(cls, example: Example) -> RowSize:
+        """Measure a row."""
+        answer = count_tokens(example.completion) + 1
+        length = len(example.completion)
+        if example.prompt is None:
+            return cls(0, 0, answer, length)
+        if isinstance(example.prompt, str):
+            return cls(count_tokens(example.prompt), 0, answer, length + len(example.prompt))
         counted = [(m["role"], count_tokens(m["content"]) + MESSAGE_TOKENS) for m in example.prompt]
         before = sum(tokens for _, tokens in counted) + MESSAGE_TOKENS
         inside = sum(tokens for role, tokens in counted if role == "assistant")
-    tokens = min(before + answer, sequence_len)
-    return tokens, min(inside, before) + max(0, tokens - before) if inside else max(0, tokens - before)
+        return cls(before, inside, answer, length + sum(len(m["content"]) for m in example.prompt))
 
-
-def characters(example: Example) -> int:
-    """Characters of a row."""
-    prompt = example.prompt or ""
-    text = len(prompt) if isinstance(prompt, str) else sum(len(message["content"]) for message in prompt)
-    return text + len(example.completion)
+    def cut(self, sequence_len: int) -> Length:
+        """Its length when it is cut at its end, as training cuts it."""
+        tokens = min(self.before + self.answer, sequence_len)
+        return tokens, min(self.inside, tokens) + max(0, tokens - self.before)
 
 
 def workload(
     config: SFTConfig,
     shape: ModelShape,
-    train: Sequence[Example],
-    tune: Sequence[Example],
+    train: Sequence[RowSize],
+    tune: Sequence[RowSize],
     *,
     rows: int | None = None,
     new_tokens: int | None = None,
@@ -75,26 +90,26 @@ def workload(
     Args:
         config: the trial's configuration.
         shape: its base model's.
-        train: rows of train, or its first ones.
+        train: rows of train, or some of them.
         tune: rows of `tune`, or others like them; may be empty.
-        rows: rows of train in all, where `train` holds only the first ones.
+        rows: rows of train in all, where `train` holds only some.
         new_tokens: longest answer that an evaluator generates; None where none does.
     """
-    lengths = [row_length(example, config.sequence_len) for example in train]
-    scored = sorted((row_length(example, config.sequence_len) for example in tune), reverse=True)
+    lengths = [row.cut(config.sequence_len) for row in train]
+    scored = sorted((row.cut(config.sequence_len) for row in tune), reverse=True)
     count = len(train) if rows is None else rows
     share = count / max(len(train), 1)
     size = config.eval_batch_size
     generated = None
     if new_tokens is not None and scored:
-        generated = (min(size, len(scored)), max(tokens - trained for tokens, trained in scored) + new_tokens)
+        generated = (min(size, len(scored)), max(row.before for row in tune) + new_tokens)
     return Workload(
         train=_largest(config, shape, lengths),
         evaluated=_batch(scored[:size]) if scored else None,
         generated=generated,
         rows=count,
         tokens=math.ceil(share * sum(tokens for tokens, _ in lengths)),
-        characters=math.ceil(share * sum(map(characters, train))),
+        characters=math.ceil(share * sum(row.characters for row in train)),
     )
 
 
@@ -110,11 +125,11 @@ def _largest(config: SFTConfig, shape: ModelShape, lengths: Sequence[Length]) ->
     size = config.micro_batch_size
     if not lengths:
         return Workload.largest(config).train
-    if uses(config, "sample_packing"):
+    if config.sample_packing:
         share = sum(trained for _, trained in lengths) / max(1, sum(tokens for tokens, _ in lengths))
         tokens = size * config.sequence_len
         return Batch(size, config.sequence_len, math.ceil(share * tokens), True)
-    if uses(config, "group_by_length"):
+    if config.group_by_length:
         return _batch(sorted(lengths, reverse=True)[:size])
     a_token = 4 * shape.layers * 4 * (2 * shape.hidden + shape.intermediate)
     a_trained = 12 * shape.vocabulary

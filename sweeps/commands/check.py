@@ -5,49 +5,96 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
+import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sweeps.commands.places import sweep_file
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
 
+FIRST_SECONDS, LINE_SECONDS = 1.0, 10.0
+"""A search for duplicates says how far it is after so long, and this often where no person watches."""
+
 
 def check(arguments: argparse.Namespace) -> int:
-    """Validate a sweep file and say what it would run; nothing is written."""
+    """Validate a sweep file and say what it would run, and what that needs; nothing is written."""
     from sweeps.data import check_data
     from sweeps.load import describe, load_file
 
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=arguments.data)
-    rows = None
     if arguments.data:
         loaded = check_data(loaded)
-        rows = _rows(loaded)
     told = describe(loaded)
-    if arguments.data:
-        told["rows"] = rows
+    told |= needs(loaded, arguments.address, data=arguments.data)
+    told["warnings"] = [*loaded.warnings, *told["warnings"]]
     if arguments.json:
         print(json.dumps(told, indent=2, allow_nan=False))
         return 0
-    print(_describe(told))
+    print(_describe(told, here=arguments.address is None))
     print(f"next: stockpot submit {shlex.join([arguments.file, *(f'--set={text}' for text in arguments.sets)])}")
     return 0
 
 
-def _rows(loaded: LoadedSweep) -> dict[str, int] | None:
-    """Rows a split, for a pipeline that has datasets."""
+def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, Any]:
+    """The dry run and its `warnings`, as JSON; with `data` also `rows` of each split, and `duplicates`.
+
+    Args:
+        loaded: the sweep; its data were read where `data` is given.
+        address: a Ray cluster's; None for this machine.
+        data: whether to use all rows.
+    """
     from pipelines.config import SFTConfig
-    from pipelines.splits import load_splits
 
     config = loaded.spec.pipeline
     if not isinstance(config, SFTConfig):
-        return None
+        empty: dict[str, Any] = {"memory": None, "disk": None, "splits": None, "warnings": []}
+        return empty | ({"rows": None, "duplicates": None} if data else {})
+    from sweeps.dryrun import dry_run, machines
+
+    where = machines(address)
+    if not data:
+        return dry_run(loaded, where, here=address is None)
+    from pipelines.splits import load_splits
+    from sweeps.doubles import doubles
+
     splits = load_splits(config.datasets, config.seed_data)
-    return {name: len(splits.rows(name)) for name in ("train", "tune", "select", "test")}
+    found = dry_run(loaded, where, splits, here=address is None)
+    found["rows"] = {name: len(splits.rows(name)) for name in ("train", "tune", "select", "test")}
+    progress = Compared(sys.stderr)
+    found["duplicates"], warnings = doubles(config, splits, progress)
+    progress.close()
+    found["warnings"] += warnings
+    return found
 
 
-def _describe(told: Mapping[str, Any]) -> str:
+class Compared:
+    """Says on a stream how far the search for duplicates is: one line that is written over, or a line now and then."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._person = stream.isatty()
+        self._next = time.monotonic() + FIRST_SECONDS
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many rows of so many."""
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + (0.5 if self._person else LINE_SECONDS)
+            text = f"comparing rows: {done:,} of {total:,}"
+            self._stream.write(f"\r{text}" if self._person else f"{text}\n")
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._person:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def _describe(told: Mapping[str, Any], *, here: bool) -> str:
     """What `check` prints for people."""
     unit = "steps" if told["pipeline"] == "sft" else "units"
     trials = "trials until the hours are up" if told["trials"] is None else _count(told["trials"], "trial")
@@ -67,10 +114,12 @@ def _describe(told: Mapping[str, Any]) -> str:
         lines.append(f"  runs     {rungs} {unit}: about {told['resource']} {unit} in all")
     if told["soup"] is not None:
         lines.append(f"  soup     {told['soup']['method']}, over the best {told['soup']['top']}")
-    if "rows" in told:
-        rows = told["rows"]
-        said = "the pipeline reads its own" if rows is None else ", ".join(f"{k} {n}" for k, n in rows.items())
-        lines.append(f"  rows     {said}")
+    if told["splits"] is not None:
+        from sweeps.commands.needs import lines as told_needs
+
+        lines += told_needs(told, here=here)
+    elif "rows" in told:
+        lines.append("  rows     the pipeline reads its own")
     lines.append(f"  folder   {told['folder']}")
     lines += [f"  warning  {warning}" for warning in told["warnings"]]
     return "\n".join(lines)

@@ -1,0 +1,365 @@
+"""What a sweep will ask of its machines: memory of a trial, disk of what `keep` holds, and what its splits can show.
+
+Estimates from headers, sizes and the first rows; nothing is loaded, nothing is written, torch and Ray are not imported.
+
+Example:
+    >>> found = dry_run(loaded, machines=((Node(2), this_machine()),))
+    >>> found["memory"]["largest"]["total"], found["warnings"]
+    (2304573440, [])
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cluster.base import ClusterError, Node, place
+from cluster.machine import Machine, this_machine
+from evaluators.base import Example
+from pipelines.config import DataFile, SFTConfig, parse_pipeline
+from pipelines.finetune.memory import MemoryEstimate, estimate
+from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
+from pipelines.finetune.workload import RowSize, workload
+from sweeps.extremes import extremes
+from sweeps.footprint import checkpoint_bytes, complaints, footprint, free_bytes, gigabytes
+from sweeps.splitsizes import TEXT_FORMATS, about, sizes
+
+if TYPE_CHECKING:
+    from pipelines.splits import Splits
+    from sweeps.load import LoadedSweep
+
+MEASURED_ROWS = 5_000
+"""Rows of a split that are measured with `--data`."""
+SAMPLED_ROWS = 300
+"""Rows of train that are read for their lengths without `--data`."""
+RAY_BYTES = 600 * 2**20
+"""An idle Ray node and the driver (457 and 143 MB unique to them, measured)."""
+WORKER_BYTES = 70 * 2**20
+"""What a Ray worker holds beside the pipeline (545 MB with Ray's worker, 475 without, measured)."""
+VERY_DIFFERENT = 1.5
+"""The smallest configuration is told as well where the largest needs this many times as much."""
+_MATTERS = {
+    "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "unfrozen_parameters",
+    "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",
+    "group_by_length", "precision", "gradient_checkpointing", "max_steps",
+}  # fmt: skip
+"""Keys of the pipeline that move a trial's memory."""
+
+
+@dataclass
+class Rows:
+    """What is known of the data.
+
+    Attributes:
+        train: rows of train: the first ones, or all.
+        tune: rows of `tune`, or the first ones of train where it is a share of it.
+        count: rows of train in all.
+        basis: where the lengths are from, for people.
+    """
+
+    train: Sequence[RowSize] = ()
+    tune: Sequence[RowSize] = ()
+    count: int = 0
+    basis: str = "every row as long as sequence_len"
+
+
+@dataclass
+class DryRun:
+    """A sweep, its data and the machines; `shapes` are read once."""
+
+    loaded: LoadedSweep
+    rows: Rows
+    machines: Sequence[tuple[Node, Machine]]
+    here: bool = True
+    shapes: dict[str, ModelShape | ShapeUnknown] = field(default_factory=dict)
+
+    def shape(self, source: str) -> ModelShape | None:
+        """A base model's shape; None where it is unknown."""
+        if source not in self.shapes:
+            try:
+                self.shapes[source] = read_shape(source)
+            except ShapeUnknown as error:
+                self.shapes[source] = error
+        found = self.shapes[source]
+        return None if isinstance(found, ShapeUnknown) else found
+
+    def estimate(self, config: SFTConfig, device: str) -> MemoryEstimate | None:
+        """Of one trial; None where its model is unknown."""
+        shape = self.shape(config.base_model)
+        if shape is None:
+            return None
+        answers = [getattr(entry, "max_new_tokens", None) for entry in self.loaded.spec.evaluate]
+        longest = max((answer for answer in answers if answer is not None), default=None)
+        work = None
+        if self.rows.train:
+            work = workload(config, shape, self.rows.train, self.rows.tune, rows=self.rows.count, new_tokens=longest)
+        return estimate(config, shape, work, "gpu" if device == "gpu" else "cpu")
+
+
+def dry_run(
+    loaded: LoadedSweep,
+    machines: Sequence[tuple[Node, Machine]],
+    splits: Splits | None = None,
+    *,
+    here: bool = True,
+) -> dict[str, Any]:
+    """The dry run as JSON: `memory`, `disk`, `splits` (each None for a pipeline of one's own) and `warnings`.
+
+    Args:
+        loaded: the sweep.
+        machines: every node with its machine.
+        splits: the rows, where they were read; else the first ones of train are, and numbers of rows are estimates.
+        here: whether the one machine is this one, on which Ray is still to be started.
+    """
+    config = loaded.spec.pipeline
+    if not isinstance(config, SFTConfig):
+        return {"memory": None, "disk": None, "splits": None, "warnings": []}
+    run = DryRun(loaded, _rows(config, splits), machines, here)
+    memory, warnings = _memory(run)
+    disk, more = _disk(run, memory.get("at_once") or 1)
+    return {
+        "memory": memory,
+        "disk": disk,
+        "splits": sizes(loaded, config, splits),
+        "warnings": [*warnings, *more],
+    }
+
+
+def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
+    """The nodes of a Ray cluster, or this machine.
+
+    Raises:
+        ClusterError: when the cluster can't be reached.
+    """
+    if address is None:
+        found = this_machine()
+        return ((Node(found.cpus, float(len(found.gpus))), found),)
+    from cluster.local import connect
+
+    cluster = connect(address)
+    try:
+        return cluster.machines()
+    finally:
+        cluster.close()
+
+
+def _rows(config: SFTConfig, splits: Splits | None) -> Rows:
+    if splits is not None:
+        read = _spread(splits.train)
+        some = "the rows" if len(read) == len(splits.train) else f"{len(read):,} rows"
+        return Rows(_sizes(read), _sizes(_spread(splits.tune)), len(splits.train), f"the characters of {some}")
+    first, tune = first_rows(config.datasets.train), config.datasets.tune
+    if not first:
+        return Rows()
+    train = _sizes(first)
+    held = _sizes(first_rows(tune)) if isinstance(tune, DataFile) else train
+    return Rows(train, held, about(config, "train") or len(first), f"the characters of the first {len(first)} rows")
+
+
+def _sizes(examples: Iterable[Example]) -> list[RowSize]:
+    return [RowSize.of(example) for example in examples]
+
+
+def _spread(examples: Sequence[Example]) -> list[Example]:
+    """So many rows at even distances that measuring them takes no time to speak of."""
+    step = max(1, len(examples) // MEASURED_ROWS)
+    return [examples[place] for place in range(0, len(examples), step)]
+
+
+def first_rows(data: DataFile, most: int = SAMPLED_ROWS) -> list[Example]:
+    """The first sound rows of a data set whose files are text; nothing of others, which take long to open."""
+    from pipelines.data import build_reader
+    from pipelines.data.base import BadRow
+    from pipelines.data.examples import build_row, needed_columns
+    from pipelines.data.files import find_files, format_of, is_hub_id
+    from pipelines.stage import UserError
+
+    most = min(most, data.limit or most)
+    rows: list[Example] = []
+    try:
+        files = () if is_hub_id(data.path) else find_files(data.path, data.ds_type)
+        for file in files:
+            kind = format_of(file, data.ds_type)
+            if kind not in TEXT_FORMATS:
+                break
+            for record in build_reader(kind, file, tuple(needed_columns(data))).records():
+                if len(rows) >= most:
+                    return rows
+                with contextlib.suppress(BadRow):
+                    if not isinstance(record.value, BadRow):
+                        rows.append(build_row(record.value, data).example(1))
+    except UserError:
+        return []
+    return rows
+
+
+def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
+    """The largest (and the smallest) trial, the machine, and what fits at once."""
+    loaded = run.loaded
+    try:
+        wanted = loaded.spec.resources
+        slots = place([node for node, _ in run.machines], wanted.cpus, wanted.gpus, loaded.spec.max_concurrent_trials)
+    except ClusterError as error:
+        return {"largest": None, "smallest": None, "reason": str(error), "machines": _told(run)}, [str(error)]
+    device = "gpu" if slots.gpus else "cpu"
+    found: dict[str, dict[str, Any] | None] = {}
+
+    def needed(config: SFTConfig) -> float:
+        made = run.estimate(config, device)
+        return 0.0 if made is None else float(made.total)
+
+    for name, parameters in zip(("largest", "smallest"), _extremes(run, needed), strict=True):
+        config = _typed(loaded, parameters)
+        made = None if config is None else run.estimate(config, device)
+        found[name] = None if config is None or made is None else _record(config, made, parameters)
+    told: dict[str, Any] = {**found, "device": device, "machines": _told(run), "at_once": slots.slots}
+    unknown = [str(error) for error in run.shapes.values() if isinstance(error, ShapeUnknown)]
+    told["reason"] = "; ".join(unknown) or None
+    told["basis"] = run.rows.basis
+    largest = found["largest"]
+    told["fit"] = None if largest is None else _fit(run, largest["total"], slots.gpus)
+    return told, _complaints(run, told)
+
+
+def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
+    """What the largest run's checkpoints need; None where its model is unknown."""
+
+    def of(config: SFTConfig | None) -> tuple[int, int]:
+        shape = None if config is None else run.shape(config.base_model)
+        return (0, 0) if config is None or shape is None else checkpoint_bytes(config, shape)
+
+    largest, _ = _extremes(run, lambda config: of(config)[1])
+    weights, checkpoint = of(_typed(run.loaded, largest))
+    if not checkpoint:
+        return None, []
+    need = footprint(run.loaded, checkpoint=checkpoint, weights=weights, slots=slots)
+    need["free"] = free_bytes(Path(run.loaded.spec.storage))
+    return need, complaints(run.loaded, need, need["free"])
+
+
+def _extremes(run: DryRun, cost: Callable[[SFTConfig], float]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters of the costliest and the cheapest configuration; each is asked about once."""
+    known: dict[str, float] = {}
+
+    def remembered(parameters: Mapping[str, Any]) -> float:
+        key = repr(sorted((path, value) for path, value in parameters.items() if path in _MATTERS))
+        if key not in known:
+            config = _typed(run.loaded, parameters)
+            known[key] = 0.0 if config is None else cost(config)
+        return known[key]
+
+    return extremes(run.loaded.space, remembered, lambda path: path in _MATTERS)
+
+
+def _typed(loaded: LoadedSweep, parameters: Mapping[str, Any]) -> SFTConfig | None:
+    config = parse_pipeline(loaded.resolve(parameters))
+    return config if isinstance(config, SFTConfig) else None
+
+
+def _record(config: SFTConfig, made: MemoryEstimate, parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """An estimate as JSON; on a CPU Ray's part of the worker is added."""
+    items = dict(made.items)
+    if made.device == "cpu":
+        items["process"] += WORKER_BYTES
+    return {
+        "total": sum(items.values()),
+        "moment": made.moment,
+        "items": items,
+        "trainable": made.trainable,
+        "parameters": {path: value for path, value in parameters.items() if path in _MATTERS},
+        "config": {
+            "adapter": config.adapter,
+            "lora_r": config.lora_r if config.adapter == "lora" else None,
+            "micro_batch_size": config.micro_batch_size,
+            "sequence_len": config.sequence_len,
+            "precision": config.precision,
+        },
+    }
+
+
+def _told(run: DryRun) -> list[dict[str, Any]]:
+    return [
+        {"cpus": node.cpus, "memory": machine.memory, "free": machine.free, "gpus": list(machine.gpus)}
+        for node, machine in run.machines
+    ]
+
+
+def _fit(run: DryRun, total: int, gpus: float) -> int | None:
+    """Trials of this size that the memory of all machines carries at once; None where a machine's is unknown."""
+    fit = 0
+    for node, machine in run.machines:
+        if gpus:
+            if len(machine.gpus) < int(node.gpus):
+                return None
+            shares = max(1, int(1 / gpus + 1e-6))
+            fit += sum(min(shares, size // total) for size in machine.gpus[: int(node.gpus)])
+        elif machine.free is None:
+            return None
+        else:
+            fit += max(0, machine.free - (RAY_BYTES if run.here else 0)) // total
+    return fit
+
+
+def _complaints(run: DryRun, told: Mapping[str, Any]) -> list[str]:
+    """What does not fit, with the numbers and the mend. An estimate only warns."""
+    largest, fit, at_once = told["largest"], told["fit"], told["at_once"]
+    if largest is None or fit is None or fit >= at_once:
+        return []
+    has = _capacity(run, told["device"])
+    needs = f"a trial needs about {gigabytes(largest['total'])} at its peak ({words(largest['config'])})"
+    if fit:
+        return [f"memory: {needs}, {at_once} run at once, but {has} carry {fit}; write max_concurrent_trials: {fit}"]
+    mends = _mends(run, largest, told["device"])
+    return [f"memory: {needs}, but {has}, so it can't be expected to fit; {mends}"]
+
+
+def _capacity(run: DryRun, device: str) -> str:
+    where = "this machine" if run.here else ("the node" if len(run.machines) == 1 else "the nodes")
+    if device == "gpu":
+        sizes = [size for _, machine in run.machines for size in machine.gpus]
+        return f"the GPUs of {where} have {gigabytes(max(sizes))} each"
+    free = [machine.free or 0 for _, machine in run.machines]
+    whole = [machine.memory or 0 for _, machine in run.machines]
+    ray = f", of which Ray takes {gigabytes(RAY_BYTES)}" if run.here else ""
+    return f"{gigabytes(sum(free))} free of {gigabytes(sum(whole))} on {where}{ray}"
+
+
+def _mends(run: DryRun, largest: Mapping[str, Any], device: str) -> str:
+    """Single changes that would make it fit, with what they lead to; else the ones that help most."""
+    config = _typed(run.loaded, {**_first(run), **largest["parameters"]})
+    if config is None:
+        return "make it smaller"
+    changes: list[dict[str, Any]] = [
+        {"micro_batch_size": 1, "gradient_accumulation_steps": config.micro_batch_size * config.gradient_accumulation_steps},
+        {"gradient_checkpointing": True},
+        {"precision": "bf16"},
+        {"sequence_len": max(8, config.sequence_len // 2)},
+        {"eval_batch_size": 1},
+        {"adapter": "lora"},
+    ]  # fmt: skip
+    found = []
+    for change in changes:
+        if all(getattr(config, key) == value for key, value in change.items()):
+            continue
+        if change == {"adapter": "lora"} and config.unfrozen_parameters is not None:
+            change = {**change, "unfrozen_parameters": None}
+        made = run.estimate(config.model_copy(update=change), device)
+        if made is not None and made.total < 0.95 * largest["total"]:
+            key, value = next(iter(change.items()))
+            found.append((made.total, f"{key}: {str(value).lower()} needs about {gigabytes(made.total)}"))
+    found.sort()
+    return "; ".join(text for _, text in found[:3]) or "a smaller model is needed"
+
+
+def _first(run: DryRun) -> dict[str, Any]:
+    """The parameters of some configuration."""
+    return extremes(run.loaded.space, lambda parameters: 0.0, lambda path: False)[0]
+
+
+def words(config: Mapping[str, Any]) -> str:
+    """What matters of a configuration: `LoRA r 16, 4 x 256 tokens, bf16`."""
+    kind = "all weights" if config["lora_r"] is None else f"LoRA r {config['lora_r']}"
+    return f"{kind}, {config['micro_batch_size']} x {config['sequence_len']} tokens, {config['precision']}"
