@@ -77,7 +77,7 @@ def axes_of(space: Space | None, parameters: Sequence[Mapping[str, Any]]) -> lis
             drafts[path].values += seen
         else:
             drafts[path].extend(seen)
-    ends = [path.rpartition(".")[2] for path in drafts]
+    ends = [path.removesuffix(".type").rpartition(".")[2] for path in drafts]
     return [
         draft.record(end if ends.count(end) == 1 else path)
         for (path, draft), end in zip(drafts.items(), ends, strict=True)

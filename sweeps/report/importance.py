@@ -163,7 +163,7 @@ def _smoother(x: NDArray[Any]) -> Any:
     """Weights -> (n, n) rows that average the trials near each one: local linear, or within the category."""
     if x.dtype.kind in "iu":
         equal = (x[:, None] == x[None, :]).astype(np.float64)
-        return lambda weights: equal * weights / (equal @ weights)[:, None]
+        return lambda weights: equal * weights / np.maximum(equal @ weights, 1e-300)[:, None]
     n = len(x)
     low, high = np.quantile(x, [0.25, 0.75])
     spread = min(float(x.std(ddof=1)), float(high - low) / 1.349) if high > low else float(x.std(ddof=1))

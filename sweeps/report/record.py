@@ -1,7 +1,7 @@
 """The report's record: everything that its page shows, folded from the ledger. JSON, no secrets, no file but the sweep's.
 
 Keys: name, phase, metric, metrics, direction, unit, headline, totals, milestones, axes, trials (in the leaderboard's
-order), importance, verdicts, finals, openings, soups, timeline, data, reproduction, notes, etag. Times are seconds since
+order), importance, front, verdicts, finals, openings, soups, timeline, data, reproduction, notes, etag. Times are seconds since
 the epoch, durations seconds, unknown numbers null, infinite ones the texts `inf` and `-inf`.
 """
 
@@ -59,7 +59,8 @@ def build_record(source: Source) -> dict[str, Any]:
         "driver": None if source.driver is None else dict(source.driver),
         "metric": plan.metric,
         "direction": plan.direction,
-        "metrics": [{"name": metric.name, "direction": metric.direction} for metric in _metrics(plan)],
+        "metrics": [{"name": metric.name, "direction": metric.direction} for metric in plan.metrics],
+        "front": None if board.front is None else {**board.front.record(), "lines": board.front.lines()},
         "unit": _unit(plan),
         "alpha": board.alpha,
         "headline": headline(state, board, source.phase),
@@ -83,16 +84,6 @@ def build_record(source: Source) -> dict[str, Any]:
     return shown
 
 
-def _metrics(plan: Any) -> Sequence[Any]:
-    found = getattr(plan, "metrics", None)
-    return found if found else (_Named(plan.metric, plan.direction),)
-
-
-class _Named:
-    def __init__(self, name: str, direction: str) -> None:
-        self.name, self.direction = name, direction
-
-
 def _unit(plan: Any) -> str:
     return "steps" if isinstance(plan, LoadedSweep) and plan.spec.pipeline.type != "custom" else "units"
 
@@ -107,7 +98,8 @@ def _totals(source: Source, trials: Sequence[Mapping[str, Any]]) -> dict[str, An
     for trial in trials:
         for name, value in trial["cost"].items():
             if isinstance(value, int | float):
-                costs[name] = costs.get(name, 0.0) + value
+                before = costs.get(name, 0.0)
+                costs[name] = max(before, value) if "peak" in name else before + value
     best = next((trial for trial in trials if trial["rank"] == 1), None)
     worked = [trial["seconds"] for trial in trials if isinstance(trial["seconds"], int | float)]
     expected = describe(plan)["resource"] if isinstance(plan, LoadedSweep) else None

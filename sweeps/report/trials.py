@@ -48,7 +48,10 @@ def _trial(
     phase = "interrupted" if row.state == "running" and not driven else row.state
     return {
         **{key: record[key] for key in ("rank", "tie", "p", "rung", "whole", "resource", "seconds", "cost", "seeds")},
-        **{key: record[key] for key in ("score", "scores", "parameters", "changes", "test") if key in record},
+        **{
+            key: record[key]
+            for key in ("score", "scores", "front", "possible", "parameters", "changes", "test", "tests")
+        },
         "id": row.name,
         "order": state.trials[row.name].order,
         "state": phase,

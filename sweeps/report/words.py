@@ -24,8 +24,18 @@ def headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any
     if phase == "empty":
         return {"title": "Nothing has been tried yet.", "tone": "none", "lines": []}
     primary = _primary(board)
+    several = _several(board, list(dict.fromkeys(str(verdict["metric"]) for verdict in board.verdicts)))
+    if several:
+        lines = [
+            "There is no single winner: no run of the front is better than another on every metric.",
+            *_caveats(board),
+        ]
+        return {"title": _sentence(several[:2]), "tone": "decided", "lines": lines}
     if primary:
-        said = [_said(verdict, board) for verdict in primary]
+        said = [
+            _itself(state) or _said(verdict, board) if _about_soup(verdict) else _said(verdict, board)
+            for verdict in primary
+        ]
         lines = [*_judged(board), *_caveats(board)]
         return {"title": _sentence(said), "tone": "decided", "lines": lines}
     lines = _best(board, state) + _caveats(board)
@@ -40,6 +50,21 @@ def headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any
         if phase == "finished":
             title = "No trial has a result."
     return {"title": title, "tone": "open" if board.trials else "none", "lines": lines}
+
+
+def _about_soup(verdict: Mapping[str, Any]) -> bool:
+    return (verdict["left"], verdict["right"]) == ("soup", "winner")
+
+
+def _itself(state: SweepState) -> str:
+    """Said of a judged soup that is one run alone, which is the winner; empty for all others."""
+    judged = next((c for c in state.candidates if c["role"] == "soup"), None)
+    winner = next((c for c in state.candidates if c["role"] == "winner"), None)
+    soup = state.soups.get(str(judged.get("soup"))) if judged is not None else None
+    inside = (soup.finished or {}).get("ingredients") if soup is not None else None
+    if winner is None or not inside or [run for run, _ in inside] != [winner.get("run")]:
+        return ""
+    return "the soup is that model itself, as nothing else could be mixed in without loss"
 
 
 def better(verdict: Mapping[str, Any], board: Leaderboard) -> str:
@@ -73,8 +98,22 @@ def _primary(board: Leaderboard) -> list[Mapping[str, Any]]:
     metric = wanted if wanted in metrics else next(iter(metrics), None)
     mine = [verdict for verdict in board.verdicts if verdict["metric"] == metric]
     first = [v for v in mine if (v["left"], v["right"]) == ("winner", "baseline")]
-    then = [v for v in mine if v["right"] == "winner"]
+    then = [v for v in mine if v["right"] in ("winner", "front-1")]
     return [*first, *then] or mine[:1]
+
+
+def _several(board: Leaderboard, metrics: Sequence[str]) -> list[str]:
+    """How the front's runs did against the baseline, a clause a metric; empty where there is a winner."""
+    said = []
+    for metric in metrics:
+        mine = [v for v in board.verdicts if v["metric"] == metric and v["right"] == "baseline"]
+        mine = [v for v in mine if str(v["left"]).startswith("front-")]
+        won = sum(better(verdict, board) == "left" for verdict in mine)
+        if mine:
+            said.append(
+                f"{won or 'none'} of the {_count(len(mine), 'judged model')} of the front beat the baseline on {metric}"
+            )
+    return said
 
 
 def _said(verdict: Mapping[str, Any], board: Leaderboard) -> str:
@@ -88,7 +127,7 @@ def _said(verdict: Mapping[str, Any], board: Leaderboard) -> str:
 
 
 def _name(name: str) -> str:
-    return NAMES.get(name, f"soup {role(name)}")
+    return NAMES.get(name, f"model {name}" if name.startswith("front-") else f"soup {role(name)}")
 
 
 def _sentence(parts: Sequence[str]) -> str:

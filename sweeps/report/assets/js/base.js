@@ -86,6 +86,7 @@ function costText(name, value) {
   return isNumber(value) && value >= 10000 ? value.toLocaleString("en-US", { maximumFractionDigits: 0 }).replaceAll(",", " ") : plain(value);
 }
 
+const labelOf = (path) => { const one = store.record.axes.find((axis) => axis.path === path); return one ? one.label : path; };
 const words = (name) => name.replaceAll("_", " ");
 
 // What all parts of the page share: the record, the trials that are selected (null: all), the one that is looked at.
@@ -104,10 +105,12 @@ function look(id, from) {
 
 const isSelected = (trial) => store.selected === null || store.selected.has(trial.id);
 
+// The trials in blue: those that were judged on test, else the front, else the first.
 function roles(record) {
-  const winner = record.trials.find((trial) => trial.test) || record.trials.find((trial) => trial.rank === 1);
-  const candidate = record.trials.find((trial) => trial.test);
-  return { winner: winner ? winner.id : null, judged: Boolean(candidate) };
+  const judged = record.trials.filter((trial) => trial.test);
+  const front = record.trials.filter((trial) => trial.front === 1);
+  const stars = judged.length ? judged : front.length ? front : record.trials.filter((trial) => trial.rank === 1);
+  return { stars: new Set(stars.map((trial) => trial.id)), judged: judged.length };
 }
 
 function ink() {

@@ -32,11 +32,7 @@ function draw(entry) {
   entry.instance.resize({ width, height: made.height || entry.place.clientHeight || 320 });
   delete made.height;
   entry.instance.setOption({ animation: false, ...made }, { notMerge: true });
-  if (printing) {
-    entry.instance.getZr().flush();
-    const svg = entry.place.querySelector("svg");
-    if (svg) svg.setAttribute("viewBox", `0 0 ${svg.getAttribute("width")} ${svg.getAttribute("height")}`);
-  }
+  if (printing) entry.instance.getZr().flush();
 }
 
 const redraw = () => { for (const entry of charts.values()) draw(entry); };
@@ -97,9 +93,18 @@ function padded(low, high, share = 0.05) {
   return [low - room, high + room];
 }
 
-// Ends for a value axis at round numbers, so that its labels are.
+// Places for labels on a logarithmic axis: 1, 2, 5 of every power, or the powers alone where these are many.
+function logTicks(low, high) {
+  const found = [];
+  const fine = high / low < 300;
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e += 1) for (const k of fine ? [1, 2, 5] : [1]) found.push(Number((k * 10 ** e).toPrecision(6)));
+  const inside = found.filter((x) => x >= low && x <= high);
+  return inside.length > 1 ? inside : [low, high];
+}
+
+// Ends and steps of a value axis at round numbers.
 function rounded(low, high) {
-  const step = 10 ** Math.floor(Math.log10((high - low) / 4 || 1));
-  const size = (high - low) / step > 20 ? 5 * step : (high - low) / step > 8 ? 2 * step : step;
-  return [Number((Math.floor(low / size) * size).toPrecision(10)), Number((Math.ceil(high / size) * size).toPrecision(10))];
+  const step = 10 ** Math.floor(Math.log10((high - low) / 3 || 1));
+  const size = [1, 2, 5, 10].map((k) => k * step).find((k) => (high - low) / k <= 6) || step;
+  return { min: Number((Math.floor(low / size) * size).toPrecision(10)), max: Number((Math.ceil(high / size) * size).toPrecision(10)), interval: size };
 }

@@ -1,6 +1,6 @@
 // Learning curves: one line a run, the pruned ones faint, a band of 95 % around the one that is looked at.
 
-const curves = { metric: null, logX: null, logY: false, whole: false };
+const curves = { metric: null, logX: null, logY: null, whole: false };
 const Z = 1.959964;
 
 function curveNames(record) {
@@ -11,12 +11,12 @@ function curveNames(record) {
 }
 
 function curveRuns(record, metric) {
-  const { winner } = roles(record);
+  const { stars } = roles(record);
   const made = [];
   for (const trial of record.trials) {
     for (const run of trial.runs) {
       const points = (run.curves[metric] || []).filter(([, value]) => isNumber(value));
-      if (points.length) made.push({ id: `${trial.id}/seed-${run.seed}`, trial, run, points, winner: trial.id === winner });
+      if (points.length) made.push({ id: `${trial.id}/seed-${run.seed}`, trial, run, points, winner: stars.has(trial.id) });
     }
   }
   return made.reverse();
@@ -42,14 +42,14 @@ function curvesOption(colours, width) {
   const logX = curves.logX && xs[0] > 0;
   const logY = curves.logY && Math.min(...ys) > 0;
   const [low, high] = curves.whole || logY ? [Math.min(...ys), Math.max(...ys)] : calmRange(ys);
-  const [bottom, top] = rounded(...padded(low, high, 0.03));
+  const round = rounded(...padded(low, high, 0.03));
   const marks = record.milestones.filter((m) => xs.includes(m));
   const series = runs.map((one) => {
     const look = curveLook(colours, one);
     const shown = isSelected(one.trial) ? look.opacity : 0.05;
     return {
       type: "line", id: one.id, name: one.trial.id, data: one.points.map(([x, y]) => [x, y]), triggerLineEvent: true,
-      symbol: "circle", symbolSize: one.points.length === 1 ? 6 : one.winner ? 5 : 3.5, showSymbol: true, z: look.z,
+      symbol: "circle", symbolSize: one.winner ? 6 : one.points.length === 1 ? 4.5 : 3.5, showSymbol: true, z: look.z,
       color: look.color, itemStyle: { opacity: shown }, cursor: "pointer",
       lineStyle: { color: look.color, width: look.width, opacity: shown, type: look.type || "solid" },
       emphasis: { focus: "series", lineStyle: { width: 3, opacity: 1, color: one.winner ? colours.accent : colours.ink }, itemStyle: { opacity: 1, color: one.winner ? colours.accent : colours.ink } },
@@ -69,10 +69,10 @@ function curvesOption(colours, width) {
     }),
     yAxis: axis(colours, {
       type: logY ? "log" : "value", name: curves.metric, nameLocation: "end", nameGap: 10,
-      nameTextStyle: { color: colours.soft, fontSize: 12, align: "left", padding: [0, 0, 0, -34], fontFamily: colours.sans },
-      min: logY ? low * 0.96 : bottom, max: logY ? high * 1.04 : top, axisLine: { show: false }, axisTick: { show: false },
-      splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } },
-      axisLabel: { formatter: tickText, showMinLabel: true },
+      nameTextStyle: { color: colours.soft, fontSize: 12, align: "left", fontFamily: colours.sans },
+      ...(logY ? { min: low * 0.96, max: high * 1.04 } : round), axisTick: { show: false, customValues: logY ? logTicks(low * 0.96, high * 1.04) : undefined }, axisLine: { show: false },
+      splitLine: { show: true, customValues: logY ? logTicks(low * 0.96, high * 1.04) : undefined, lineStyle: { color: colours.rule, opacity: 0.7 } },
+      axisLabel: { formatter: tickText, customValues: logY ? logTicks(low * 0.96, high * 1.04) : undefined },
     }),
     series,
   };
@@ -110,9 +110,15 @@ function curveTip(runs, item) {
   return tip(one.trial.id, [
     [`${curves.metric} at ${point[0]}`, scoreText({ value: point[1], se: point[2] })],
     one.trial.runs.length > 1 ? ["seed", one.run.seed] : null,
-    ...Object.entries(one.trial.parameters).slice(0, 8).map(([path, value]) => [path.split(".").pop(), short(valueText(value), 30)]),
+    ...Object.entries(one.trial.parameters).slice(0, 8).map(([path, value]) => [labelOf(path), short(valueText(value), 30)]),
     ["state", stateText(one.trial)],
   ]);
+}
+
+function blueWords(record) {
+  const { stars, judged } = roles(record);
+  if (stars.size > 1) return judged ? `Blue are the ${stars.size} that were judged` : `Blue are the ${stars.size} on the front`;
+  return `Blue is the best${judged ? " (the one that was judged)" : " so far"}`;
 }
 
 function showCurves(record) {
@@ -124,7 +130,7 @@ function showCurves(record) {
   curveTools(record, names);
   const pruned = record.trials.filter((trial) => trial.state === "stopped").length;
   fill("curves-lead", `One line a run, ${record.milestones.length > 1 ? `compared at ${record.milestones.join(", ")} ${record.unit}` : `scored at ${record.milestones[0]} ${record.unit}`}. `,
-    `Blue is the best${roles(record).judged ? " (the one that was judged)" : " so far"}`, pruned ? `, faint are the ${pruned} that were stopped early` : "", ". Point at a line for its values and its 95 % band.");
+    blueWords(record), pruned ? `, faint are the ${pruned} that were stopped early` : "", ". Point at a line for its values and its 95 % band.");
   chart("curves-chart", curvesOption, `Learning curves of ${plural(record.trials.length, "trial")}: ${curves.metric} by ${record.unit}. The leaderboard has the same numbers.`, (instance) => {
     instance.on("mouseover", (item) => { if (item.seriesType === "line") look(item.seriesName, "curves"); });
     instance.on("mouseout", () => look(null, "curves"));
@@ -137,11 +143,13 @@ function curveTools(record, names) {
   const ys = curveRuns(record, curves.metric).flatMap((one) => one.points.map(([, y]) => y));
   const positive = ys.length && Math.min(...ys) > 0;
   const wide = positive && Math.max(...ys) / Math.min(...ys) > 3;
+  if (curves.logY === null) curves.logY = positive && Math.max(...ys) / Math.min(...ys) > 5;
+  if (!wide) curves.logY = false;
   const outside = calmRange(ys)[2];
   const again = () => showCurves(store.record);
   const box = (text, key, label) => h("label", {}, h("input", { type: "checkbox", checked: curves[key], onchange: (event) => { curves[key] = event.target.checked; again(); }, "aria-label": label }), text);
   fill("curves-tools",
-    names.length > 1 ? h("label", {}, "Show", h("select", { "aria-label": "Which numbers the curves show", onchange: (event) => { curves.metric = event.target.value; curves.logY = false; again(); } }, names.map((name) => h("option", { value: name, selected: name === curves.metric }, name)))) : null,
+    names.length > 1 ? h("label", {}, "Show", h("select", { "aria-label": "Which numbers the curves show", onchange: (event) => { curves.metric = event.target.value; curves.logY = null; again(); } }, names.map((name) => h("option", { value: name, selected: name === curves.metric }, name)))) : null,
     record.milestones.length > 2 ? box(`log ${record.unit}`, "logX", "Logarithmic horizontal axis") : null,
     wide ? box("log values", "logY", "Logarithmic vertical axis") : null,
     outside && !curves.logY ? box(`whole range (${plural(outside, "point")} ${outside === 1 ? "lies" : "lie"} outside)`, "whole", "Show all points") : null,
@@ -152,7 +160,7 @@ function curvesReadout() {
   const trial = store.record.trials.find((one) => one.id === store.hot);
   const count = store.selected === null ? "" : `${store.selected.size} of ${store.record.trials.length} trials selected. `;
   fill("curves-readout", count, trial ? [h("span", { class: "id" }, trial.id), ` ${trial.score.value !== null ? `${scoreText(trial.score)} at ${trial.rung}` : "no score yet"}, ${stateText(trial)}. `,
-    Object.entries(trial.parameters).map(([path, value]) => `${path.split(".").pop()} ${short(valueText(value), 40)}`).join(", ")] : "");
+    Object.entries(trial.parameters).map(([path, value]) => `${labelOf(path)} ${short(valueText(value), 40)}`).join(", ")] : "");
 }
 
 store.ears.hot.push((from) => {

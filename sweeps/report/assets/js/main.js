@@ -1,6 +1,6 @@
 // Puts the page together, keeps its colours, prints it, and follows a running sweep.
 
-const SECTIONS = [["verdict", "Verdict"], ["verdicts", "Verdicts"], ["curves", "Learning curves"], ["parameters", "Parameters"], ["importance", "What mattered"], ["front", "Score and cost"], ["leaderboard", "Leaderboard"], ["endings", "Endings"], ["soups", "Soup"], ["time", "Time and cost"], ["data", "Data"], ["reproduce", "Make it again"]];
+const SECTIONS = [["verdict", "Verdict"], ["verdicts", "On test"], ["curves", "Learning curves"], ["parameters", "Parameters"], ["importance", "What mattered"], ["front", "Score and cost"], ["leaderboard", "Leaderboard"], ["endings", "Endings"], ["soups", "Soup"], ["time", "Time and cost"], ["data", "Data"], ["reproduce", "Make it again"]];
 
 function show(record) {
   store.record = record;

@@ -53,7 +53,7 @@ function parallelOption(colours, width) {
   const upright = width < 620;
   const rows = record.trials.map((trial) => ({ trial, at: axes.map((one) => one.scale.to(one.value(trial))) }));
   const missing = axes.map((_, i) => rows.some((row) => row.at[i] === NONE));
-  const { winner } = roles(record);
+  const { stars } = roles(record);
   const line = (colour) => ({ color: colour, width: 1 });
   const height = upright ? Math.max(300, axes.length * 74 + 60) : undefined;
   return {
@@ -61,7 +61,7 @@ function parallelOption(colours, width) {
     tooltip: tooltip(colours, (item) => trialTip(record, item.name)),
     parallel: {
       left: upright ? 22 : 46, right: upright ? 34 : 80, top: upright ? 34 : 46, bottom: upright ? 30 : 20, layout: upright ? "vertical" : "horizontal",
-      parallelAxisDefault: { type: "value", realtime: true },
+      parallelAxisDefault: { type: "value", realtime: true, z: 20 },
     },
     parallelAxis: axes.map((one, i) => ({
       dim: i, name: upright ? one.title : short(one.title, Math.max(9, Math.floor(width / axes.length / 6.6))), type: "value",
@@ -69,15 +69,15 @@ function parallelOption(colours, width) {
       nameTextStyle: { color: colours.ink, fontSize: 12, fontWeight: 600, fontFamily: colours.sans, ...(upright ? { align: "left", verticalAlign: "bottom", padding: [0, 0, 12, 0] } : {}) },
       axisLine: { lineStyle: line(colours.faint) }, minorTick: { show: false }, splitLine: { show: false },
       axisTick: { show: true, customValues: ticks(one, missing[i]).map(([at]) => at), lineStyle: line(colours.faint), length: 4 },
-      axisLabel: { color: colours.soft, fontSize: 11, fontFamily: colours.sans, customValues: ticks(one, missing[i]).map(([at]) => at), formatter: (at) => nearest(ticks(one, missing[i]), at), hideOverlap: upright, textBorderColor: colours.paper, textBorderWidth: 3, margin: 6 },
+      axisLabel: { color: colours.soft, fontSize: 11, fontFamily: colours.sans, customValues: ticks(one, missing[i]).map(([at]) => at), formatter: (at) => nearest(ticks(one, missing[i]), at), hideOverlap: upright, backgroundColor: colours.paper, padding: [1, 2], margin: 5 },
       areaSelectStyle: { width: 22, borderWidth: 1, borderColor: colours.accent, color: colours.accent, opacity: 0.22 },
     })),
     series: [{
-      type: "parallel", id: "trials", smooth: false, progressive: 0, inactiveOpacity: 0.04, activeOpacity: 1, silent: false,
+      type: "parallel", id: "trials", z: 1, smooth: false, progressive: 0, inactiveOpacity: 0.04, activeOpacity: 1, silent: false,
       emphasis: { disabled: false, lineStyle: { width: 3, opacity: 1, color: colours.ink } },
       data: [...rows].reverse().map(({ trial, at }) => ({
         name: trial.id, value: at,
-        lineStyle: { color: trial.id === winner ? colours.accent : trial.state === "failed" ? colours.bad : trial.state === "stopped" ? colours.pruned : colours.other, width: trial.id === winner ? 2.8 : 1.3, opacity: trial.id === winner ? 1 : trial.state === "stopped" ? 0.45 : 0.85, type: trial.state === "failed" ? "dotted" : "solid" },
+        lineStyle: { color: stars.has(trial.id) ? colours.accent : trial.state === "failed" ? colours.bad : trial.state === "stopped" ? colours.pruned : colours.other, width: stars.has(trial.id) ? 2.8 : 1.3, opacity: stars.has(trial.id) ? 1 : trial.state === "stopped" ? 0.45 : 0.85, type: trial.state === "failed" ? "dotted" : "solid" },
       })),
     }],
   };
@@ -89,7 +89,7 @@ const nearest = (marks, at) => (marks.reduce((best, mark) => (Math.abs(mark[0] -
 function trialTip(record, id) {
   const trial = record.trials.find((one) => one.id === id);
   if (!trial) return "";
-  return tip(trial.id, [[record.metric, scoreText(trial.score)], ...Object.entries(trial.parameters).slice(0, 12).map(([path, value]) => [path.split(".").pop(), short(valueText(value), 30)]), ["state", stateText(trial)]]);
+  return tip(trial.id, [[record.metric, scoreText(trial.score)], ...Object.entries(trial.parameters).slice(0, 12).map(([path, value]) => [labelOf(path), short(valueText(value), 30)]), ["state", stateText(trial)]]);
 }
 
 function showParameters(record) {
@@ -97,7 +97,7 @@ function showParameters(record) {
   $("parameters").hidden = !there;
   if (!there) return;
   const branched = record.axes.filter((one) => one.when.length);
-  fill("parameters-lead", "One line a trial, its score on the last axis. Drag along axes to select: the curves and the leaderboard follow. Click beside the selection to let it go.",
+  fill("parameters-lead", "One line a trial; the last axis is its score at the rung that it reached. Drag along axes to select: the curves and the leaderboard follow. Click beside the selection to let it go.",
     branched.length ? ` ${branched.map((one) => `${one.label} is set only where ${short(one.when.join(" or "), 80)}`).join("; ")}: the others pass through “not set”.` : "");
   const instance = chart("parameters-chart", parallelOption, `Parameters and score of ${plural(record.trials.length, "trial")} as parallel coordinates. The leaderboard's search takes conditions such as lora_r=16.`, (made) => {
     made.on("axisareaselected", () => { if (!parallel.silent) readBrush(made); });

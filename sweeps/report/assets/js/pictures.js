@@ -4,17 +4,17 @@ function forest(colours, rows, options) {
   const values = rows.flatMap((row) => [row.low, row.high, row.value, row.noise]).filter(isNumber);
   const [low, high] = options.range || padded(Math.min(0, ...values), Math.max(0, ...values), 0.08);
   const width = options.width;
-  const room = Math.min(width * 0.42, 7.2 * Math.max(...rows.map((row) => row.name.length)) + 14);
+  const room = Math.min(width * 0.42, 7.2 * Math.max(...rows.map((row) => row.name.length)) + 18);
   return {
     height: 46 + 34 * rows.length + (options.axisName ? 22 : 0),
     grid: { left: room, right: 24, top: 10, bottom: options.axisName ? 46 : 26 },
     tooltip: tooltip(colours, (item) => options.tip(rows[item.dataIndex])),
-    xAxis: axis(colours, { type: "value", min: low, max: high, name: options.axisName, nameLocation: "middle", nameGap: 28, axisLabel: { formatter: options.format || tickText }, splitLine: { show: true, lineStyle: { color: colours.rule } } }),
+    xAxis: axis(colours, { type: "value", min: low, max: high, name: options.axisName, nameLocation: "middle", nameGap: 28, axisLabel: { formatter: options.format || tickText, showMinLabel: Boolean(options.range), showMaxLabel: Boolean(options.range) }, splitLine: { show: true, lineStyle: { color: colours.rule } } }),
     yAxis: axis(colours, { type: "category", inverse: true, data: rows.map((row) => row.name), axisLine: { show: false }, axisTick: { show: false }, axisLabel: { color: colours.ink, fontSize: 13, width: room - 14, overflow: "truncate", interval: 0 } }),
     series: [
       options.noise ? { type: "bar", data: rows.map((row) => row.noise), barWidth: 16, itemStyle: { color: colours.shade }, silent: true, z: 1 } : null,
       { type: "custom", silent: true, z: 3, encode: { x: [1, 2], y: 0 }, data: rows.map((row, i) => [i, row.low, row.high]), renderItem: (params, api) => (isNumber(rows[params.dataIndex].low) ? whisker({ value: (k) => api.value(k), coord: ([x, y]) => api.coord([x, y]) }, rows[params.dataIndex].colour, false, 2) : null) },
-      { type: "scatter", z: 4, symbolSize: 11, data: rows.map((row) => ({ value: [row.value, row.name], itemStyle: { color: row.hollow ? colours.paper : row.colour, borderColor: row.colour, borderWidth: 2 } })),
+      { type: "scatter", z: 4, symbolSize: 11, data: rows.map((row) => ({ value: [row.value, row.name], itemStyle: { color: row.hollow ? colours.paper : row.colour, borderColor: row.colour, borderWidth: 2, opacity: 1 } })),
         markLine: options.zero ? { silent: true, symbol: "none", label: { show: false }, lineStyle: { color: colours.soft, type: "solid", width: 1 }, data: [{ xAxis: 0 }] } : undefined },
     ].filter(Boolean),
   };
@@ -28,20 +28,20 @@ function showImportance(record) {
   const left = found.indices.filter((one) => !isNumber(one.value));
   $("importance-chart").hidden = !rows.length;
   if (!rows.length) {
-    fill("importance-lead", `How much each parameter mattered is not shown: ${found.reason || left.map((one) => `${one.name}: ${one.reason}`).join("; ")}.`);
+    fill("importance-lead", `How much each parameter mattered is not shown: ${found.reason || left.map((one) => `${labelOf(one.name)}: ${one.reason}`).join("; ")}.`);
     fill("importance-fine", "");
     return;
   }
-  const clear = rows.filter((one) => one.low > 0 && one.value > one.noise).map((one) => one.name);
+  const clear = rows.filter((one) => one.low > 0 && one.value > one.noise).map((one) => labelOf(one.name));
   fill("importance-lead", clear.length ? `Over ${found.n} ended trials, ${clear.join(" and ")} can be told from chance.` : `Over ${found.n} ended trials, no parameter can be told from chance.`,
     " The dot is the share of the differences in rank that a parameter explains by itself, the line its 95 % interval; the grey bar is what a parameter without any effect stays below in 19 of 20 sweeps.");
-  chart("importance-chart", (colours, width) => forest(colours, rows.map((one) => ({ ...one, colour: one.value > one.noise ? colours.accent : colours.faint, hollow: one.value <= one.noise })), {
+  chart("importance-chart", (colours, width) => forest(colours, rows.map((one) => ({ ...one, name: labelOf(one.name), colour: one.value > one.noise ? colours.accent : colours.faint, hollow: one.value <= one.noise })), {
     width, noise: true, range: [0, 1], axisName: "share of the variance of ranks", format: (x) => `${Math.round(100 * x)} %`,
     tip: (row) => tip(row.name, [["share", `${Math.round(100 * row.value)} %`], ["95 % interval", `${Math.round(100 * row.low)} to ${Math.round(100 * row.high)} %`], ["chance stays below", `${Math.round(100 * row.noise)} %`], ["trials", row.n]]),
   }), `Importance of ${rows.map((one) => `${one.name} ${Math.round(100 * one.value)} percent`).join(", ")}.`);
   fill("importance-fine", `Main effects of functional ANOVA on ranks (Hutter et al., ICML 2014; local linear smoother, Da Veiga et al. 2009), bootstrap over the ${found.n} trials`,
     found.pruned ? `, of which ${found.pruned} were stopped early and rank below those that went on` : "", ". What parameters do only together is not in it; with few trials strong effects come out somewhat too small.",
-    left.length ? ` Not shown: ${left.map((one) => `${one.name} (${one.reason})`).join(", ")}.` : "");
+    left.length ? ` Not shown: ${left.map((one) => `${labelOf(one.name)} (${one.reason})`).join(", ")}.` : "");
 }
 
 function showVerdicts(record) {
@@ -62,15 +62,16 @@ function showVerdicts(record) {
     }), `Verdicts: ${drawn.map((one) => one.line).join("; ")}.`);
   }
   fill("verdicts-table", !record.verdicts.length ? null : h("table", {}, h("thead", {}, h("tr", {}, ["", "metric", "difference", "95 % interval", "p", "p (Holm)", "rows", "verdict"].map((name, i) => h("th", { scope: "col", class: i > 1 && i < 7 ? "num" : "" }, name)))),
-    h("tbody", {}, record.verdicts.map((one) => h("tr", {}, h("td", {}, `${bare(one.left)} minus ${bare(one.right)}`), h("td", {}, one.metric), h("td", { class: "num" }, plain(one.difference, 3)),
-      h("td", { class: "num" }, isNumber(one.low) ? `${plain(one.low, 3)} to ${plain(one.high, 3)}` : "–"), h("td", { class: "num" }, pText(one.p)), h("td", { class: "num" }, pText(one.p_holm)), h("td", { class: "num" }, one.clusters !== one.n ? `${one.n} in ${one.clusters} groups` : one.n),
+    h("tbody", {}, record.verdicts.map((one) => h("tr", {}, h("td", { class: "nowrap" }, `${bare(one.left)} minus ${bare(one.right)}`), h("td", {}, one.metric), h("td", { class: "num" }, withError(one.difference, one.se)[0]),
+      h("td", { class: "num" }, isNumber(one.low) ? `${limit(one.low, one.se)} to ${limit(one.high, one.se)}` : "–"), h("td", { class: "num" }, pText(one.p)), h("td", { class: "num" }, pText(one.p_holm)), h("td", { class: "num" }, one.clusters !== one.n ? `${one.n} in ${one.clusters} groups` : one.n),
       h("td", { class: "wide" }, one.words, one.note ? `; ${one.note}` : "", one.covers === "data and training" ? `; ${plural(new Set([...one.seeds.left, ...one.seeds.right]).size, "training seed")}` : ""))))));
   const keys = [...new Set(record.finals.flatMap((one) => Object.keys(one.scores)))];
   fill("finals-table", !record.finals.length ? null : h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "scored on test"), keys.map((key) => h("th", { scope: "col", class: "num" }, key)))),
     h("tbody", {}, record.finals.map((one) => h("tr", {}, h("td", {}, bare(one.role), one.seed !== null ? ` (seed ${one.seed})` : ""), keys.map((key) => h("td", { class: "num" }, score(one.scores[key]))))))));
 }
 
-const bare = (role) => ({ winner: "best single", baseline: "baseline", soup: "soup" })[role] || `soup ${role}`;
+const limit = (value, se) => { const text = withError(value, se)[0]; return Number(text.replace("−", "-")) === 0 && value !== 0 ? plain(value, 2) : text; };
+const bare = (role) => ({ winner: "best single", baseline: "baseline", soup: "soup" })[role] || (role.startsWith("front-") ? role : `soup ${role}`);
 
 const front = { x: null, y: null, log: false };
 
@@ -100,6 +101,7 @@ function goalOf(record, name) {
 function paretoIds(points, record) {
   const sign = (name) => (goalOf(record, name) === "maximize" ? -1 : 1);
   const [sx, sy] = [sign(front.x), sign(front.y)];
+  if (record.metrics.length === 2 && new Set([front.x, front.y, `cost/${front.x}`]).has(record.metrics[0].name) && record.metrics.some((one) => one.name === front.x || one.name === `cost/${front.x}`)) return new Set(points.filter((point) => point.trial.front === 1).map((point) => point.trial.id));
   return new Set(points.filter((a) => !points.some((b) => b !== a && sx * b.x <= sx * a.x && sy * b.y <= sy * a.y && (sx * b.x < sx * a.x || sy * b.y < sy * a.y))).map((point) => point.trial.id));
 }
 
@@ -107,22 +109,22 @@ function frontOption(colours, width) {
   const record = store.record;
   const all = record.trials.map((trial) => { const [x, sx] = frontValue(trial, front.x); const [y, sy] = frontValue(trial, front.y); return { trial, x, y, sx, sy }; }).filter((point) => isNumber(point.x) && isNumber(point.y));
   const best = paretoIds(all, record);
-  const { winner } = roles(record);
+  const { stars } = roles(record);
   const chain = all.filter((point) => best.has(point.trial.id)).sort((a, b) => a.x - b.x);
   const xs = all.map((point) => point.x);
   const [low, high] = calmRange(all.map((point) => point.y));
-  const [bottom, top] = rounded(...padded(low, high));
+  const round = rounded(...padded(low, high));
   const log = Math.min(...xs) > 0 && Math.max(...xs) / Math.min(...xs) > 20;
-  const look = (point) => ({ color: point.trial.id === winner ? colours.accent : best.has(point.trial.id) ? colours.ink : colours.pruned, opacity: isSelected(point.trial) ? (best.has(point.trial.id) ? 1 : 0.6) : 0.08 });
+  const look = (point) => ({ borderColor: point.trial.possible ? colours.ink : undefined, borderWidth: point.trial.possible ? 1.5 : 0, color: stars.has(point.trial.id) ? colours.accent : best.has(point.trial.id) ? colours.ink : colours.pruned, opacity: isSelected(point.trial) ? (best.has(point.trial.id) ? 1 : 0.6) : 0.08 });
   return {
     grid: { left: 8, right: 20, top: 26, bottom: 36, containLabel: true },
     tooltip: tooltip(colours, (item) => { const point = item.data.point; return point ? tip(point.trial.id, [[words(front.x), costText(front.x, point.x)], [front.y, scoreText({ value: point.y, se: point.sy })], ["on the front", best.has(point.trial.id) ? "yes" : "no"], ["state", stateText(point.trial)]]) : ""; }),
-    xAxis: axis(colours, { type: log ? "log" : "value", scale: true, name: words(front.x), nameLocation: "middle", nameGap: 30, axisLabel: { formatter: (x) => (front.x.endsWith("seconds") || front.x.endsWith("bytes") ? costText(front.x, x) : tickText(x)) } }),
-    yAxis: axis(colours, { type: "value", min: bottom, max: top, name: front.y, nameTextStyle: { align: "left", padding: [0, 0, 0, -34], color: colours.soft }, nameGap: 10, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } }, axisLabel: { formatter: tickText } }),
+    xAxis: axis(colours, { type: log ? "log" : "value", scale: true, name: words(front.x), nameLocation: "middle", nameGap: 30, axisLabel: { formatter: (x) => (front.x.endsWith("bytes") ? bytes(x) : tickText(x)) } }),
+    yAxis: axis(colours, { type: "value", ...round, name: front.y, nameTextStyle: { align: "left", color: colours.soft, fontSize: 12 }, nameGap: 10, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } }, axisLabel: { formatter: tickText } }),
     series: [
       { type: "line", step: "end", data: chain.map((point) => [point.x, point.y]), symbol: "none", lineStyle: { color: colours.ink, width: 1, type: "dashed" }, silent: true, z: 2, tooltip: { show: false } },
       { type: "custom", silent: true, z: 2, clip: true, encode: { x: 0, y: [1, 2] }, data: all.filter((point) => isNumber(point.sy) && isSelected(point.trial)).map((point) => [point.x, point.y - point.sy, point.y + point.sy]), renderItem: (_, api) => whisker(api, colours.pruned, true, 1) },
-      { type: "scatter", z: 4, symbolSize: 9, cursor: "pointer", clip: true, data: all.map((point) => ({ value: [point.x, point.y], point, name: point.trial.id, itemStyle: look(point), symbolSize: point.trial.id === winner ? 13 : best.has(point.trial.id) ? 10 : 7 })) },
+      { type: "scatter", z: 4, symbolSize: 9, cursor: "pointer", clip: true, data: all.map((point) => ({ value: [point.x, point.y], point, name: point.trial.id, itemStyle: look(point), symbolSize: stars.has(point.trial.id) ? 13 : best.has(point.trial.id) ? 10 : 7 })) },
     ],
   };
 }
@@ -135,11 +137,13 @@ function showFront(record) {
   const several = record.metrics.length > 1;
   const second = several ? record.metrics[1].name : null;
   const choices = [...costs, ...scores];
+  const possible = record.trials.filter((trial) => trial.possible).length;
   const known = (name) => (name && choices.includes(name) ? name : name && choices.includes(name.replace("cost/", "")) ? name.replace("cost/", "") : null);
   if (!choices.includes(front.y)) front.y = known(record.metric) || scores[0];
   if (!choices.includes(front.x)) front.x = known(second) || "seconds";
   fill("front-title", several ? "The front" : "Score against cost");
-  fill("front-lead", `Dark points and the dashed line are the front: nothing is better in both. Lines through points are one standard error${several ? "" : "; a trial that was stopped early cost less for that reason"}. The front is a choice among scores on tune, not a proof.`);
+  fill("front-lead", `Dark points and the dashed line are the front: nothing is better in both. Lines through points are one standard error${several ? "" : "; a trial that was stopped early cost less for that reason"}${possible ? `; ringed are ${possible} more that are not shown to be dominated` : ""}. The front is a choice among scores on tune, not a proof.`);
+  fill("front-fine", several && record.front ? record.front.lines.map((line) => h("div", {}, line)) : "");
   const again = () => showFront(store.record);
   const pick = (label, key, names) => h("label", {}, label, h("select", { "aria-label": `${label} axis`, onchange: (event) => { front[key] = event.target.value; again(); } }, names.map((name) => h("option", { value: name, selected: front[key] === name }, words(name)))));
   fill("front-tools", pick("across", "x", choices), scores.length > 1 ? pick("up", "y", scores) : null);

@@ -17,7 +17,7 @@ function soupOption(soup) {
     const known = steps.filter((step) => isNumber(step.score));
     const values = known.flatMap((step) => [step.score - (step.se || 0), step.score + (step.se || 0), step.single && isNumber(step.single.value) ? step.single.value : step.score]);
     if (done && isNumber(done.value)) values.push(done.value - (done.se || 0), done.value + (done.se || 0));
-    const [bottom, top] = rounded(...padded(Math.min(...values), Math.max(...values), 0.06));
+    const round = rounded(...padded(Math.min(...values), Math.max(...values), 0.06));
     const names = steps.map((step) => `${step.n}. ${step.decision === "start" ? "start with" : step.taken ? "+" : "not"} ${step.run.split("-")[0].replace(/^0+(?=\d)/, "")}`);
     const uniform = soup.method === "uniform";
     const last = uniform && done && isNumber(done.value) ? ["the mean of all"] : [];
@@ -26,12 +26,12 @@ function soupOption(soup) {
       grid: { left: 8, right: 16, top: 26, bottom: room ? 54 : 30, containLabel: true },
       tooltip: tooltip(colours, (item) => { const step = steps[item.dataIndex]; return item.seriesId === "tried" && step ? tip(step.run, [["decision", step.decision], ["score with it", scoreText({ value: step.score, se: step.se })], step.single ? ["alone", scoreText(step.single)] : null, ["why", step.reason]]) : ""; }),
       xAxis: axis(colours, { type: "category", data: [...names, ...last], axisTick: { show: false }, axisLabel: { interval: 0, rotate: room || names.length > 7 ? 38 : 0, hideOverlap: false } }),
-      yAxis: axis(colours, { type: "value", min: bottom, max: top, name: soup.metric, nameTextStyle: { align: "left", padding: [0, 0, 0, -34], color: colours.soft }, nameGap: 10, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } }, axisLabel: { formatter: tickText } }),
+      yAxis: axis(colours, { type: "value", ...round, name: soup.metric, nameTextStyle: { align: "left", color: colours.soft, fontSize: 12 }, nameGap: 10, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } }, axisLabel: { formatter: tickText } }),
       series: [
         uniform ? null : { type: "line", step: "end", id: "best", symbol: "none", silent: true, data: steps.map((step) => step.best), lineStyle: { color: colours.soup, width: 2 }, z: 2 },
         { type: "scatter", id: "alone", silent: true, symbol: "diamond", symbolSize: 8, z: 3, data: steps.map((step) => (step.decision !== "start" && !uniform && step.single ? step.single.value : null)), itemStyle: { color: "transparent", borderColor: colours.faint, borderWidth: 1.2 } },
         { type: "custom", silent: true, z: 3, encode: { x: 0, y: [1, 2] }, data: steps.map((step, i) => [i, step.score - step.se, step.score + step.se]), renderItem: (params, api) => (isNumber(steps[params.dataIndex].se) ? whisker(api, steps[params.dataIndex].taken ? colours.soup : colours.faint, true, 1.6) : null) },
-        { type: "scatter", id: "tried", symbolSize: 12, z: 5, data: steps.map((step) => ({ value: isNumber(step.score) ? step.score : null, itemStyle: { color: step.taken ? colours.soup : colours.paper, borderColor: step.taken ? colours.soup : colours.faint, borderWidth: 2 } })) },
+        { type: "scatter", id: "tried", symbolSize: 12, z: 5, data: steps.map((step) => ({ value: isNumber(step.score) ? step.score : null, itemStyle: { color: step.taken ? colours.soup : colours.paper, borderColor: step.taken ? colours.soup : colours.faint, borderWidth: 2, opacity: 1 } })) },
         last.length ? { type: "custom", silent: true, z: 3, encode: { x: 0, y: [1, 2] }, data: [[steps.length, done.value - done.se, done.value + done.se]], renderItem: (_, api) => whisker(api, colours.soup, true, 2) } : null,
         last.length ? { type: "scatter", silent: true, symbol: "rect", symbolSize: 13, z: 6, data: [[steps.length, done.value]], itemStyle: { color: colours.soup } } : null,
       ].filter(Boolean),

@@ -15,6 +15,7 @@ function boardColumns(record) {
   const columns = [
     { key: "place", title: "#", num: true, value: (trial) => place.get(trial.id), cell: (trial) => (trial.rank === null ? "–" : h("span", {}, trial.rank, trial.tie ? h("span", { class: "tie", title: "can't be told from the first" }, "=") : "")) },
     { key: "id", title: "trial", id: true, value: (trial) => trial.order, cell: (trial) => trial.id },
+    { key: "state", title: "state", cls: "nowrap", value: (trial) => stateText(trial), cell: (trial) => h("span", { class: trial.state === "failed" ? "state-failed" : "" }, stateText(trial)) },
     record.milestones.length > 1 ? { key: "rung", title: "rung", num: true, value: (trial) => trial.rung, cell: (trial) => plain(trial.rung, 9) } : null,
     { key: "score", title: record.metric, num: true, value: (trial) => trial.score.value, cell: (trial) => score(trial.score) },
     record.trials.some((trial) => trial.score.n !== null) ? { key: "n", title: "n", num: true, value: (trial) => trial.score.n, cell: (trial) => (trial.score.unscored ? `${trial.score.n} (−${trial.score.unscored})` : plain(trial.score.n)) } : null,
@@ -22,7 +23,6 @@ function boardColumns(record) {
     ...record.metrics.slice(1).map((metric) => ({ key: `m:${metric.name}`, title: metric.name, num: true, value: (trial) => frontValue(trial, metric.name.replace(/^cost\//, ""))[0] ?? frontValue(trial, metric.name)[0], cell: (trial) => { const [value, se] = frontValue(trial, metric.name.startsWith("cost/") ? metric.name.slice(5) : metric.name); return score({ value, se }); } })),
     ...record.axes.map((one) => ({ key: `p:${one.path}`, title: one.label, num: one.kind !== "category" || one.values.every(isNumber), value: (trial) => trial.parameters[one.path], cell: (trial) => short(valueText(trial.parameters[one.path]), 28) })),
     { key: "seconds", title: "seconds", num: true, value: (trial) => trial.seconds, cell: (trial) => (isNumber(trial.seconds) ? (trial.seconds < 100 ? trial.seconds.toFixed(1) : Math.round(trial.seconds)) : "–") },
-    { key: "state", title: "state", value: (trial) => stateText(trial), cell: (trial) => h("span", { class: trial.state === "failed" ? "state-failed" : "" }, stateText(trial)) },
   ];
   return columns.filter(Boolean);
 }
@@ -89,7 +89,7 @@ function boardTable() {
   const focus = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.focus : null;
   const head = h("tr", {}, h("th", { class: "open-cell" }, h("span", { class: "print-no" }, "")), columns.map((one) => h("th", { scope: "col", class: one.num ? "num" : "", "aria-sort": one.key === column.key ? (board.down ? "descending" : "ascending") : "none" },
     h("button", { type: "button", "data-focus": `sort:${one.key}`, onclick: () => sortBy(one.key) }, one.title))));
-  const body = shown.flatMap((trial) => [boardRow(record, columns, trial), board.open.has(trial.id) || printing ? detailRow(record, columns, trial) : null]).filter(Boolean);
+  const body = shown.flatMap((trial) => [boardRow(record, columns, trial), board.open.has(trial.id) ? detailRow(record, columns, trial) : null]).filter(Boolean);
   const scroll = $("leaderboard-table").scrollLeft;
   fill("leaderboard-table", h("table", {}, h("thead", {}, head), h("tbody", { id: "board-body" }, body)));
   $("leaderboard-table").scrollLeft = scroll;
@@ -111,7 +111,7 @@ function boardRow(record, columns, trial) {
   const faded = trial.state === "stopped" || trial.state === "duplicate";
   return h("tr", { class: `line${trial.rank === 1 ? " first" : ""}${faded ? " faded" : ""}`, "data-trial": trial.id, onmouseenter: () => look(trial.id, "board"), onmouseleave: () => look(null, "board"), onclick: (event) => { if (!event.target.closest("button") && !String(getSelection())) toggleRow(trial.id); } },
     h("td", { class: "open-cell" }, h("button", { type: "button", "aria-expanded": String(open), "aria-label": `Details of ${trial.id}`, "data-focus": `open:${trial.id}`, onclick: () => toggleRow(trial.id) }, open ? "−" : "+")),
-    columns.map((one) => h("td", { class: one.num ? "num" : one.id ? "id" : "" }, one.cell(trial))));
+    columns.map((one) => h("td", { class: one.cls || (one.num ? "num" : one.id ? "id" : "") }, one.cell(trial))));
 }
 
 function toggleRow(id) {
@@ -142,7 +142,7 @@ function detailRow(record, columns, trial) {
     ["parameters", Object.entries(trial.parameters).map(([path, value]) => `${path} = ${valueText(value)}`).join(", ") || "none"],
     ["ended", trial.reason || stateText(trial)],
     Object.keys(trial.changes).length ? ["changed by a retry", Object.entries(trial.changes).map(([path, value]) => `${path} = ${valueText(value)}`).join(", ")] : null,
-    isNumber(trial.p) ? ["against the first", `p = ${pText(trial.p)} (Holm)${trial.tie ? ", can't be told from it" : ""}`] : null,
+    isNumber(trial.p) ? ["against the first", `p ${isNumber(trial.p) && trial.p < 0.001 ? "" : "= "}${pText(trial.p)} (Holm)${trial.tie ? ", can't be told from it" : ""}`] : null,
     ["cost", [`${duration(trial.seconds)} on workers`, ...Object.entries(trial.cost).map(([name, value]) => `${words(name)} ${costText(name, value)}`)].join(", ")],
     ["runs", trial.runs.map((run) => `seed ${run.seed}: ${STATES[run.state] || run.state}, ${plural(run.attempts, "attempt")}, ${plural(run.leases, "lease")}`).join("; ")],
     ["scores", lastScores(trial)],
@@ -176,6 +176,7 @@ function showEndings(record) {
 function endReason(trial) {
   const failures = trial.runs.flatMap((run) => run.failures.map((failure) => ({ ...failure, seed: run.seed, many: trial.runs.length > 1 })));
   const last = failures.length ? failures[failures.length - 1].message : "";
+  if (failures.length === 1 && trial.kind && !failures[0].many) return failures[0].message;
   const said = failures.map((failure) => h("div", {}, failure.many ? `seed ${failure.seed}: ` : "", h("span", { class: "state-failed" }, failure.kind), `: ${failure.message}`));
   return [trial.reason && trial.reason !== last ? h("div", {}, trial.reason) : null, said];
 }

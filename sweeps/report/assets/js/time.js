@@ -7,8 +7,8 @@ function timeOption(colours, width) {
   const total = line.seconds || 1;
   const unit = total > 5400 ? [3600, "hours"] : total > 180 ? [60, "minutes"] : [1, "seconds"];
   const spans = line.spans.map((span) => ({ ...span, row: span.kind === "lease" ? span.lane : line.lanes + later.indexOf(span.kind === "soup" ? "soup" : "final step"), stop: span.end === null ? total : span.end }));
-  const { winner } = roles(store.record);
-  const colour = (span) => (span.kind === "soup" ? colours.soup : span.kind === "final" ? colours.ink : span.how === "failed" ? colours.bad : span.name.startsWith(`${winner}/`) ? colours.accent : colours.other);
+  const { stars } = roles(store.record);
+  const colour = (span) => (span.kind === "soup" ? colours.soup : span.kind === "final" ? colours.ink : span.how === "failed" ? colours.bad : stars.has(span.name.split("/seed-")[0]) ? colours.accent : colours.other);
   const height = Math.max(150, 60 + names.length * (names.length > 12 ? 18 : 30));
   return {
     height,
@@ -47,7 +47,7 @@ function costOption(colours, width) {
     grid: { left: 8, right: 16, top: 26, bottom: 34, containLabel: true },
     tooltip: tooltip(colours, (item) => { const row = rows[item.dataIndex]; return tip(row.trial.id, [["in all", duration(row.trial.seconds)], split ? ["training", duration(row.training)] : null, split ? ["evaluation", duration(row.evaluation)] : null, ["reached", row.trial.rung === null ? "–" : `${row.trial.rung} ${store.record.unit}`]]); }),
     xAxis: axis(colours, { type: "category", data: rows.map((row) => String(row.trial.order)), name: "trial", nameLocation: "middle", nameGap: 26, axisTick: { show: false } }),
-    yAxis: axis(colours, { type: "value", name: "worker seconds", nameGap: 10, nameTextStyle: { align: "left", padding: [0, 0, 0, -34], color: colours.soft }, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } }, axisLabel: { formatter: tickText } }),
+    yAxis: axis(colours, { type: "value", name: "worker seconds", nameGap: 10, nameTextStyle: { align: "left", color: colours.soft, fontSize: 12 }, axisLine: { show: false }, axisTick: { show: false }, splitLine: { show: true, lineStyle: { color: colours.rule, opacity: 0.7 } }, axisLabel: { formatter: tickText } }),
     series: split ? [bar("training", rows.map((row) => row.training), colours.other), bar("evaluation", rows.map((row) => row.evaluation || 0), colours.shade)] : [bar("seconds", rows.map((row) => row.training), colours.other)],
   };
 }
