@@ -1,10 +1,12 @@
 """When a sweep's trials will be over, with an honest range.
 
-Work is counted in the pipeline's resource: what running runs lack to their targets, at their own pace, and what the plan has
-still to come, at the mean pace so far. With work W on m slots and a longest chain L that no second slot can shorten, the
-rest takes at least max(W/m, L) and at most W/m + (1 - 1/m)·L (Graham 1966, list scheduling). The range is that, widened by
-two standard deviations of how unlike each other runs are; the estimate is its middle. Not counted: the start of a worker,
-what a lost worker costs, the soup and the final step.
+Work is counted in the pipeline's resource: what runs at work lack to their targets, at their own pace, and what is still to
+be begun, at the mean pace so far. Of the runs that will yet arrive at a rung, one in eta goes on, as successive halving
+promotes asynchronously (early arrivals that fall back later were promoted all the same), and no fewer than the plan says;
+their number varies as a binomial one does. With work W on m slots and a longest chain L that no second slot can shorten, the
+rest takes at least max(W/m, L) and at most W/m + (1 - 1/m)·L (Graham 1966, list scheduling): the estimate is the middle, and
+the range is widened by two standard deviations of promotions and of how unlike each other runs are. Not counted: the start
+of a worker, what a lost worker costs, the soup and the final step.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ COVER = 2.0
 """Standard deviations to each side."""
 UNKNOWN_SPREAD = 0.5
 """Relative standard deviation of a run's pace while fewer than three runs were measured."""
+AT_WORK = ("running", "interrupted")
 ENDED = ("finished", "stopped", "failed")
 
 
@@ -46,34 +49,67 @@ class Estimate:
         return {"seconds": self.seconds, "low": self.low, "high": self.high, "by": self.by}
 
 
-def ahead(state: SweepState, rungs: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
-    """Resource that is still to come: of runs at work or sure to go on, and of those that the plan has beyond them.
+@dataclass(frozen=True)
+class Ahead:
+    """Resource that is still to come.
+
+    Attributes:
+        begun: what runs at work lack to their targets.
+        planned: expected of runs and promotions that have not begun.
+        sd: standard deviation of `planned`.
+        likely: the longest way that one run has still to go and has not begun, expected.
+        possible: the same, where luck would have it.
+    """
+
+    begun: int
+    planned: float
+    sd: float
+    likely: int
+    possible: int
+
+    @property
+    def units(self) -> int:
+        """All of it, expected."""
+        return self.begun + round(self.planned)
+
+
+def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, Any]]) -> Ahead:
+    """What is still to come.
 
     Args:
         state: the fold of the ledger.
-        rungs: as `sweeps.load.describe` has them.
+        loaded: the sweep.
+        rungs: the plan, as `sweeps.load.describe` has it.
     """
-    begun = sum(max(0, run.target - _done(run)) for run in state.runs.values() if run.phase not in (*ENDED, "waiting"))
-    seeds = len({run.seed for run in state.runs.values()}) or 1
-    twice = seeds * sum(trial.duplicate_of is not None for trial in state.trials.values())
-    planned, before = 0, 0
+    runs = list(state.runs.values())
+    begun = sum(max(0, run.target - _done(run)) for run in runs if run.phase in AT_WORK)
+    seeds = len({run.seed for run in runs}) or 1
+    gone = sum(run.phase in ENDED for run in runs) + seeds * sum(
+        t.duplicate_of is not None for t in state.trials.values()
+    )
+    share = 1 / loaded.spec.early_terminate.eta if loaded.spec.early_terminate.type == "asha" else 0.0
+    more, variance, planned, spread, before, likely, possible = 0.0, 0.0, 0.0, 0.0, 0, 0, 0
     for index, rung in enumerate(rungs):
-        there = sum(
-            _done(run) >= rung["resource"] or _going(run, rung["resource"]) or (not index and run.phase in ENDED)
-            for run in state.runs.values()
-        )
-        lacking = max(0, rung["runs"] - there - (0 if index else twice))
-        planned += lacking * (rung["resource"] - before)
-        before = rung["resource"]
-    return begun, planned
+        resource = rung["resource"]
+        reached = [_done(run) >= resource or (run.phase in AT_WORK and run.target >= resource) for run in runs]
+        if not index:
+            arrived = sum(there and run.phase not in ENDED for there, run in zip(reached, runs, strict=True))
+            more = float(max(0, rung["runs"] - arrived - gone))
+        else:
+            arriving = more + sum(run.phase in AT_WORK and _done(run) < run.target == before for run in runs)
+            least = max(0, rung["runs"] - sum(reached)) if state.stop is None else 0
+            more, variance = max(least, arriving * share), share * (1 - share) * arriving + share**2 * variance
+        step = resource - before
+        planned, spread = planned + more * step, spread + variance * step**2
+        furthest = max((_done(run) for run in runs if run.phase == "waiting" and _done(run) < resource), default=0)
+        likely = resource - furthest if more >= 0.5 else likely
+        possible = resource - furthest if more + 2 * math.sqrt(variance) >= 1 else possible
+        before = resource
+    return Ahead(begun, planned, math.sqrt(spread), likely, possible)
 
 
 def _done(run: RunState) -> int:
     return max(run.reports, default=0)
-
-
-def _going(run: RunState, resource: int) -> bool:
-    return run.phase in ("running", "interrupted") and run.target >= resource
 
 
 def estimate(
@@ -106,22 +142,17 @@ def _work(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
     if not units:
         return None
     pace = math.fsum(seconds for _, seconds in measured) / units
-    planned = ahead(state, rungs)[1]
-    chains = [_left(run, pace, now) for run in state.runs.values() if run.phase in ("running", "interrupted")]
-    if planned:
-        furthest = max((_done(run) for run in state.runs.values() if run.phase not in ENDED), default=0)
-        reached = any(_done(run) >= loaded.total for run in state.runs.values())
-        first = rungs[0]["resource"]
-        chains.append(pace * min(planned, first if reached else max(first, loaded.total - furthest)))
-    # The last entry of `chains` is a part of what is planned, the others are work of their own.
+    left = ahead(state, loaded, rungs)
+    chains = [_left(run, pace, now) for run in state.runs.values() if run.phase in AT_WORK]
     slots = max(1, int(state.driver.get("slots") or len(chains)))
-    own = math.fsum(chains[:-1] if planned else chains)
-    work, longest = own + planned * pace, max(chains, default=0.0)
-    n = planned * len(measured) / units
-    sd = _spread(measured, pace) * (n / math.sqrt(len(measured)) + math.sqrt(n))
-    low = max((work - COVER * sd) / slots, 0.0 if planned else longest)
-    high = (work + COVER * sd) / slots + (1 - 1 / slots) * longest
-    middle = (max(work / slots, longest) + work / slots + (1 - 1 / slots) * longest) / 2
+    work = math.fsum(chains) + left.planned * pace
+    longest = max([left.likely * pace, *chains])
+    n = left.planned * len(measured) / units
+    sd = math.hypot(left.sd * pace, _spread(measured, pace) * (n / math.sqrt(len(measured)) + math.sqrt(n)))
+    least = max(work / slots, longest)
+    low = max((work - COVER * sd) / slots, max(chains, default=0.0))
+    high = (work + COVER * sd) / slots + (1 - 1 / slots) * max([left.possible * pace, *chains])
+    middle = (least + work / slots + (1 - 1 / slots) * longest) / 2
     return Estimate(middle, min(low, middle), max(high, middle), "work")
 
 

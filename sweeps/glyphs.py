@@ -20,7 +20,8 @@ Line = tuple[Part, ...]
 MARKS = 3
 """Combining marks that a character keeps."""
 _FLAGS = range(0x1F1E6, 0x1F200)
-"""Letters of flags: terminals disagree about their width."""
+_SKIN = range(0x1F3FB, 0x1F400)
+"""Letters of flags and tones of skin: terminals disagree about the width of what they make with their neighbours."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ def clean(text: str, *, lines: bool = False) -> str:
                 kept.append(char)
             continue
         marks = 0
-        if kind == "Cf":
+        if kind == "Cf" or ord(char) in _SKIN:
             continue
         unshown = kind in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") or ord(char) in _FLAGS
         kept.append("?" if unshown else char)

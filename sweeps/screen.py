@@ -127,8 +127,8 @@ def _best(view: Overview, charset: Charset) -> Line:
         return (("best  ", "dim"), ("no result yet", ""))
     line: list[Part] = [("best  ", "dim"), (with_error(found["value"], found["se"]), "bold green")]
     line += [(f" {found['metric']} {arrow}", ""), (f"  {found['trial']} at {found['resource']}", "")]
-    if view.shot.get("front"):
-        line.append((f"  front of {view.shot['front']}", "magenta"))
+    if found.get("front"):
+        line.append((f"  front of {found['front']}", "magenta"))
     if view.parameters:
         line.append(("  " + "  ".join(f"{name} {value}" for name, value in view.parameters), "dim"))
     return tuple(line)
