@@ -51,6 +51,20 @@ EXTRA: dict[str, dict[str, Any]] = {
     "full-fp32-2x256-accumulated": {
         **{"adapter": "none", "micro_batch_size": 2, "sequence_len": 256, "gradient_accumulation_steps": 2}
     },
+    "lora-fp32-4x256-dora": {"micro_batch_size": 4, "sequence_len": 256, "use_dora": True},
+    "lora-fp32-4x256-checkpointing": {"micro_batch_size": 4, "sequence_len": 256, "gradient_checkpointing": True},
+    "full-bf16-4x256-checkpointing": {
+        **{"adapter": "none", "micro_batch_size": 4, "sequence_len": 256, "precision": "bf16"},
+        "gradient_checkpointing": True,
+    },
+    "lora-fp16-2x256": {"micro_batch_size": 2, "sequence_len": 256, "precision": "fp16"},
+    "full-fp32-4x256-unfrozen": {
+        **{"adapter": "none", "micro_batch_size": 4, "sequence_len": 256},
+        "unfrozen_parameters": [r"model\.layers\.2[5-9]\."],
+    },
+    "lora-fp32-4x256-q-v": {
+        **{"micro_batch_size": 4, "sequence_len": 256, "lora_target_modules": ["q_proj", "v_proj"]},
+    },
 }
 """What else the estimate claims to cover."""
 

@@ -128,6 +128,17 @@ def dry_run(
     }
 
 
+def warnings_here(loaded: LoadedSweep) -> list[str]:
+    """What of a sweep, whose data were read, is not expected to fit this machine's memory or disk."""
+    from pipelines.splits import load_splits
+
+    config = loaded.spec.pipeline
+    if not isinstance(config, SFTConfig):
+        return []
+    found: list[str] = dry_run(loaded, machines(None), load_splits(config.datasets, config.seed_data))["warnings"]
+    return found
+
+
 def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
     """The nodes of a Ray cluster, or this machine.
 
@@ -328,30 +339,33 @@ def _capacity(run: DryRun, device: str) -> str:
 
 
 def _mends(run: DryRun, largest: Mapping[str, Any], device: str) -> str:
-    """Single changes that would make it fit, with what they lead to; else the ones that help most."""
+    """Single changes that would make it fit, gentlest first; where none does, the one that helps most."""
     config = _typed(run.loaded, {**_first(run), **largest["parameters"]})
-    if config is None:
-        return "make it smaller"
+    assert config is not None, "an estimate was made of it"
+    micro, steps = config.micro_batch_size, config.gradient_accumulation_steps
+    halved = [micro >> times for times in range(1, micro.bit_length())]
     changes: list[dict[str, Any]] = [
-        {"micro_batch_size": 1, "gradient_accumulation_steps": config.micro_batch_size * config.gradient_accumulation_steps},
+        *({"micro_batch_size": size, "gradient_accumulation_steps": micro * steps // size} for size in halved),
+        {"eval_batch_size": 1},
         {"gradient_checkpointing": True},
         {"precision": "bf16"},
         {"sequence_len": max(8, config.sequence_len // 2)},
-        {"eval_batch_size": 1},
-        {"adapter": "lora"},
-    ]  # fmt: skip
-    found = []
+        {"adapter": "lora", "unfrozen_parameters": None},
+    ]
+    told: list[tuple[int, str, bool]] = []
     for change in changes:
-        if all(getattr(config, key) == value for key, value in change.items()):
-            continue
-        if change == {"adapter": "lora"} and config.unfrozen_parameters is not None:
-            change = {**change, "unfrozen_parameters": None}
         made = run.estimate(config.model_copy(update=change), device)
-        if made is not None and made.total < 0.95 * largest["total"]:
-            key, value = next(iter(change.items()))
-            found.append((made.total, f"{key}: {str(value).lower()} needs about {gigabytes(made.total)}"))
-    found.sort()
-    return "; ".join(text for _, text in found[:3]) or "a smaller model is needed"
+        if made is None or made.total > 0.95 * largest["total"]:
+            continue
+        if told and told[-1][2] and "micro_batch_size" in change:
+            continue  # a larger micro batch fits already
+        text = ", ".join(f"{key}: {str(value).lower()}" for key, value in change.items() if value is not None)
+        fits = bool(_fit(run, made.total, 1.0 if device == "gpu" else 0.0))
+        told.append((made.total, f"{text} needs about {gigabytes(made.total)}", fits))
+    fitting = [text for _, text, fits in told if fits]
+    if fitting:
+        return "; ".join(fitting[:3])
+    return f"{min(told)[1]}, which is not enough either" if told else "take a smaller model"
 
 
 def _first(run: DryRun) -> dict[str, Any]:

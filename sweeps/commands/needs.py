@@ -70,7 +70,7 @@ def _disk(disk: Mapping[str, Any]) -> str:
     free = "" if disk["free"] is None else f"; {gigabytes(disk['free'])} are free"
     if disk["total"] is None:
         return f"  disk     {each}; how many there will be is not known before the hours are up{free}"
-    parts = [f"{disk['checkpoints']} that stay"]
+    parts = [f"{disk['checkpoints']} that stay{'s' * (disk['checkpoints'] == 1)}"]
     parts += [f"up to {disk['spare']} more while there is room"] if disk["spare"] else []
     parts += [name for key, name in (("final", "the final step's"), ("soup", "the soup")) if disk[key]]
     return f"  disk     at most about {gigabytes(disk['total'])}: {each}, {', '.join(parts)}{free}"

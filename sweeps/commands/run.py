@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sweeps.commands.places import find_sweep, sweep_file, word_for
@@ -26,6 +27,10 @@ def submit(arguments: argparse.Namespace) -> int:
     from sweeps.load import load_file
 
     loaded = check_data(load_file(sweep_file(arguments), arguments.sets, fetch=True))
+    if arguments.address is None:
+        from sweeps.dryrun import warnings_here
+
+        loaded = replace(loaded, warnings=(*loaded.warnings, *warnings_here(loaded)))
     paths = loaded.paths
     from sweeps.driver import submit as drive
 
