@@ -59,10 +59,10 @@ def _watch(paths: SweepPaths, arguments: argparse.Namespace) -> int:
             f"warning: everybody who reaches {host} can read this sweep: there is no password and no encryption",
             file=sys.stderr,
         )
-    print(f"report of {paths.name}: {server.url} (Ctrl-C ends it)", flush=True)
-    if arguments.open:
-        _open(server.url)
     try:
+        print(f"report of {paths.name}: {server.url} (Ctrl-C ends it)", flush=True)
+        if arguments.open:
+            _open(server.url)
         server.serve_forever(poll_interval=0.2)
     except KeyboardInterrupt:
         print("ended")

@@ -142,7 +142,7 @@ def _with_noise(index: Index, column: NDArray[Any], family: int, rng: np.random.
     weights = np.ones(index.n)
     operator = _smoother(x)(weights)
     ranks = _ranks(np.arange(index.n, dtype=np.float64), weights)
-    shares = [_explained(operator, rng.permutation(ranks), weights) for _ in range(PERMUTATIONS)]
+    shares = _explained(operator, np.stack([rng.permutation(ranks) for _ in range(PERMUTATIONS)], axis=1), weights)
     noise = max(0.0, float(np.quantile(shares, 0.95 ** (1 / max(1, family)))))
     return Index(index.name, index.value, index.low, index.high, index.n, noise)
 
@@ -183,17 +183,26 @@ def _smoother(x: NDArray[Any]) -> Any:
 
 
 def _share(smooth: Any, ranks: Floats, weights: Floats) -> float:
-    return _explained(smooth(weights), ranks, weights)
+    return float(_explained(smooth(weights), ranks[:, None], weights)[0])
 
 
-def _explained(rows: Floats, ranks: Floats, weights: Floats) -> float:
-    """Variance of the smoothed ranks over the ranks' own, what noise would reach on average taken out."""
+def _explained(rows: Floats, ranks: Floats, weights: Floats) -> Floats:
+    """Variance of the smoothed ranks over the ranks' own, what noise would reach on average taken out.
+
+    Args:
+        rows: (n, n) the smoother.
+        ranks: (n, k) ranks, k of them at once.
+        weights: (n,) how often each trial was drawn.
+
+    Returns:
+        (k,) shares; 0 where all ranks are equal.
+    """
     share = weights / weights.sum()
     centred = ranks - share @ ranks
-    variance = float(share @ centred**2)
-    if variance == 0:
-        return 0.0
-    smoothed = rows @ centred
-    found = float(share @ (smoothed - share @ smoothed) ** 2) / variance
+    variance = share @ centred**2
     expected = float(share @ ((rows - share) ** 2).sum(1))
-    return (found - expected) / max(1e-9, 1 - expected) if expected < 1 else 0.0
+    if expected >= 1 or not variance.all():
+        return np.zeros(ranks.shape[1])
+    smoothed = rows @ centred
+    found = (share @ (smoothed - share @ smoothed) ** 2) / variance
+    return np.asarray((found - expected) / (1 - expected), dtype=np.float64)

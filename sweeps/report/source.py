@@ -107,7 +107,8 @@ def _plain(record: Mapping[str, Any], state: SweepState, why: str) -> PlainPlan:
     """From what the record says by name, else from the reports."""
     reports = [report for run in state.runs.values() for report in run.reports.values()]
     scored = {key: score for report in reports for key, score in report.scores.items()}
-    metric = str(record.get("metric") or next(iter(scored), ""))
+    named = record.get("metric")
+    metric = named if isinstance(named, str) else next(iter(scored), "")
     owned = scored[metric].direction if metric in scored else "minimize"
     direction: Direction = "maximize" if record.get("direction", owned) == "maximize" else "minimize"
     reached = sorted({report.resource for report in reports})

@@ -36,7 +36,7 @@ def headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any
             _itself(state) or _said(verdict, board) if _about_soup(verdict) else _said(verdict, board)
             for verdict in primary
         ]
-        lines = [*_judged(board), *_caveats(board)]
+        lines = [*_judged(board), *_differences(primary), *_caveats(board)]
         return {"title": _sentence(said), "tone": "decided", "lines": lines}
     lines = _best(board, state) + _caveats(board)
     title = {
@@ -145,6 +145,25 @@ def _judged(board: Leaderboard) -> list[str]:
     metric = next((verdict["metric"] for verdict in board.verdicts), f"test/{board.metric.partition('/')[2]}")
     lower = "lower" if board.direction == "minimize" else "higher"
     return [f"On {metric} ({lower} is better): {', '.join(said)}."]
+
+
+def _differences(verdicts: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The differences with their intervals and p, in one line."""
+    parts = []
+    for verdict in verdicts:
+        difference, low, high, p = (number(verdict.get(key)) for key in ("difference", "low", "high", "p_holm"))
+        if difference is None:
+            continue
+        text = f"{role(verdict['left'])} minus {role(verdict['right'])} {_signed(difference)}"
+        if low is not None and high is not None:
+            text += f" (95 % from {_signed(low)} to {_signed(high)}"
+            text += ")" if p is None else f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'})"
+        parts.append(text)
+    return [f"{parts[0][0].upper()}{'; '.join(parts)[1:]}."] if parts else []
+
+
+def _signed(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def _caveats(board: Leaderboard) -> list[str]:

@@ -119,8 +119,10 @@ def simulated(
 ) -> SweepPaths:
     """A sweep of simulated trials; with `finish`, a soup, a final step and the last event."""
     (here / "toy.py").write_text("class Toy:\n    pass\n", encoding="utf-8")
-    rule = stop or ASHA.format(first=first, eta=eta, finalists=min(6, trials // 2))
-    loaded = load_text(FILE.format(name=name, total=total, trials=trials, stop=rule, top=min(5, trials)).encode(), here)
+    rule = stop or ASHA.format(first=first, eta=eta, finalists=max(2, min(6, trials // 2)))
+    loaded = load_text(
+        FILE.format(name=name, total=total, trials=trials, stop=rule, top=max(2, min(5, trials // 2))).encode(), here
+    )
     backend = WithItems(slots, curve, clock=VirtualClock(1.7e9), faults=broken, seconds=lambda config: 9.0)
     drive(loaded, loaded.paths.root, backend)
     loaded.paths.resolved_spec.write_text(json.dumps(loaded.record()), encoding="utf-8")

@@ -90,14 +90,14 @@ function calmRange(values) {
 
 function padded(low, high, share = 0.05) {
   const room = high > low ? (high - low) * share : Math.abs(high) * share || 1;
-  return [low - room, high + room];
+  return [low >= 0 ? Math.max(0, low - room) : low - room, high <= 0 ? Math.min(0, high + room) : high + room];
 }
 
 // Places for labels on a logarithmic axis: 1, 2, 5 of every power, or the powers alone where these are many.
 function logTicks(low, high) {
   const found = [];
-  const fine = high / low < 300;
-  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e += 1) for (const k of fine ? [1, 2, 5] : [1]) found.push(Number((k * 10 ** e).toPrecision(6)));
+  const marks = high / low < 8 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 300 ? [1, 2, 5] : [1];
+  for (let e = Math.floor(Math.log10(low)); e <= Math.ceil(Math.log10(high)); e += 1) for (const k of marks) found.push(Number((k * 10 ** e).toPrecision(6)));
   const inside = found.filter((x) => x >= low && x <= high);
   return inside.length > 1 ? inside : [low, high];
 }
