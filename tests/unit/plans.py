@@ -24,7 +24,7 @@ class Plan:
     space: Space
     milestones: tuple[int, ...]
     finalists: int
-    metrics: tuple[Metric, ...]
+    metrics: tuple[Metric, ...] = LOSS
 
     @property
     def total(self):
