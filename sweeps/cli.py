@@ -99,6 +99,7 @@ def _add_reading(add: Add) -> None:
     _name(logs)
     logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
     logs.add_argument("-n", "--lines", type=_positive, default=40, help="lines of a log shown (default 40)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, while a driver runs")
     show = add("show", "the leaderboard")
     _name(show)
     form = show.add_mutually_exclusive_group()

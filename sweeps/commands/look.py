@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
     from sweeps.state import RunState, SweepState
 
+FOLLOW_SECONDS = 0.5
 ENDINGS = {
     "finished": "finished its walk",
     "interrupted": "was interrupted",
@@ -196,6 +197,9 @@ def logs(arguments: argparse.Namespace) -> int:
     paths = find_sweep(arguments.name, arguments.storage)
     state = read_state(paths)
     lines = arguments.lines
+    if arguments.follow:
+        name = "driver" if arguments.trial is None else _trial(arguments.trial, list(state.trials), paths)
+        return _follow(paths, paths.log(name), lines)
     if arguments.trial is None:
         logged = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
         failed = [(run, failure) for run in _in_order(state.runs.values()) for failure in run.failures]
@@ -217,6 +221,25 @@ def logs(arguments: argparse.Namespace) -> int:
     if not shown:
         print("nothing was logged and nothing failed")
     return 0
+
+
+def _follow(paths: SweepPaths, log: Path, lines: int) -> int:
+    """The end of a log and what is added to it, until no driver is at work."""
+    from sweeps.lock import DriverLock
+
+    _print_log(log, lines)
+    read = log.stat().st_size if log.exists() else 0
+    while True:
+        alive = DriverLock.holder(paths.lock) is not None
+        if log.exists() and (size := log.stat().st_size) != read:
+            with log.open("rb") as file:
+                file.seek(read if size > read else 0)
+                added = file.read()
+                read = file.tell()
+            print(added.decode("utf-8", "replace"), end="", flush=True)
+        if not alive:
+            return 0
+        time.sleep(FOLLOW_SECONDS)
 
 
 def _in_order(runs: Iterable[RunState]) -> list[RunState]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
-import select
 import shutil
 import signal
 import subprocess
@@ -217,34 +215,3 @@ def test_a_reader_that_leaves_does_not_end_the_sweep(here: Path) -> None:
     assert done.stderr == ""
     assert done.stdout.startswith("sweep toy in ")
     assert shown(here)["finished"]
-
-
-def test_a_terminal_gets_redrawn_lines(here: Path) -> None:
-    file = write(here, step=0.2, trials=3)
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [STOCKPOT, "submit", file], cwd=here, stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-    )
-    os.close(slave)
-    text = read_all(master).decode()
-    assert process.wait(timeout=SECONDS) == 0, text
-    assert text.count("\x1b[2A\x1b[J") >= 3
-    assert re.search(r"toy \[#+-*\] \d+%.*elapsed\r\n  \d/3 trials, 1 running", text)
-    tail = text[text.rindex("\x1b[J") :]
-    assert "3/3 trials, 0 running" in tail
-    assert "tune/loss (lower is better)" in tail
-
-
-def read_all(master: int) -> bytes:
-    chunks = []
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until:
-        if not select.select([master], [], [], 1.0)[0]:
-            continue
-        try:
-            chunk = os.read(master, 65536)
-        except OSError:  # the last writer has closed its side
-            break
-        chunks.append(chunk)
-    os.close(master)
-    return b"".join(chunks)

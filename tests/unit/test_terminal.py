@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sweeps.ledger import Event
 from sweeps.load import LoadedSweep
 from sweeps.progress import ProgressView
 from sweeps.screen import draw, plain
-from sweeps.terminal import ABOVE, Terminal, can_draw, charset_of, let_go
+from sweeps.terminal import ABOVE, Gpus, Terminal, can_draw, charset_of, let_go
 
 
 class Stream(io.StringIO):
@@ -115,6 +116,25 @@ def test_no_color_and_ascii(sweep: tuple[LoadedSweep, list[Event]]) -> None:
     assert "\x1b[3" not in gray
     assert "\x1b[1m" in gray
     assert terminal(100, 30, LANG="C").frame(view, ["± 漢\n"], now).isascii()
+
+
+def test_gpus_are_asked_rarely_and_not_again_once_it_failed(
+    sweep: tuple[LoadedSweep, list[Event]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, events = sweep
+    _, view, now = seen_at(loaded, events[:120])
+    asked, command = tmp_path / "asked", tmp_path / "nvidia-smi"
+    command.write_text(f"#!/bin/sh\necho x >> {asked}\necho '87, 34816, 143360'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    gpus = Gpus()
+    assert gpus.words(view, now) == ""
+    here = replace(view, local_gpus=True)
+    assert [gpus.words(here, now + second) for second in range(5)] == ["GPU 87 % 34/140 GiB"] * 5
+    assert asked.read_text() == "x\n"
+    command.write_text(f"#!/bin/sh\necho x >> {asked}\nexit 9\n")
+    assert [gpus.words(here, now + second) for second in (6, 20, 40)] == ["", "", ""]
+    assert asked.read_text() == "x\nx\n"
 
 
 def test_where_a_screen_can_be_drawn() -> None:

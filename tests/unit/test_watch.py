@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from simulated_sweeps import events_of, simulate
 
+from sweeps.commands import look
 from sweeps.commands import watch as watching
-from sweeps.commands.look import describe, read_snapshot, read_state, status
+from sweeps.commands.look import describe, logs, read_snapshot, read_state, status
 from sweeps.commands.watch import Follower, watch
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep
@@ -196,3 +197,25 @@ def test_status_takes_its_arguments(
     assert status(words) == 0
     assert json.loads(capsys.readouterr().out)["folder"] == str(paths.root)
     ledger.drop()
+
+
+def test_logs_are_followed_while_a_driver_runs(
+    half: tuple[SweepPaths, list[Event], Ledger], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, _, ledger = half
+    log = paths.log("driver")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_text("one\ntwo\nthree\n")
+    added = iter(["four\n", "five\n"])
+
+    def passed(seconds: float) -> None:
+        with log.open("a") as file:
+            line = next(added)
+            file.write(line)
+        if line == "five\n":
+            ledger.drop()
+
+    monkeypatch.setattr(look.time, "sleep", passed)
+    words = argparse.Namespace(name=str(paths.root), storage="nowhere", trial=None, lines=2, follow=True)
+    assert logs(words) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["two", "three", "four", "five"]
