@@ -242,14 +242,18 @@ def _moments(
       `foreach` form).
     - `evaluation`: logits and log-softmax of a batch (8 n v); `generation`: keys and values of a batch.
 
-    On a CPU the heap has kept what the backward pass freed, and gradients are put beside it.
+    On a CPU the heap has kept what the backward pass freed, and gradients are put beside it. Gradient checkpointing saves
+    less there: what a layer computed and dropped leaves the same holes between the inputs that are kept.
     """
     b = 4 if config.precision == "fp32" else 2
     cpu = device == "cpu"
     kept = _kept(config, shape, work.train, trained, device)
     copies = _copies(config, shape, trained)
     activations = sum(kept)
-    holes = int(HEAP_SHARE[config.adapter] * _heaped(kept)) if cpu else 0
+    every = kept
+    if config.gradient_checkpointing:
+        every = _kept(config.model_copy(update={"gradient_checkpointing": False}), shape, work.train, trained, device)
+    holes = int(HEAP_SHARE[config.adapter] * _heaped(every)) if cpu else 0
     small = _heaped([*kept, *copies])
     retained = {"heap": small + holes if config.adapter == "lora" else small} if cpu else {}
     gradients = 4 * trained.parameters
