@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -123,6 +124,8 @@ def _model(arguments: argparse.Namespace) -> ModelSource:
             found = resolve_source(text, Path(arguments.storage).expanduser().resolve(), Path.cwd())
         except SourceError as error:
             raise UsageError(str(error)) from error
+        if found.note:
+            print(f"note: {found.note}", file=sys.stderr)
         text, content_hash = found.path, found.hash
     text = absolute_model(text, Path.cwd())
     adapter = Path(text) / "adapter_config.json"
