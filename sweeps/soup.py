@@ -20,7 +20,7 @@ from pipelines.soups.recipes import NothingScored, build_recipe
 from sweeps.engine import Backend, CallFailed
 from sweeps.ledger import Event, Items, Ledger, number
 from sweeps.metrics import ingredient_metric, soup_metric, timetable
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, cache_dir
 from sweeps.provenance import model_card, shown, soup_record, write_text
 from sweeps.scoring import (
     Placed,
@@ -292,7 +292,8 @@ class _Kitchen:
 
     def merge(self, mixture: Mixture, out: Path) -> dict[str, Any]:
         """Make a mixture's weights in a folder."""
-        payload = {"ingredients": [[self.folders[run], weight] for run, weight in mixture], "out": str(out)}
+        weights = [[self.folders[run], weight] for run, weight in mixture]
+        payload = {"ingredients": weights, "out": str(out), "cache": str(cache_dir())}
         made: dict[str, Any] = call(self.loaded, self.backend, MERGE, payload, self.say)
         return made
 

@@ -16,7 +16,8 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Make the weights of a mixture; what `sweeps/soup.py` has called on a worker.
 
     Args:
-        payload: `ingredients` ([[folder, weight], ...], all adapters or all full models) and `out` (a folder, replaced).
+        payload: `ingredients` ([[folder, weight], ...], all adapters or all full models), `out` (a folder, replaced) and
+            `cache` (a folder for converted base models, or none).
 
     Returns:
         `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`.
@@ -28,7 +29,8 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     if any((folder / "adapter_config.json").is_file() for folder, _ in ingredients):
         from pipelines.soups.lora import merge_adapters
 
-        return merge_adapters(ingredients, Path(payload["out"]))
+        cache = payload.get("cache")
+        return merge_adapters(ingredients, Path(payload["out"]), None if cache is None else Path(cache))
     from pipelines.soups.arithmetic import merge_models
 
     return merge_models(ingredients, Path(payload["out"]))

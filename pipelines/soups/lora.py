@@ -4,8 +4,9 @@ An adapter changes a weight by ΔW = s·B·A with s = α/r, or α/√r for rsLoR
 of two stacked factors: A = [A₁; A₂; ...] (Σr, in) and B = [w₁s₁B₁, w₂s₂B₂, ...] (out, Σr), with scaling 1. Ranks, alphas
 and targets may differ. Averaging the A's and the B's apart is another matrix (its cross terms BᵢAⱼ are wrong), and so is
 PEFT 0.21's `add_weighted_adapter(combination_type="cat")` on rsLoRA adapters, which keeps `use_rslora` with the new rank.
+With a DoRA adapter among them the soup is one too (`pipelines/soups/dora.py`).
 
-Left out, and refused by name: DoRA, trained biases, `modules_to_save`, embeddings, convolutions, initialisations that
+Left out, and refused by name: trained biases, `modules_to_save`, embeddings, convolutions, initialisations that
 change the base model (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA).
 
 Example:
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,13 +35,14 @@ from pipelines.stage import UserError
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
-_FACTOR = re.compile(rf"{re.escape(PREFIX)}(?P<layer>.+)\.lora_(?P<factor>[AB])\.weight")
+_FACTOR = re.compile(
+    rf"{re.escape(PREFIX)}(?P<layer>.+)\.lora_(?:(?P<factor>[AB])\.weight|(?P<magnitude>magnitude_vector)(?:\.weight)?)"
+)
 
 SHARED = ("base_model_name_or_path", "revision", "task_type", "fan_in_fan_out")
 """Settings that must be equal in all ingredients and stand in the soup as they are."""
 
 UNSUPPORTED = {
-    "use_dora": "DoRA",
     "lora_bias": "a bias on B (lora_bias)",
     "modules_to_save": "fully trained modules (modules_to_save)",
     "trainable_token_indices": "trained token embeddings (trainable_token_indices)",
@@ -66,11 +69,13 @@ class Factors:
         down: A, (rank, in).
         up: B, (out, rank).
         scale: α/r, or α/√r for rsLoRA.
+        magnitude: m of DoRA, (out,); None for LoRA.
     """
 
     down: torch.Tensor
     up: torch.Tensor
     scale: float
+    magnitude: torch.Tensor | None = None
 
 
 Adapter = Mapping[str, Factors]
@@ -91,12 +96,13 @@ def merge_factors(adapters: Sequence[tuple[Adapter, float]]) -> dict[str, tuple[
     return merged
 
 
-def merge_adapters(ingredients: Sequence[tuple[Path, float]], out: Path) -> dict[str, Any]:
+def merge_adapters(ingredients: Sequence[tuple[Path, float]], out: Path, cache: Path | None = None) -> dict[str, Any]:
     """Write the exact weighted sum of adapters as one float32 adapter that plain PEFT loads.
 
     Args:
         ingredients: (adapter folder, weight); weights may be any finite numbers.
         out: the soup's folder; written aside and moved, what stood there is replaced.
+        cache: where converted base models are kept; a temporary folder by default. Only DoRA needs the base.
 
     Returns:
         `{kind, hash, bytes, rank}`.
@@ -117,16 +123,40 @@ def merge_adapters(ingredients: Sequence[tuple[Path, float]], out: Path) -> dict
     ]
     problems += _misfits([folder for folder, _ in ingredients], [adapter for adapter, _ in adapters])
     _refuse(problems)
-    factors = merge_factors(adapters)
-    ranks = {layer: down.shape[0] for layer, (down, _) in factors.items()}
     tensors = {}
-    for layer, (down, up) in factors.items():
+    ranks = {}
+    dora = any(config.get("use_dora") for config in configs)
+    for layer, (down, up, *magnitude) in (
+        _with_base(adapters, configs[0], cache) if dora else merge_factors(adapters)
+    ).items():
+        ranks[layer] = down.shape[0]
         tensors[f"{PREFIX}{layer}.lora_A.weight"] = down.contiguous()
         tensors[f"{PREFIX}{layer}.lora_B.weight"] = up.contiguous()
+        if magnitude:
+            tensors[f"{PREFIX}{layer}.lora_magnitude_vector"] = magnitude[0].contiguous()
     with placing(out) as folder:
         save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
-        (folder / CONFIG).write_text(json.dumps(soup_config(ranks, configs[0]), indent=1, sort_keys=True))
+        record = {**soup_config(ranks, configs[0]), **({"use_dora": True} if dora else {})}
+        (folder / CONFIG).write_text(json.dumps(record, indent=1, sort_keys=True))
     return {"kind": "adapter", "hash": folder_hash(out), "bytes": folder_bytes(out), "rank": max(ranks.values())}
+
+
+def _with_base(
+    adapters: Sequence[tuple[Adapter, float]], config: Mapping[str, Any], cache: Path | None
+) -> dict[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The factors of a soup with DoRA, whose norms are those of the base model that the adapters name."""
+    from pipelines.finetune.model import resolve
+    from pipelines.soups.dora import base_weights, merge_dora_factors
+
+    if config.get("fan_in_fan_out"):
+        raise UserError("no soup: DoRA on weights that lie (in, out) (fan_in_fan_out) can't be averaged yet")
+    with tempfile.TemporaryDirectory(prefix="stockpot-") as own:
+        base = resolve(str(config["base_model_name_or_path"]), Path(own) if cache is None else cache)
+        try:
+            with base_weights(base) as read:
+                return merge_dora_factors(adapters, read)
+        except ValueError as error:
+            raise UserError(f"no soup: {error}") from error
 
 
 def soup_config(ranks: Mapping[str, int], first: Mapping[str, Any]) -> dict[str, Any]:
@@ -208,21 +238,28 @@ def _read_factors(folder: Path, config: Mapping[str, Any], problems: list[str]) 
     found: dict[str, dict[str, torch.Tensor]] = {}
     for name, tensor in load_file(str(path)).items():
         match = _FACTOR.fullmatch(name)
-        if match is None or tensor.dim() != 2:
-            what = "a convolution" if match else "neither lora_A nor lora_B of a linear layer"
+        magnitude = match is not None and match["magnitude"] is not None
+        if match is None or tensor.dim() != (1 if magnitude else 2) or (magnitude and not config.get("use_dora")):
+            what = "a convolution" if match and not magnitude else "neither lora_A nor lora_B of a linear layer"
             problems.append(f"{path} holds {name}, which is {what}; a soup can't average it yet")
             continue
         if not bool(torch.isfinite(tensor).all()):
             problems.append(f"{path} holds NaN or infinite numbers in {name}")
-        found.setdefault(match["layer"], {})[match["factor"]] = tensor.to(torch.float32)
+        found.setdefault(match["layer"], {})[match["factor"] or "m"] = tensor.to(torch.float32)
     adapter = {}
     for layer, pair in found.items():
         rank, scale = scaling(config, layer)
+        m = pair.pop("m", None)
+        if bool(config.get("use_dora")) != (m is not None) or (
+            m is not None and "B" in pair and len(m) != len(pair["B"])
+        ):
+            problems.append(f"{path} has no magnitude that fits {layer}, but {CONFIG} says use_dora")
+            continue
         if set(pair) != {"A", "B"} or pair["A"].shape[0] != rank or pair["B"].shape[1] != rank:
             shapes = {factor: tuple(tensor.shape) for factor, tensor in sorted(pair.items())}
             problems.append(f"{path} has {shapes} for {layer}, but {CONFIG} says rank {rank}")
             continue
-        adapter[layer] = Factors(pair["A"], pair["B"], scale)
+        adapter[layer] = Factors(pair["A"], pair["B"], scale, m)
     if not found:
         problems.append(f"{path} holds no adapter weights")
     return adapter
