@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import sys
@@ -97,6 +98,8 @@ class LeaseThread:
                 end = Met("failed", failure=failure, recycle=True)
             else:
                 end = Met("ended")
+        if "torch" in sys.modules:
+            gc.collect()  # an exception's frames held the trainer and its tensors up to here
         self._met.put(end)
 
 

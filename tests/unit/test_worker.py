@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -81,6 +83,28 @@ def test_a_pipeline_that_reports_on_after_stop_is_stopped_again():
     lease = LeaseThread(task(), None, run)
     lease.next()
     assert lease.finish(5)
+
+
+def test_what_a_stopped_pipeline_held_is_freed_before_the_next_lease(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", sys.modules.get("torch", object()))
+    held = []
+
+    class Trainer:
+        def __init__(self, report):
+            self.itself, self.report = self, report
+            held.append(weakref.ref(self))
+
+        def train(self):
+            self.report(Report(1, ()))
+
+    lease = LeaseThread(task(), None, lambda task, report: Trainer(report).train())
+    gc.disable()
+    try:
+        assert lease.next().kind == "reported"
+        assert lease.finish()
+        assert held[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_run_is_not_in_the_main_thread():
