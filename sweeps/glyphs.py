@@ -10,6 +10,7 @@ import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 from rich.cells import get_character_cell_size
@@ -71,6 +72,13 @@ def clean(text: str, *, lines: bool = False) -> str:
         text: from anywhere.
         lines: keep line ends and tabs.
     """
+    if text.isascii() and text.isprintable():
+        return text
+    return _cleaned(text, lines)
+
+
+@lru_cache(4096)
+def _cleaned(text: str, lines: bool) -> str:
     kept: list[str] = []
     marks = 0
     for char in unicodedata.normalize("NFC", text):
@@ -98,7 +106,12 @@ def clean(text: str, *, lines: bool = False) -> str:
 
 def cells(text: str) -> int:
     """Cells that a cleaned text takes."""
-    return len(text) if text.isascii() else sum(map(_width, text))
+    return len(text) if text.isascii() else _cells(text)
+
+
+@lru_cache(4096)
+def _cells(text: str) -> int:
+    return sum(map(_width, text))
 
 
 def _width(char: str) -> int:

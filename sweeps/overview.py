@@ -25,7 +25,7 @@ BEST = 0.6
 ALPHA = 0.05
 """Of the verdicts, after Holm."""
 LOSS = "train/loss"
-SPEEDS = ("cost/tokens_per_second", "cost/questions_per_second")
+SPEEDS = {"tokens": "cost/tokens_per_second", "questions": "cost/questions_per_second"}
 MEMORY = "cost/peak_memory_bytes"
 
 
@@ -45,7 +45,8 @@ class Row:
         value, se: the metric in its newest report that has it, and its standard error; None where there is none.
         series: the metric by report; NaN where it was not scored.
         losses: `train/loss` by report.
-        speed: tokens a second of the newest report, else units of the resource a second.
+        speed: tokens or questions a second of the newest report, else units of the resource a second.
+        counted: what the speed counts: `tokens`, `questions`, or nothing for the resource.
         seconds: that it was at work.
         heard: when it last reported or its lease began, seconds since the epoch.
         tries: failures that it went again after, or ended with.
@@ -66,6 +67,7 @@ class Row:
     series: tuple[float, ...]
     losses: tuple[float, ...]
     speed: float | None
+    counted: str
     seconds: float
     heard: float
     tries: int
@@ -202,6 +204,7 @@ def _row(run: RunState, group: int, state: SweepState, loaded: LoadedSweep, best
     losses = tuple(run.reports[r].telemetry[LOSS] for r in order if LOSS in run.reports[r].telemetry)
     several = len(loaded.spec.seeds.tune) > 1
     done = order[-1] if order else 0
+    speed, counted = _speed(run, done)
     return Row(
         name=run.trial,
         short=f"{number(run.trial)}.{run.seed}" if several else number(run.trial),
@@ -215,7 +218,8 @@ def _row(run: RunState, group: int, state: SweepState, loaded: LoadedSweep, best
         se=se,
         series=tuple(v for v, _ in found),
         losses=losses,
-        speed=_speed(run, done),
+        speed=speed,
+        counted=counted,
         seconds=run.seconds,
         heard=run.heard,
         tries=len(run.failures),
@@ -224,13 +228,13 @@ def _row(run: RunState, group: int, state: SweepState, loaded: LoadedSweep, best
     )
 
 
-def _speed(run: RunState, done: int) -> float | None:
+def _speed(run: RunState, done: int) -> tuple[float | None, str]:
     if run.newest is not None:
-        for name in SPEEDS:
+        for counted, name in SPEEDS.items():
             speed = run.newest.telemetry.get(name)
             if finite(speed):
-                return speed
-    return done / run.seconds if done and run.seconds > 0 else None
+                return speed, counted
+    return (done / run.seconds if done and run.seconds > 0 else None), ""
 
 
 def _reason(run: RunState) -> str:
@@ -248,7 +252,7 @@ def _parameters(state: SweepState, trial: str) -> tuple[tuple[str, str], ...]:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         return str(value.get("type", "{...}"))
     return str(value)
 

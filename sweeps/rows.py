@@ -81,7 +81,7 @@ def _rest(view: Overview, shown: Sequence[Row], charset: Charset) -> Line:
 
 def _columns(view: Overview, rows: Sequence[Row], width: int, now: float, charset: Charset) -> list[Column]:
     """The columns that fit, in their places."""
-    every = [*_standing(view, rows, charset), *_curves(view, rows, width, charset), *_costs(rows, now)]
+    every = [*_standing(view, rows, charset), *_curves(view, rows, width, charset), *_costs(view, rows, now)]
     taken: set[int] = set()
     left = width - GAP
     for column in sorted(every, key=lambda column: column.rank):
@@ -138,15 +138,16 @@ def _curves(view: Overview, rows: Sequence[Row], width: int, charset: Charset) -
     return columns
 
 
-def _costs(rows: Sequence[Row], now: float) -> list[Column]:
+def _costs(view: Overview, rows: Sequence[Row], now: float) -> list[Column]:
     """Speed, time, tries, and what was tried."""
+    speed = f"{next((row.counted for row in rows if row.counted), view.shot['unit'])}/s"
     quiet = Column(9, "ago", 6, 6, lambda row: age(now - row.heard) if row.phase == "running" else "", right=True)
     tries = Column(10, "tries", 5, 8, lambda row: f"{row.tries + 1}" if row.tries else "", right=True, style="yellow")
     return [
-        Column(7, "speed", 8, 4, _speed, right=True),
+        Column(7, speed, max(8, len(speed)), 4, _speed, right=True),
         Column(8, "time", 8, 3, lambda row: duration(row.seconds), right=True),
         *([quiet] if any(row.phase == "running" for row in rows) else []),
-        *([tries] if any(row.tries for row in rows) else []),
+        *([tries] if any(row.tries and row.phase != "failed" for row in rows) else []),
         Column(LAST, "parameters", 20, 7, lambda row: "  ".join(f"{k} {v}" for k, v in row.parameters), style="dim"),
     ]
 
@@ -197,7 +198,7 @@ def _value(row: Row, charset: Charset) -> str:
 
 
 def _speed(row: Row) -> str:
-    """Tokens a second where they are counted, else units of the resource."""
+    """Of what the column's title says, a second."""
     if row.speed is None:
         return "-"
-    return f"{row.speed:,.0f}/s" if row.speed >= 10 else f"{row.speed:.2g}/s"
+    return f"{row.speed:,.0f}" if row.speed >= 10 else f"{row.speed:.2g}"

@@ -55,13 +55,10 @@ def draw(view: Overview, width: int, height: int, now: float, charset: Charset =
     news = _news(view, height)
     steps = _steps(view, height - len(head) - len(news) - len(foot), charset)
     room = height - len(head) - len(steps) - len(news) - len(foot)
-    blank = height >= 20
-    rows = table(view, width, room - (2 if blank else 0), now, charset) if view.rows else []
-    space: list[Line] = [()] if blank else []
-    parts = [head, [*space, *rows] if rows else [], [*space, *steps] if steps and not rows else steps, news, foot]
-    if blank and rows and (news or foot):
-        parts.insert(2, space)
-    lines = [line for part in parts for line in part]
+    space: list[Line] = [()] if height >= 20 else []
+    rows = table(view, width, room - len(space) * (2 + bool(steps)), now, charset) if view.rows else []
+    blocks = [head, rows, steps, [*news, *foot]]
+    lines = [line for block in blocks if block for line in (*space, *block)][len(space) :]
     return [_finish(line, width, charset) for line in lines[:height]]
 
 
@@ -174,7 +171,7 @@ def _devices(view: Overview, charset: Charset) -> Line:
     driver: dict[str, Any] = view.shot.get("devices") or {}
     slots, used = driver.get("slots"), view.shot["trials"]["running"]
     line: list[Part] = []
-    if slots and _alive(view):
+    if slots and view.shot["state"] in ("running", "stopping"):
         line.append(("slots ", "dim"))
         if slots <= 16:
             line += [(charset.slot * min(used, slots), "cyan"), (charset.free * max(0, slots - used), "dim"), (" ", "")]

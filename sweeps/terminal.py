@@ -34,8 +34,8 @@ STYLES = {
 }
 PLAIN_STYLES = {"bold", "dim"}
 """Those that are no colour, for NO_COLOR."""
-ABOVE = 3
-"""Rows that messages keep above a screen that is drawn in place."""
+ABOVE = 4
+"""Rows that messages, and the empty line below them, keep above a screen that is drawn in place."""
 REMEMBERED = 100
 """Messages that are written again after the terminal became narrower."""
 _BEGIN, _END = "\x1b[?2026h", "\x1b[?2026l"
@@ -95,6 +95,8 @@ class Terminal:
             view = replace(view, gpus=self._gpus.words(view, now))
             lines = draw(view, columns - 1, rows if self.alternate else rows - ABOVE, now, self._charset)
         drawn = [self._styled(line) for line in lines]
+        if drawn and not self.alternate:
+            drawn.insert(0, "")
         made = self._over(drawn, size) if self.alternate else self._below(drawn, messages, size)
         self._drawn, self._size = drawn, size
         return f"{_BEGIN}{made}{_END}" if made else ""

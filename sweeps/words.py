@@ -66,6 +66,9 @@ def outlook(shot: Mapping[str, Any], now: float) -> str:
         now: seconds since the epoch.
     """
     found = shot.get("eta")
+    trials = shot["trials"]
+    if shot.get("ahead") == 0 and trials["tried"] and not trials["running"]:
+        return f"the trials are over, {shot['then']} next"
     if found is None:
         return "ETA -"
     since = max(0.0, now - shot["at"])
@@ -80,6 +83,8 @@ def outlook(shot: Mapping[str, Any], now: float) -> str:
 
 def _coarse(seconds: float) -> str:
     """A time that nobody knows to the second: `8 s`, `3:10`, `12 min`, `2 h 20 min`."""
+    if seconds < 1:
+        return "now"
     if seconds < 60:
         return f"{round(seconds)} s"
     if seconds < 600:

@@ -71,7 +71,11 @@ def test_nothing_is_claimed_before_anything_is_known(tmp_path: Path) -> None:
 
 def test_the_outlook_counts_down() -> None:
     shot = {"eta": {"seconds": 600.0, "low": 300.0, "high": 5400.0, "by": "work"}, "at": 100.0, "then": "final step"}
+    shot |= {"trials": {"tried": 3, "running": 1}, "ahead": 90}
     assert outlook(shot, 100.0) == "ETA 10 min (5:00 to 1 h 30 min), then final step"
     assert outlook(shot, 395.0) == "ETA 5:00 (5 s to 1 h 30 min), then final step"
     shot["eta"] = {"seconds": 60.0, "low": 60.0, "high": 60.0, "by": "hours"}
     assert outlook(shot, 110.0) == "ETA 50 s (the budget's hours), then final step"
+    assert outlook(shot, 160.0).startswith("ETA now")
+    shot |= {"trials": {"tried": 3, "running": 0}, "ahead": 0}
+    assert outlook(shot, 110.0) == "the trials are over, final step next"

@@ -102,7 +102,7 @@ def test_narrow_screens_keep_what_matters(half: tuple[Overview, float]) -> None:
     for width, heads in (
         (60, "run state value"),
         (80, "run state loss value time"),
-        (100, "run speed"),
+        (100, "run units/s"),
         (160, "parameters"),
     ):
         head = next(line for line in text_of(view, width, 24, now) if line.lstrip().startswith("run "))

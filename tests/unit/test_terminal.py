@@ -46,7 +46,7 @@ def test_redrawing_in_place_keeps_the_messages_above(sweep: tuple[LoadedSweep, l
         _, view, now = seen_at(loaded, events[:count])
         lines = feed(screen, own.frame(view, [message] if message else [], now))
     expected = [plain(line) for line in draw(view, 99, 30 - ABOVE, now)]
-    assert lines == ["one", "two", *(line.rstrip() for line in expected)]
+    assert lines == ["one", "two", "", *(line.rstrip() for line in expected)]
     assert not screen.alternate
     ended = feed(screen, own.close(["three\n"], ["gsm8k-lora [####] 100%"]))
     assert ended == ["one", "two", "three", "gsm8k-lora [####] 100%"]
@@ -74,7 +74,8 @@ def test_more_messages_than_rows_scroll_away(sweep: tuple[LoadedSweep, list[Even
     top = [line for line in lines if line.startswith("message")]
     assert top[-1] == "message 39"
     assert sum(line.startswith("best ") for line in lines) == 1
-    assert lines[len(top)].startswith("gsm8k-lora")
+    assert lines[len(top)] == ""
+    assert lines[len(top) + 1].startswith("gsm8k-lora")
 
 
 @pytest.mark.parametrize("alternate", [False, True])
