@@ -12,12 +12,12 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model demo test test-slow check clean
+.PHONY: help setup model browser demo test test-slow check clean
 
 help:
 	@echo "make demo       set up, then run examples/quickstart.yaml (about 6 minutes on 2 cores)"
 	@echo "make test       set up, then the unit tests and a smoke run"
-	@echo "make test-slow  real Ray, real models, kill -9"
+	@echo "make test-slow  real Ray, real models, kill -9, the report in a browser"
 	@echo "make check      ruff, format, mypy strict"
 
 setup: $(VENV)/.installed
@@ -54,7 +54,16 @@ demo: setup model
 test: setup model
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 
-test-slow: setup model
+# The report's tests drive Debian's Chromium. Without it and without root they are skipped, and say so.
+browser:
+	@command -v chromium >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    echo "Installing chromium"; \
+	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+	      chromium fonts-liberation >/dev/null || echo "chromium could not be installed"; \
+	  else echo "chromium is not here and needs root to install: the report's browser tests are skipped"; fi; }
+
+test-slow: setup model browser
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
 check: setup

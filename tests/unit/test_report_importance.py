@@ -12,10 +12,10 @@ from sweeps.report.importance import LEAST, Importance, importance
 
 def main_effects(f, dimensions: int) -> list[float]:
     """Var(E[rank | x_d]) / Var(rank) of a function of uniform variables, by brute force."""
-    x = np.random.default_rng(0).random((200_000, dimensions))
+    x = np.random.default_rng(0).random((40_000, dimensions))
     rank = np.argsort(np.argsort(f(x))) / len(x)
-    cells = (x * 50).astype(int)
-    return [float(np.var([rank[cells[:, d] == k].mean() for k in range(50)]) / rank.var()) for d in range(dimensions)]
+    cells = (x * 25).astype(int)
+    return [float(np.var([rank[cells[:, d] == k].mean() for k in range(25)]) / rank.var()) for d in range(dimensions)]
 
 
 FUNCTIONS = {

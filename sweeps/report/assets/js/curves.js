@@ -97,7 +97,7 @@ function band(colours, runs) {
       const fine = (points) => points.filter((point) => point.every(Number.isFinite));
       const ends = { stroke: colours.accent, lineWidth: 1.4 };
       if (lower.length === 1) return { type: "line", shape: { x1: lower[0][0], y1: lower[0][1], x2: upper[0][0], y2: upper[0][1] }, style: ends };
-      return { type: "polygon", shape: { points: fine([...lower, ...upper.reverse()]) }, style: { fill: colours.accent, opacity: 0.16 } };
+      return { type: "polygon", shape: { points: fine([...lower, ...upper.reverse()]) }, style: { fill: colours.accent, opacity: 0.16 }, blur: { style: { opacity: 0.16 } } };
     },
   };
 }

@@ -110,10 +110,10 @@ function showParameters(record) {
 }
 
 function readBrush(instance) {
-  const described = instance.getOption().parallelAxis;
   parallel.intervals.clear();
-  described.forEach((one, i) => {
-    const spans = (one.activeIntervals || []).filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b) && b > a);
+  instance.getOption().parallelAxis.forEach((_, i) => {
+    const model = instance.getModel().getComponent("parallelAxis", i);
+    const spans = ((model && model.activeIntervals) || []).filter(([a, b]) => Number.isFinite(a) && Number.isFinite(b) && b > a);
     if (spans.length) parallel.intervals.set(i, spans);
   });
   applyBrush();
