@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any
 from cluster.base import ClusterError, Node
 from cluster.machine import Machine, this_machine
 
+REACH_SECONDS = 10.0
 LONGEST_FOLDER = 36
 """Ray puts Unix sockets 66 characters below its folder, and Linux allows 107."""
 PREFIX = "stockpot-"
@@ -111,6 +113,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
 
     if address is not None:
         refuse_address(address)
+        refuse_silence(address)
     if ray.is_initialized():
         raise ClusterError("this process is already connected to a Ray cluster")
     _sweep_leftovers()
@@ -155,6 +158,24 @@ def refuse_address(address: str) -> None:
         raise ClusterError(
             f"--address {address}: legal are host:port of the cluster's head (usually port 6379) and auto"
         )
+
+
+def refuse_silence(address: str) -> None:
+    """Raise where nobody listens: Ray itself would try for a minute and then end the process.
+
+    Raises:
+        ClusterError: when the head can't be reached within `REACH_SECONDS`.
+    """
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ClusterError(
+            f"can't reach the Ray cluster at {address}: {getattr(error, 'strerror', None) or error}; is it running, and is "
+            "this its head's host:port (usually port 6379)?"
+        ) from error
 
 
 def _start(address: str | None, folder: Path, cpus: int | None) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
 from cluster import local
 from cluster.base import ClusterError, Node, Placement, place
-from cluster.local import refuse_address
+from cluster.local import refuse_address, refuse_silence
 
 
 @pytest.mark.parametrize(
@@ -117,3 +118,12 @@ def test_the_longest_folder_leaves_room_for_the_sockets():
     socket = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
     assert local.LONGEST_FOLDER + len(socket) <= 107
     assert Path("/tmp").is_dir()
+
+
+def test_nobody_listening_is_said_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        refuse_silence(f"127.0.0.1:{port}")
+    with pytest.raises(ClusterError, match=f"can't reach the Ray cluster at 127.0.0.1:{port}: .*is it running"):
+        refuse_silence(f"127.0.0.1:{port}")
+    refuse_silence("auto")
