@@ -96,7 +96,13 @@ def _load(data: DataFile, split: str) -> Any:
 def _hub_errors(path: str, revision: str | None) -> Iterator[None]:
     """Name what the hub's libraries raise in the user's words."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]
 
     where = "" if revision is None else f" at revision {revision!r}"
@@ -109,6 +115,8 @@ def _hub_errors(path: str, revision: str | None) -> Iterator[None]:
             f"{path}: there is no such file or folder (paths are relative to the sweep file), and no such data set{where} on "
             "the hub; a private one needs HF_TOKEN"
         ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{path}: the hub has the data set, but no revision {revision!r} of it") from error
     except HfHubHTTPError as error:
         raise UserError(f"{path}: the hub has no answer for it{where} ({_first_lines(error)})") from error
     except (OfflineModeIsEnabled, ConnectionError, httpx.TransportError, FileNotFoundError) as error:
