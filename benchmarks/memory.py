@@ -29,9 +29,9 @@ WORDS = (
     "the of and to in is you that it he was for on are as with his they at be this have from or one had by word but not"
 )
 DERIVED = ["1x128", "2x256"]
-"""Shapes whose peaks were looked at while the terms were derived, on top of counting saved tensors."""
+"""Shapes whose peaks, with and without a heap (MALLOC_MMAP_THRESHOLD_), the heap's share was taken from."""
 HELD_OUT = ["4x256", "2x512", "8x512"]
-"""Shapes that were measured only when the terms stood."""
+"""Shapes that nothing was taken from. The first two sent the author back to measure the share at 2x256 in fp32 as well."""
 CONFIGURATIONS = {
     f"{kind}-{precision}-{shape}": {
         "adapter": "lora" if kind == "lora" else "none",

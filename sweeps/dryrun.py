@@ -286,6 +286,7 @@ def _record(config: SFTConfig, made: MemoryEstimate, parameters: Mapping[str, An
             "lora_r": config.lora_r if config.adapter == "lora" else None,
             "micro_batch_size": config.micro_batch_size,
             "sequence_len": config.sequence_len,
+            "longest": made.batch.length,
             "precision": config.precision,
         },
     }
@@ -374,6 +375,11 @@ def _first(run: DryRun) -> dict[str, Any]:
 
 
 def words(config: Mapping[str, Any]) -> str:
-    """What matters of a configuration: `LoRA r 16, 4 x 256 tokens, bf16`."""
+    """What matters of a configuration: `LoRA r 16, 4 rows of up to 256 tokens, bf16`."""
     kind = "all weights" if config["lora_r"] is None else f"LoRA r {config['lora_r']}"
-    return f"{kind}, {config['micro_batch_size']} x {config['sequence_len']} tokens, {config['precision']}"
+    return f"{kind}, {_rows_of(config)}, {config['precision']}"
+
+
+def _rows_of(config: Mapping[str, Any]) -> str:
+    rows = config["micro_batch_size"]
+    return f"{rows} row{'s' * (rows != 1)} of up to {config['longest']} tokens"

@@ -117,6 +117,7 @@ class MemoryEstimate:
         items: what it is made of then.
         moments: the total of every moment.
         trainable: trained parameters.
+        batch: the micro batch that it was made for.
     """
 
     device: Device
@@ -124,6 +125,7 @@ class MemoryEstimate:
     items: Mapping[str, int]
     moments: Mapping[str, int]
     trainable: int
+    batch: Batch
 
     @property
     def total(self) -> int:
@@ -151,7 +153,7 @@ def estimate(
     }
     totals = {name: sum(items.values()) for name, items in moments.items()}
     peak = max(totals, key=lambda name: totals[name])
-    return MemoryEstimate(device, peak, moments[peak], totals, trained.parameters)
+    return MemoryEstimate(device, peak, moments[peak], totals, trained.parameters, work.train)
 
 
 @dataclass(frozen=True)

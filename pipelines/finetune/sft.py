@@ -70,6 +70,8 @@ class SFTPipeline:
         splits = load_splits(config.datasets, config.seed_data)
         for warning in splits.warnings:
             _log.warning("%s", warning)
+        if config.precision == "fp16" and device == "cpu":
+            _log.warning("precision: fp16 on a CPU is slow; bf16 and fp32 are made for it")
         with _memory_errors(config):
             loaded = self._base(config.base_model, config, task.services.cache, device)
             rows = self._train_rows(config, splits, loaded)
@@ -247,6 +249,7 @@ class _Run:
             "train/epoch": float(trainer.state.epoch or 0.0),
             "train/cut_rows": float(self.rows.cut),
             "train/dropped_rows": float(self.rows.dropped),
+            "train/skipped_rows": float(self.splits.skipped),
             "train/padding": losses.padding / losses.places if losses.places else float("nan"),
             **scaled,
             "cost/seconds": seconds,

@@ -414,6 +414,9 @@ def test_warnings(tmp_path):
         "only 2 configurations"
         in load(tmp_path, SFT + "parameters: {lora_r: [1, 2]}\nbudget: {trials: 9}\n").warnings[0]
     )
+    swept = SFT + "parameters: {precision: [fp32, fp16]}\nresources: {gpus: %s}\n"
+    assert "precision: fp16 is for GPUs" in load(tmp_path, swept % 0).warnings[0]
+    assert load(tmp_path, swept % 1).warnings == ()
     assert "sequence_len is swept" in load(tmp_path, SFT + "parameters: {sequence_len: [64, 128]}\n").warnings[0]
     assert (
         "pipeline.lora_r has no effect"
