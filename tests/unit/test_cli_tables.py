@@ -205,7 +205,8 @@ def test_check_reads_the_data(here: Path, capsys: pytest.CaptureFixture[str]) ->
     record = json.loads(told(capsys, "check", "sft.yaml", "--data", "--json"))
     assert sum(record["rows"].values()) == 300
     assert record["rows"]["tune"] > 0
-    assert f"rows     train {record['rows']['train']}, tune {record['rows']['tune']}, select 0, test 0" in text
+    assert f"  train    {record['rows']['train']} rows\n" in text
+    assert f"  tune     {record['rows']['tune']} rows: shows a difference of" in text
     (here / "train.jsonl").write_text('{"prompt": "q", "completion": 3}\n')
     assert "train.jsonl, line 1" in told(capsys, "check", "sft.yaml", "--data", status=2)
 
