@@ -9,12 +9,16 @@ own, with the common axes alone (`cover.covered`), and TPE one with all others. 
 * running trials: their points are fantasised (qLogEI);
 * infrastructure failures: nothing.
 
-It needs torch, which Optuna loads at the first suggestion after `n_startup_trials` values. Left out: the arm as an input of the process, constraints.
+It needs torch, which Optuna loads at the first suggestion after `n_startup_trials` values. A suggestion uses one thread of
+it: the matrices are small, trials are at work on the other cores, and sums come out alike on any number of cores.
+
+Left out: the arm as an input of the process, constraints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from sweeps.searchers.base import Suggestion, Told
@@ -84,7 +88,8 @@ class GPSearcher:
             )
             for entry, value in zip(history, values, strict=True)
         ]
-        with quiet():
+        modelled = sum(value is not None for value in values) >= self.n_startup_trials
+        with quiet(), _one_thread(modelled):
             own = ask(sampler, len(self.directions), past)
             other = tpe_trial(
                 self.space,
@@ -104,3 +109,19 @@ class GPSearcher:
             more, parts[TPE_PART] = drawn(other)
             distributions |= more
         return Suggestion(parameters, choices, distributions, parts)
+
+
+@contextmanager
+def _one_thread(modelled: bool) -> Iterator[None]:
+    """One thread of torch, where a model is fitted; before that it is not loaded."""
+    if not modelled:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

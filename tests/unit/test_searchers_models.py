@@ -71,8 +71,8 @@ class TestRungs:
 
 class TestGP:
     def test_branches_do_not_turn_it_into_random(self):
-        searcher = GPSearcher(MIXED, seed=1, n_startup_trials=8)
-        history = ask(searcher, 20)
+        searcher = GPSearcher(MIXED, seed=1, n_startup_trials=4)
+        history = ask(searcher, 7)
         assert any(key.startswith("gp:relative_params") for key in history[-1].suggestion.attributes["gp"])
         assert {"lr", "k", "together.pair"} <= set(history[-1].suggestion.distributions)
 
@@ -81,6 +81,21 @@ class TestGP:
         history = [Told(t.suggestion, "complete", (bowl(t.suggestion.parameters),), 1) for t in _asked(searcher, 8)]
         running = [*history[:7], Told(history[7].suggestion, "running")]
         assert searcher.suggest(8, history) != searcher.suggest(8, running)
+
+    def test_a_model_is_fitted_with_one_thread_and_the_others_come_back(self, monkeypatch):
+        import torch
+
+        from sweeps.searchers import gp
+
+        seen, plain, before = [], gp.ask, torch.get_num_threads()
+        monkeypatch.setattr(gp, "ask", lambda *given: seen.append(torch.get_num_threads()) or plain(*given))
+        searcher = GPSearcher(BOWL, seed=1, n_startup_trials=4)
+        torch.set_num_threads(2)
+        try:
+            _asked(searcher, 5)
+            assert (seen, torch.get_num_threads()) == ([2, 2, 2, 2, 1], 2)
+        finally:
+            torch.set_num_threads(before)
 
 
 class TestCMAES:
