@@ -18,6 +18,7 @@ from sweeps.paths import DEFAULT_STORAGE
 from sweeps.problems import SpecError
 
 COMMANDS: dict[str, str] = {
+    "init": "sweeps.commands.first:init",
     "check": "sweeps.commands.check:check",
     "submit": "sweeps.commands.run:submit",
     "resume": "sweeps.commands.run:resume",
@@ -57,6 +58,7 @@ def parser() -> Parser:
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
 
+    _add_first(add)
     _add_running(add)
     _add_reading(add)
     _add_models(add)
@@ -64,6 +66,24 @@ def parser() -> Parser:
 
 
 Add = Callable[[str, str], argparse.ArgumentParser]
+
+
+def _add_first(add: Add) -> None:
+    init = add("init", "write a commented sweep file for your own data")
+    init.add_argument("kind", metavar="sft|dpo|rag", help="what to sweep")
+    init.add_argument(
+        "data", nargs="?", metavar="DATA", help="file, folder or pattern: JSONL, JSON, CSV, Parquet, Arrow"
+    )
+    init.add_argument(
+        "-o", "--output", default="sweep.yaml", metavar="FILE", help="where to write (default sweep.yaml)"
+    )
+    init.add_argument(
+        "--base-model", metavar="M", help="what is fine-tuned; default: SmolLM2-135M-Instruct, to begin with"
+    )
+    init.add_argument("--force", action="store_true", help="overwrite the file")
+    init.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
+    for field in ("prompt", "completion", "messages", "text"):
+        init.add_argument(f"--field-{field}", metavar="COLUMN", help=f"column of the {field} (default: seen)")
 
 
 def _add_running(add: Add) -> None:

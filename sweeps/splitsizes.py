@@ -102,14 +102,14 @@ def _lines(data: DataFile) -> int | None:
             kind = format_of(name, data.ds_type)
             if kind not in TEXT_FORMATS or name.lower().endswith(GZIP):
                 return None
-            total += _count(Path(name), header=kind == "csv")
+            total += count_lines(Path(name), header=kind == "csv")
     except (OSError, UserError):
         return None
     return (total if data.limit is None else min(total, data.limit)) or None
 
 
-def _count(path: Path, *, header: bool) -> int:
-    """Lines of a file; of a long one by those of its first part."""
+def count_lines(path: Path, *, header: bool) -> int:
+    """Lines of a file without its header; of a long one by those of its first part."""
     size = path.stat().st_size
     with path.open("rb") as file:
         read = file.read(min(size, COUNTED_BYTES))

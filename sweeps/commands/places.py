@@ -72,7 +72,7 @@ def sweep_file(arguments: argparse.Namespace) -> Path:
     verb = arguments.command
     if arguments.file is None:
         here = _sweep_files(Path("."))
-        hint = f"here are: {', '.join(here)}" if here else "the README's first screen shows one"
+        hint = f"here are: {', '.join(here)}" if here else "`stockpot init sft DATA` writes one for your data"
         raise UsageError(f"`{verb}` needs a sweep file: stockpot {verb} SWEEP.yaml ({hint})")
     path = Path(arguments.file).expanduser()
     if path.is_dir():

@@ -1,0 +1,120 @@
+"""`init`, `schema`, `explain`: the first file, and what may stand in it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from sweeps.commands.places import UsageError
+from sweeps.problems import close
+
+FIELDS = ("messages", "prompt", "completion", "text")
+"""What `--field-PART` names."""
+
+
+def init(arguments: argparse.Namespace) -> int:
+    """Look at the user's data and write a commented, valid sweep file for them."""
+    from sweeps.load import load_text
+    from sweeps.starter import starter_of
+    from sweeps.starter.base import Request
+
+    _refuse_unknown(arguments.kind)
+    output = _output(arguments.output, force=arguments.force)
+    data = arguments.data or _obvious(arguments.kind)
+    fields = {part: name for part in FIELDS if (name := getattr(arguments, f"field_{part}")) is not None}
+    made = starter_of(arguments.kind)(Request(data, output, arguments.base_model, arguments.type, fields))
+    load_text(made.text.encode(), output.parent, (), arguments.output)
+    _write(output, made.text, force=arguments.force)
+    from sweeps.glyphs import clean
+
+    print("\n".join(clean(line) for line in made.found))
+    print(f"wrote {clean(arguments.output)}\nnext: stockpot check {clean(shlex.quote(arguments.output))}")
+    return 0
+
+
+def _refuse_unknown(kind: str) -> None:
+    from pipelines import PIPELINES
+    from sweeps.starter import PLANNED, STARTERS
+
+    if kind in STARTERS:
+        return
+    there = ", ".join(STARTERS)
+    if kind in PIPELINES:
+        raise UsageError(f"init has no file to begin a '{kind}' sweep with, only for: {there}")
+    if kind in PLANNED:
+        raise UsageError(
+            f"init {kind}: this version has no {kind} pipeline, so no file for it could run; there is: {there}"
+        )
+    guess = close(kind, STARTERS)
+    hint = f"did you mean '{guess}'?" if guess else f"there is: {there}"
+    if Path(kind).exists():
+        hint = f"the pipeline comes first: stockpot init sft {shlex.quote(kind)}"
+    raise UsageError(f"init '{kind}' is no pipeline; {hint}")
+
+
+def _obvious(kind: str) -> str:
+    """The one data file of the current folder, or of its folder `data`.
+
+    Raises:
+        UsageError: if there is none, or several.
+    """
+    from pipelines.data.files import GZIP, SUFFIXES
+
+    example = f"stockpot init {kind} data/train.jsonl"
+    for folder in (Path("."), Path("data")):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        plain = [path for path in inside if path.is_file() and not path.name.startswith((".", "_"))]
+        found = [
+            str(path) for path in plain if Path(path.name.lower().removesuffix(GZIP)).suffix in SUFFIXES
+            and not path.name.endswith(".schema.json")
+        ]  # fmt: skip
+        if len(found) == 1:
+            print(f"using {found[0]}, the only data file here")
+            return found[0]
+        if found:
+            listed = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
+            raise UsageError(
+                f"init needs the data to fine-tune on; here are: {listed}\nfor example: stockpot init {kind} {shlex.quote(found[0])}"
+            )
+    raise UsageError(
+        f"init needs the data to fine-tune on: a file or folder ({', '.join(SUFFIXES)}), and there is none here\n"
+        f"for example: {example}, with lines such as\n"
+        '  {"prompt": "2 + 2 =", "completion": " 4"}\n'
+        '  {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
+    )
+
+
+def _output(name: str, *, force: bool) -> Path:
+    """Where the file goes, absolute.
+
+    Raises:
+        UsageError: if it can't be written there.
+    """
+    path = Path(os.path.abspath(Path(name).expanduser()))
+    if path.is_dir():
+        raise UsageError(f"-o {name}: is a folder; give a file, such as {os.path.join(name, 'sweep.yaml')}")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {name}: there is no folder {path.parent}")
+    if os.path.lexists(path) and not force:
+        raise UsageError(f"{name} is there already; --force overwrites it, -o FILE writes another")
+    return path
+
+
+def _write(path: Path, text: str, *, force: bool) -> None:
+    """Write the file: over another one aside and moved, else only where there is none.
+
+    Raises:
+        UsageError: if it can't be written.
+    """
+    try:
+        if force:
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            aside.write_text(text, encoding="utf-8")
+            aside.replace(path)
+        else:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise UsageError(f"{path}: can't be written ({error.strerror or error})") from None
