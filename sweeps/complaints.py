@@ -126,7 +126,8 @@ def _missing(path: Place, data: Any, root: Models) -> str:
     for model in model_at(root, data, path[:-1]):
         info = model.model_fields.get(str(path[-1]))
         if info is not None and info.description:
-            return f"is missing: {info.description.splitlines()[0].rstrip('.')}"
+            mend = "; `stockpot init sft DATA` writes a file for your data" if path[-1] in ("datasets", "train") else ""
+            return f"is missing: {info.description.splitlines()[0].rstrip('.')}{mend}"
     return "is missing"
 
 

@@ -8,6 +8,7 @@ import shlex
 from pathlib import Path
 
 from sweeps.commands.places import UsageError
+from sweeps.local import absolute_path
 from sweeps.problems import close
 
 FIELDS = ("messages", "prompt", "completion", "text")
@@ -92,7 +93,7 @@ def _output(name: str, *, force: bool) -> Path:
     Raises:
         UsageError: if it can't be written there.
     """
-    path = Path(os.path.abspath(Path(name).expanduser()))
+    path = absolute_path(name, Path.cwd())
     if path.is_dir():
         raise UsageError(f"-o {name}: is a folder; give a file, such as {os.path.join(name, 'sweep.yaml')}")
     if not path.parent.is_dir():

@@ -12,6 +12,7 @@ from pathlib import Path
 from pipelines.config import Datasets
 from pipelines.data.files import is_hub_id
 from pipelines.stage import UserError
+from sweeps.local import absolute_path
 from sweeps.starter.base import Request, Starter
 from sweeps.starter.look import LOOKED_AT, Look, given_shape, look, split_files
 from sweeps.starter.quote import comment, quoted
@@ -70,19 +71,19 @@ def start(request: Request) -> Starter:
     """
     folder = request.output.parent
     given = given_shape(request.type, request.fields)
-    path = Path(request.data).expanduser()
+    path = absolute_path(request.data, Path.cwd())
     if is_hub_id(request.data) and not path.exists():
         plan, found = _hub(request.data, given)
     else:
-        plan, found = _plan(Path(os.path.abspath(path)), given, folder)
-    name = _name(request.data, folder)
+        plan, found = _plan(path, given, folder)
+    name = _name(path, folder)
     return Starter(_text(name, request.base_model or BASE_MODEL, plan), tuple(found))
 
 
 def _hub(name: str, given: Shape | None) -> tuple[Plan, list[str]]:
     if given is None:
         raise UserError(
-            f"{name}: init fetches nothing from the hub; say what its rows are: --type=chat, --type=text, or "
+            f"{name}: is not on the disk, and init fetches nothing from the hub; say what its rows are: --type=chat, --type=text, or "
             "--type=prompt_completion --field-prompt=COLUMN --field-completion=COLUMN"
         )
     return Plan({}, {"train": name}, given), [f"train: {name}, of the hub, not looked at; check --data fetches it"]
@@ -185,13 +186,12 @@ def _shown(path: str, folder: Path) -> str:
     except ValueError:
         return path
     shown = path if relative.startswith(os.path.join("..", "..", "..")) else relative
-    return os.path.join(".", shown) if is_hub_id(shown) or shown.startswith("~") else shown
+    return os.path.join(".", shown) if shown.startswith("~") else shown
 
 
-def _name(data: str, folder: Path) -> str:
+def _name(path: Path, folder: Path) -> str:
     """A name for the sweep: the data's, or that of the folder they are in."""
-    path = Path(data).expanduser()
-    words = [path.name.split(".")[0], Path(os.path.abspath(path)).parent.name, folder.name, "first"]
+    words = [path.name.split(".")[0], path.parent.name, folder.name, "first"]
     plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-_") for word in words]
     usual = {"", "train", "data", "dataset", "datasets", "rows", "input"}
     return next(word for word in plain if word.lower() not in usual)[:60] + "-sft"
