@@ -12,13 +12,14 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model browser demo test test-slow check clean
+.PHONY: help setup model browser demo test test-slow check reference clean
 
 help:
 	@echo "make demo       set up, then run examples/quickstart.yaml (about 6 minutes on 2 cores)"
 	@echo "make test       set up, then the unit tests and a smoke run"
 	@echo "make test-slow  real Ray, real models, kill -9, the report in a browser"
 	@echo "make check      ruff, format, mypy strict"
+	@echo "make reference  write docs/reference.md from the spec"
 
 setup: $(VENV)/.installed
 
@@ -70,6 +71,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+reference: setup
+	$(BIN)/python -m sweeps.reference > docs/.reference.md && mv docs/.reference.md docs/reference.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -19,6 +19,8 @@ from sweeps.problems import SpecError
 
 COMMANDS: dict[str, str] = {
     "init": "sweeps.commands.first:init",
+    "schema": "sweeps.commands.first:schema",
+    "explain": "sweeps.commands.first:explain",
     "check": "sweeps.commands.check:check",
     "submit": "sweeps.commands.run:submit",
     "resume": "sweeps.commands.run:resume",
@@ -84,6 +86,15 @@ def _add_first(add: Add) -> None:
     init.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
     for field in ("prompt", "completion", "messages", "text"):
         init.add_argument(f"--field-{field}", metavar="COLUMN", help=f"column of the {field} (default: seen)")
+    schema = add("schema", "the JSON Schema of the sweep file, for editors")
+    schema.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")
+    schema.epilog = (
+        "An editor with a YAML language server (VS Code, Neovim, Zed, ...) completes and checks a sweep file that begins "
+        "with the line  # yaml-language-server: $schema=./sweep.schema.json  after  stockpot schema -o sweep.schema.json"
+    )
+    explain = add("explain", "what a key of the sweep file means")
+    explain.add_argument("key", nargs="?", metavar="KEY", help="learning_rate, early_terminate.eta, soup, tpe, ...")
+    _json(explain)
 
 
 def _add_running(add: Add) -> None:

@@ -177,7 +177,7 @@ def _value(value: Any, path: Place, details: Sequence[ErrorDetails]) -> str:
         elif kind in ("too_short", "too_long"):
             legal.append("a list with at least one entry" if kind == "too_short" else "a shorter list")
         elif kind == "string_pattern_mismatch":
-            legal.append(_pattern(str(context["pattern"])))
+            legal.append(pattern_words(str(context["pattern"])))
         else:
             legal.append(_KINDS.get(kind, detail["msg"][:1].lower() + detail["msg"][1:]))
     legal = list(dict.fromkeys(legal))
@@ -208,7 +208,8 @@ def _mend(value: Any, legal: list[str], words: list[str]) -> str:
     return ""
 
 
-def _pattern(pattern: str) -> str:
+def pattern_words(pattern: str) -> str:
+    """What text a pattern of the spec asks for."""
     if pattern == NAME_PATTERN:
         return "a name: up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
     if ":" in pattern:

@@ -232,7 +232,7 @@ class SweepSpec(Config):
     pipeline: PipelineConfig
     """What one trial is."""
     parameters: dict[str, Any] = Field(default_factory=dict)
-    """The search space, as written; `sweeps.load` turns it into `sweeps.space.Space`."""
+    """The search space: keys of `pipeline` and what they may be."""
     method: MethodConfig = RandomConfig()
     """How configurations are chosen."""
     metric: Metrics
@@ -242,7 +242,7 @@ class SweepSpec(Config):
     early_terminate: EarlyTerminateConfig = NoneConfig()
     """How trials are compared on the way."""
     seeds: Seeds = Seeds()
-    """Seeds."""
+    """Seeds that each configuration is trained with, and those of the final step."""
     resources: Resources = Resources()
     """What one trial gets."""
     on_failure: OnFailure = OnFailure()

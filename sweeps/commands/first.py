@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeps.commands.places import UsageError
 from sweeps.local import absolute_path
-from sweeps.problems import close
+from sweeps.problems import close, show
+
+if TYPE_CHECKING:
+    from sweeps.explain import Section
 
 FIELDS = ("messages", "prompt", "completion", "text")
 """What `--field-PART` names."""
@@ -119,3 +124,75 @@ def _write(path: Path, text: str, *, force: bool) -> None:
                 file.write(text)
     except OSError as error:
         raise UsageError(f"{path}: can't be written ({error.strerror or error})") from None
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    """Print the JSON Schema of a sweep file, or write it."""
+    import json
+
+    from sweeps.schema import TITLE, file_schema
+
+    text = json.dumps(file_schema(), indent=1) + "\n"
+    if arguments.output is None:
+        print(text, end="")
+        return 0
+    output = _output(arguments.output, force=True)
+    if output.exists() and TITLE.encode() not in output.read_bytes():
+        raise UsageError(f"-o {arguments.output}: is there already and holds something else; it stays")
+    _write(output, text, force=True)
+    print(
+        f"wrote {arguments.output}\nat the top of a sweep file beside it: # yaml-language-server: $schema=./{output.name}"
+    )
+    return 0
+
+
+def explain(arguments: argparse.Namespace) -> int:
+    """Print what a key of the sweep file means, or list all."""
+    import json
+
+    from sweeps.explain import find, others, sections
+    from sweeps.reference import entry, overview
+
+    note = None
+    if arguments.key is None:
+        found = list(sections())
+    else:
+        found, note = find(arguments.key), None
+        if not found:
+            found, note = _elsewhere(arguments.key)
+    if arguments.json:
+        print(json.dumps({"note": note, "sections": [section.record() for section in found]}, indent=2))
+    elif arguments.key is None:
+        print(overview())
+    else:
+        also = [] if note else others(arguments.key.strip(), found)
+        print("\n\n".join(part for part in (note, entry(found), also and f"see also: {', '.join(also)}") if part))
+    return 0
+
+
+def _elsewhere(word: str) -> tuple[list[Section], str]:
+    """What another tool's word is here.
+
+    Raises:
+        UsageError: when nobody knows the word.
+    """
+    from sweeps.explain import find, words
+    from sweeps.foreign import DISTRIBUTIONS, VALUES, domain_answer, key_answer
+
+    last = word.strip().rpartition(".")[2]
+    keys = words()
+    tops = [key for key in keys if "." not in key]
+    answers = [
+        key_answer(last, True, tops),
+        key_answer(last, False, tops),
+        domain_answer(last),
+        DISTRIBUTIONS.get(last),
+    ]
+    answers += [f"{section}: {mends[last]}" for section, mends in VALUES.items() if last in mends]
+    note = next((answer for answer in answers if answer), None)
+    if note is None:
+        guess = close(last, keys)
+        hint = f"did you mean '{guess}'?" if guess else "`stockpot explain` lists all"
+        raise UsageError(f"explain: {show(word)} is no key of a sweep file; {hint}")
+    named = re.search(r"(?:is|write|does) [`']([a-z_][\w.]*)", note)
+    return (find(named.group(1)) if named else []), note

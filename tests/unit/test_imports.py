@@ -39,7 +39,18 @@ TABLES = {
 
 
 @pytest.mark.parametrize(
-    "module", ["sweeps.cli", "sweeps.load", "sweeps.engine", "sweeps.simulate", "pipelines.splits"]
+    "module",
+    [
+        "sweeps.cli",
+        "sweeps.load",
+        "sweeps.engine",
+        "sweeps.simulate",
+        "pipelines.splits",
+        "sweeps.commands.first",
+        "sweeps.starter.sft",
+        "sweeps.schema",
+        "sweeps.reference",
+    ],  # fmt: skip
 )
 def test_loads_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"

@@ -6,6 +6,8 @@ import csv
 import gzip
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -373,3 +375,20 @@ def test_no_file_and_no_data_name_init(here: Path, capsys: pytest.CaptureFixture
     (here / "s.yaml").write_text("name: s\npipeline: {type: sft, base_model: a/b, max_steps: 9}\nmetric: loss\n")
     assert cli.main(["check", "s.yaml"]) == 2
     assert "stockpot init sft DATA" in capsys.readouterr().err
+
+
+def test_first_steps_load_nothing_heavy(here: Path) -> None:
+    write(here / "r.csv", ROWS)
+    steps = [
+        ["init", "sft", "r.csv"],
+        ["check", "sweep.yaml"],
+        ["explain", "lr"],
+        ["schema", "-o", "s.json"],
+        ["--help"],
+    ]
+    program = (
+        f"import sys\nfrom sweeps.cli import main\nstatus = [main(words) for words in {steps!r}]\n"
+        "print(status, *sorted({'torch', 'ray', 'transformers', 'peft', 'datasets', 'optuna', 'pyarrow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[0, 0, 0, 0, 0]"], done.stderr
