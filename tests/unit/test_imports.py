@@ -50,7 +50,7 @@ TABLES = {
         "sweeps.starter.sft",
         "sweeps.schema",
         "sweeps.reference",
-    ],  # fmt: skip
+    ],
 )
 def test_loads_nothing_heavy(module: str) -> None:
     program = f"import sys, {module}; print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
