@@ -7,7 +7,7 @@ import re
 from sweeps.glyphs import clean
 from sweeps.yaml_source import scalar
 
-_PLAIN = re.compile(r"[A-Za-z0-9_./~][A-Za-z0-9_./+=~-]*(?: [A-Za-z0-9_./+=~-]+)*\Z")
+_PLAIN = re.compile(r"(?:[a-z]+://)?[A-Za-z0-9_./~][A-Za-z0-9_./+=~-]*(?: [A-Za-z0-9_./+=~-]+)*\Z")
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 

@@ -159,7 +159,25 @@ def test_hostile_file_names_are_found_again(name: str, here: Path, capsys: pytes
     assert train(checked(capsys))["path"] == str(here / name)
 
 
-@pytest.mark.parametrize("text", [*HOSTILE, "", "plain", "a/b-c.jsonl", "x, y", "0x10", "~", "5", "-.5", "<<", "="])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *HOSTILE,
+        "",
+        "plain",
+        "a/b-c.jsonl",
+        "x, y",
+        "0x10",
+        "~",
+        "5",
+        "-.5",
+        "<<",
+        "=",
+        "package://a/b.gguf",
+        "a://",
+        "s://x: y",
+    ],
+)
 def test_quoted_texts_are_read_back(text: str) -> None:
     document = read(f"key: {{inner: {quoted(text)}}} # {comment(text)}\n".encode())
     assert document.problems == []
