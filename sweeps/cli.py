@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from sweeps.paths import DEFAULT_STORAGE
 from sweeps.problems import SpecError
+from sweeps.starter import STARTERS
 
 COMMANDS: dict[str, str] = {
     "init": "sweeps.commands.first:init",
@@ -72,7 +73,7 @@ Add = Callable[[str, str], argparse.ArgumentParser]
 
 def _add_first(add: Add) -> None:
     init = add("init", "write a commented sweep file for your own data")
-    init.add_argument("kind", metavar="sft|dpo|rag", help="what to sweep")
+    init.add_argument("kind", metavar="|".join(STARTERS), help="what to sweep")
     init.add_argument(
         "data", nargs="?", metavar="DATA", help="file, folder or pattern: JSONL, JSON, CSV, Parquet, Arrow"
     )

@@ -26,6 +26,7 @@ SPLIT_WORDS = {
     "test": "test",
 }  # fmt: skip
 """How files of a split are called -> which split they are."""
+_UTF8 = "not UTF-8"
 _FIRST_WORD = re.compile(r"[A-Za-z]+")
 
 
@@ -84,6 +85,20 @@ def split_files(path: Path) -> dict[str, str]:
     return {split: _one_path(path, group) for split, group in named.items()}
 
 
+def beside(path: Path) -> dict[str, str]:
+    """Files that lie beside a file of train and are called as another split: split -> name."""
+    found: dict[str, str] = {}
+    word = _FIRST_WORD.match(path.name)
+    if not path.is_file() or word is None or SPLIT_WORDS.get(word.group().lower()) != "train":
+        return found
+    for other in sorted(path.parent.glob(f"*{path.suffix}")):
+        other_word = _FIRST_WORD.match(other.name)
+        split = SPLIT_WORDS.get(other_word.group().lower()) if other_word else None
+        if split not in (None, "train") and other.is_file():
+            found.setdefault(str(split), other.name)
+    return found
+
+
 def _one_path(folder: Path, group: list[Path]) -> str:
     """One path that means just these files of a folder."""
     if len(group) == 1:
@@ -113,6 +128,10 @@ def look(path: str, given: Shape | None = None) -> Look:
     whole = len(records) <= LOOKED_AT
     records = records[:LOOKED_AT]
     columns = _columns(readers, records)
+    if latin := next(
+        (f"{at}: {value}" for at, value in records if isinstance(value, BadRow) and _UTF8 in str(value)), None
+    ):
+        raise UserError(latin)  # leaving such rows out would leave out a language's letters
     if not records:
         raise UserError(f"{path}: has no rows{f' below its header ({_listed(columns)})' if columns else ''}")
     try:

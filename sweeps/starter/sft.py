@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
@@ -9,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evaluators.base import Messages
 from pipelines.config import Datasets
 from pipelines.data.files import is_hub_id
 from pipelines.stage import UserError
 from sweeps.local import absolute_path
+from sweeps.paths import DEFAULT_STORAGE, SweepPaths
 from sweeps.starter.base import Request, Starter
-from sweeps.starter.look import LOOKED_AT, Look, given_shape, look, split_files
+from sweeps.starter.look import LOOKED_AT, Look, beside, given_shape, look, split_files
 from sweeps.starter.quote import comment, quoted
 from sweeps.starter.shapes import Shape
 
@@ -108,6 +111,11 @@ def _plan(path: Path, given: Shape | None, folder: Path) -> tuple[Plan, list[str
         plan = _split(plan, found)
     elif train.rows is not None:
         plan = replace(plan, train=round(train.rows * (1 - plan.share * sum(s not in looks for s in HELD_OUT))))
+    if others := beside(path):
+        listed = ", ".join(f"{name} as {split}" for split, name in others.items())
+        found.append(
+            f"beside it lie files of other splits: stockpot init sft {_shown(str(path.parent), folder)} takes {listed}"
+        )
     return plan, found
 
 
@@ -190,11 +198,13 @@ def _shown(path: str, folder: Path) -> str:
 
 
 def _name(path: Path, folder: Path) -> str:
-    """A name for the sweep: the data's, or that of the folder they are in."""
+    """A name for the sweep that no other has: the data's, or that of the folder they are in."""
     words = [path.name.split(".")[0], path.parent.name, folder.name, "first"]
     plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-_") for word in words]
     usual = {"", "train", "data", "dataset", "datasets", "rows", "input"}
-    return next(word for word in plain if word.lower() not in usual)[:60] + "-sft"
+    first = next(word for word in plain if word.lower() not in usual)[:60] + "-sft"
+    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not SweepPaths.of(DEFAULT_STORAGE, name).root.exists())
 
 
 def steps(train: int | None) -> tuple[int, float | None]:
@@ -215,16 +225,22 @@ def _lengths(plan: Plan) -> tuple[int, int]:
     rows = plan.looks["train"].fit.rows if plan.looks else []
     if not rows:
         return 1024, 0
-    characters = sorted(len(str(row.prompt or "")) + len(row.completion) for row in rows)
+    characters = sorted(_characters(row.prompt) + len(row.completion) for row in rows)
     long = characters[math.ceil(0.99 * len(characters)) - 1]
     tokens = long / CHARACTERS_A_TOKEN + 32
     return next((length for length in LENGTHS if length >= tokens), LENGTHS[-1]), long
 
 
+def _characters(prompt: str | Messages | None) -> int:
+    if prompt is None or isinstance(prompt, str):
+        return len(prompt or "")
+    return sum(len(message["content"]) for message in prompt)
+
+
 def _text(name: str, base_model: str, plan: Plan) -> str:
     total, passes = steps(plan.train)
     length, long = _lengths(plan)
-    over = "" if passes is None else f": {passes:.1f} passes over the {plan.train:,} rows of train"
+    over = "" if passes is None else f": {passes:.2g} passes over the {plan.train:,} rows of train"
     chars = f"99 of 100 rows have at most {long:,} characters" if long else "longer rows are cut, and counted"
     lines: list[tuple[str, str]] = [
         (f"name: {name}", "also the folder of its results, under ./stockpot-runs"),

@@ -263,6 +263,19 @@ def test_a_folder_of_splits_brings_its_own(here: Path, capsys: pytest.CaptureFix
     assert len(splits.train) + len(splits.select) == 120
 
 
+def test_files_beside_train_are_named(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "d").mkdir()
+    write(here / "d" / "train.jsonl", ROWS[:150])
+    write(here / "d" / "test.jsonl", ROWS[150:])
+    assert "stockpot init sft d takes test.jsonl as test" in init(capsys, "sft", "d/train.jsonl")
+
+
+def test_a_few_rows_in_another_encoding_are_not_just_left_out(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "".join(f"{i},{'é' if i % 10 == 3 else 'e'}\n" for i in range(100))
+    (here / "r.csv").write_bytes(b"prompt,completion\n" + text.encode("latin-1"))
+    assert "r.csv, line 5: not UTF-8 text" in init(capsys, "sft", "r.csv", status=2)
+
+
 def test_a_prompt_in_two_files_is_dropped_from_train(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (here / "d").mkdir()
     write(here / "d" / "train.jsonl", ROWS[:150])
@@ -332,6 +345,15 @@ def test_the_model_is_checked_and_paths_are_relative_to_the_file(
     assert checked(capsys, "in/s.yaml").resolve({})["base_model"] == "owner/some-model"
     assert "is not there" in init(capsys, "sft", "r.jsonl", "--base-model", "./nowhere", status=2)
     assert not (here / "sweep.yaml").exists()
+
+
+def test_the_name_is_a_free_one(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (here / "Käse & co").mkdir()
+    write(here / "Käse & co" / "train.csv", ROWS)
+    for wanted in ("K-se-co-sft", "K-se-co-sft-2", "K-se-co-sft-3"):
+        init(capsys, "sft", "Käse & co/train.csv", "--force")
+        assert checked(capsys).spec.name == wanted
+        (here / "stockpot-runs" / wanted).mkdir(parents=True)
 
 
 def test_hub_data_are_not_fetched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
