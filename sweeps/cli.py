@@ -73,7 +73,7 @@ Add = Callable[[str, str], argparse.ArgumentParser]
 
 def _add_first(add: Add) -> None:
     init = add("init", "write a commented sweep file for your own data")
-    init.add_argument("kind", metavar="|".join(STARTERS), help="what to sweep")
+    init.add_argument("kind", nargs="?", metavar="|".join(STARTERS), help="what to sweep")
     init.add_argument(
         "data", nargs="?", metavar="DATA", help="file, folder or pattern: JSONL, JSON, CSV, Parquet, Arrow"
     )

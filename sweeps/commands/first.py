@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeps.commands.places import UsageError
+from sweeps.glyphs import clean
 from sweeps.local import absolute_path
 from sweeps.problems import close, show
 
@@ -33,20 +34,20 @@ def init(arguments: argparse.Namespace) -> int:
     made = starter_of(arguments.kind)(Request(data, output, arguments.base_model, arguments.type, fields))
     load_text(made.text.encode(), output.parent, (), arguments.output)
     _write(output, made.text, force=arguments.force)
-    from sweeps.glyphs import clean
-
     print("\n".join(clean(line) for line in made.found))
     print(f"wrote {clean(arguments.output)}\nnext: stockpot check {clean(shlex.quote(arguments.output))}")
     return 0
 
 
-def _refuse_unknown(kind: str) -> None:
+def _refuse_unknown(kind: str | None) -> None:
     from pipelines import PIPELINES
     from sweeps.starter import PLANNED, STARTERS
 
     if kind in STARTERS:
         return
     there = ", ".join(STARTERS)
+    if kind is None:
+        raise UsageError(f"init needs to know what to sweep ({there}): stockpot init {next(iter(STARTERS))} [DATA]")
     if kind in PIPELINES:
         raise UsageError(f"init has no file to begin a '{kind}' sweep with, only for: {there}")
     if kind in PLANNED:
@@ -77,7 +78,7 @@ def _obvious(kind: str) -> str:
             and not path.name.endswith(".schema.json")
         ]  # fmt: skip
         if len(found) == 1:
-            print(f"using {found[0]}, the only data file here")
+            print(f"using {clean(found[0])}, the only data file here")
             return found[0]
         if found:
             listed = ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")

@@ -68,6 +68,8 @@ def split_files(path: Path) -> dict[str, str]:
     Raises:
         UserError: if nothing is there, or a folder's files say no one thing.
     """
+    if not str(path).isprintable() and any("\ud800" <= sign <= "\udfff" for sign in str(path)):
+        raise UserError(f"{str(path)!r}: its name is not UTF-8, so no sweep file can name it; rename it")
     if not path.is_dir():
         if not path.exists() and not is_pattern(str(path)):
             raise UserError(f"{path}: there is no such file or folder")

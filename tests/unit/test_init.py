@@ -356,6 +356,13 @@ def test_the_name_is_a_free_one(here: Path, capsys: pytest.CaptureFixture[str]) 
         (here / "stockpot-runs" / wanted).mkdir(parents=True)
 
 
+def test_a_name_that_is_no_utf8_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(here / "r.jsonl", ROWS).rename(os.fsdecode(os.fsencode(here) + b"/caf\xe9.jsonl"))
+    error = init(capsys, "sft", os.fsdecode(b"caf\xe9.jsonl"), status=2)
+    assert "its name is not UTF-8" in error
+    error.encode()
+
+
 def test_hub_data_are_not_fetched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "fetches nothing from the hub" in init(capsys, "sft", "owner/rows", status=2)
     assert "not looked at" in init(capsys, "sft", "owner/rows", "--type", "chat")
@@ -371,6 +378,7 @@ def test_pipelines_that_are_not_there_are_refused_by_the_table(
         assert f"no {kind} pipeline" in init(capsys, kind, "r.jsonl", status=2)
     assert "did you mean 'sft'" in init(capsys, "sf", "r.jsonl", status=2)
     assert "stockpot init sft r.jsonl" in init(capsys, "r.jsonl", status=2)
+    assert "stockpot init sft [DATA]" in init(capsys, status=2)
     assert "only for: sft" in init(capsys, "custom", status=2)
     monkeypatch.setitem(STARTERS, "dpo", STARTERS["sft"])
     init(capsys, "dpo", "r.jsonl")
