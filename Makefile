@@ -53,7 +53,7 @@ demo: setup model
 	echo "The sweep took $$(( $$(date +%s) - start )) s. Again: $(BIN)/stockpot show $$name"
 
 test: setup model
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 # The report's tests drive Debian's Chromium. Without it and without root they are skipped, and say so.
 browser:

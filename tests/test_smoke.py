@@ -23,6 +23,8 @@ SMALLER = {
     "early_terminate.min": 1,
     "early_terminate.finalists": 2,
     "soup.top": 2,
+    "evaluate": "[{type: json_fields, max_new_tokens: 8, when: final}]",
+    "resources.cpus": 1,
 }
 
 
