@@ -17,7 +17,9 @@ _FENCE = re.compile(
 )
 _NOT_RUN = "not run: "
 _WORD = re.compile(r"(?<![\w./:-])[A-Za-z_]{3,}(?![\w./:-])")
-_OUTCOME = re.compile("better|worse|difference shown|told apart|stands alone|reject|accept|promoted|warning|last report")
+_OUTCOME = re.compile(
+    "better|worse|difference shown|told apart|stands alone|reject|accept|promoted|warning|last report"
+)
 
 
 @dataclass(frozen=True)
