@@ -17,6 +17,7 @@ from evaluators.base import Direction
 from sweeps.front import Front
 from sweeps.ledger import number
 from sweeps.metrics import Metric
+from sweeps.state import Round
 
 ALPHA = 0.05
 WIDTH = 120
@@ -117,7 +118,9 @@ class Leaderboard:
         alpha: level of the tie marks.
         rows: trials, best first, then soups and the baseline.
         finals: what the final step scored: {role, candidate, seed, scores}, scores by full name.
-        verdicts: as in the ledger, with `p_holm` over all of them.
+        verdicts: of the present final step, as in the ledger, with `p_holm` over all that the sweep has had.
+        tests: how many those are.
+        earlier: final steps before the sweep was given another budget, oldest first.
         test_openings: how often `test` was opened.
         finished: whether the sweep is over.
         metrics: all of them, the primary one first.
@@ -131,6 +134,8 @@ class Leaderboard:
     rows: tuple[Row, ...]
     finals: tuple[Mapping[str, Any], ...] = ()
     verdicts: tuple[Mapping[str, Any], ...] = ()
+    tests: int = 0
+    earlier: tuple[Round, ...] = ()
     test_openings: int = 0
     finished: bool = False
     metrics: tuple[Metric, ...] = ()
@@ -164,13 +169,17 @@ def to_json(board: Leaderboard) -> dict[str, Any]:
         "alpha": board.alpha,
         "finished": board.finished,
         "rows": [row.record() for row in board.rows],
-        "finals": [
-            {**final, "scores": {key: score.record() for key, score in final["scores"].items()}}
-            for final in board.finals
-        ],
+        "finals": _finals(board.finals),
         "verdicts": [dict(verdict) for verdict in board.verdicts],
+        "earlier": [
+            {"trials": done.trials, "finals": _finals(done.finals), "verdicts": done.verdicts} for done in board.earlier
+        ],
         "test_openings": board.test_openings,
     }
+
+
+def _finals(finals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**final, "scores": {key: score.record() for key, score in final["scores"].items()}} for final in finals]
 
 
 def to_csv(board: Leaderboard) -> str:

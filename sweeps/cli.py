@@ -39,7 +39,7 @@ COMMANDS: dict[str, str] = {
 
 INTERRUPTED = 130
 MISTAKE = 2
-MISTAKES = {"ClusterError", "LedgerError", "SpecError", "UsageError", "UserError"}
+MISTAKES = {"BudgetError", "ClusterError", "LedgerError", "SpecError", "UsageError", "UserError"}
 """Errors that a user can mend, by name: importing their classes would cost every command numpy."""
 
 
@@ -108,8 +108,15 @@ def _add_running(add: Add) -> None:
     _file(submit)
     _address(submit)
     _json(submit, "print one JSON object at the end; progress goes to stderr")
-    resume = add("resume", "go on with an interrupted or stopped sweep")
+    resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
     _name(resume)
+    resume.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="trials=N[,hours=H]",
+        help="trials in all, or hours in all, from now on; a finished sweep goes on with what this adds",
+    )
     _address(resume)
     _json(resume, "print one JSON object at the end; progress goes to stderr")
     stop = add("stop", "ask a running sweep to stop; it can be resumed")

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from evaluators.base import Report
+from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
 from sweeps.engine import Engine
 from sweeps.failures import Failure
@@ -87,13 +88,26 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
         return _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
 
 
-def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress | None = None) -> int:
-    """Go on with a sweep whose driver has ended, however it did.
+def resume(
+    paths: SweepPaths,
+    *,
+    budget: Mapping[str, Any] | None = None,
+    address: str | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Go on with a sweep whose driver has ended, however it did; with another budget also with one that is finished.
+
+    Args:
+        paths: where the sweep lies.
+        budget: `trials`, `hours` or both, in place of the sweep's own (`sweeps.budget`).
+        address: a Ray cluster; None starts Ray here.
+        progress: who shows how it goes.
 
     Returns:
         As `submit`; for a sweep that is finished already, what it ended with.
 
     Raises:
+        BudgetError: when nothing could come of the budget; nothing was written.
         LedgerError: when there is no such sweep, or another driver is at work on it.
         ClusterError: when the cluster can't be reached, or can never run one trial.
         UserError: when `env` names a variable that is not there, or a data file has changed.
@@ -104,13 +118,20 @@ def resume(paths: SweepPaths, *, address: str | None = None, progress: Progress 
         if not state.seq:
             raise LedgerError(f"{paths.root} holds nothing yet: its driver was ended before it began; submit it again")
         say = _sayer(paths, progress)
-        if state.finished is not None:
-            say(f"{paths.name} is finished; there is nothing to resume")
+        if state.finished is not None and not budget:
+            say(
+                f"{paths.name} is finished with {len(state.trials)} trials; there is nothing to resume "
+                f"(--budget trials={2 * len(state.trials)} would add trials)"
+            )
             return _status(state)
         loaded = from_record(state.spec)
+        body = change(loaded, state, budget) if budget else None
+        if body is not None:
+            loaded = from_record(with_budget(state.spec, body))
         refuse_changed_data(loaded)
         with _connected(loaded, paths, address, say) as backend:
-            return _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
+            drive = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say)
+            return drive.to_the_end(body)
     finally:
         ledger.drop()
 
@@ -138,13 +159,18 @@ def _create(loaded: LoadedSweep, paths: SweepPaths) -> Ledger:
     record = loaded.record()
     paths.root.mkdir(parents=True, exist_ok=True)
     ledger = Ledger.create(paths.root)
-    aside = paths.resolved_spec.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    aside.replace(paths.resolved_spec)
+    _write_resolved(paths, record)
     space = {"paths": list(loaded.space.paths), "configurations": loaded.space.size}
     body = {"name": loaded.spec.name, "spec": record, "versions": _versions(), "space": space}
     ledger.append([Event("sweep_created", body)])
     return ledger
+
+
+def _write_resolved(paths: SweepPaths, record: Mapping[str, Any]) -> None:
+    """`sweep.resolved.json`, written aside and moved."""
+    aside = paths.resolved_spec.with_suffix(f".{os.getpid()}.tmp")
+    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
+    aside.replace(paths.resolved_spec)
 
 
 def _versions() -> dict[str, str]:
@@ -229,11 +255,19 @@ class _Drive:
         self._said = say
         self._state: SweepState | None = None
 
-    def to_the_end(self) -> int:
-        """Leases, soup, final step; the exit status."""
+    def to_the_end(self, budget: Mapping[str, Any] | None = None) -> int:
+        """Leases, soup, final step; the exit status.
+
+        Args:
+            budget: the body of the `budget_changed` event that this driver begins with.
+        """
         reason, status = "interrupted", INTERRUPTED
         try:
-            self._ledger.append([Event("driver_started", self._host)])
+            changed = [] if budget is None else [Event("budget_changed", budget)]
+            self._ledger.append([Event("driver_started", self._host), *changed])
+            _write_resolved(self._paths, fold(self._ledger.events()).spec)
+            if budget is not None:
+                self._said(f"the budget is now {describe(budget)}")
             reason = self._tune()
             if reason == "finished":
                 self._conclude()
@@ -269,15 +303,18 @@ class _Drive:
         """Soup, final step and the last event; what is in the ledger already is not made again."""
         state = fold(self._ledger.events())
         if any(run.phase in ("finished", "stopped") and run.reports for run in state.runs.values()):
+            soup = None
             if self._loaded.spec.soup is not None:
                 from sweeps.soup import make_soup
 
                 self._show()
-                make_soup(self._loaded, self._ledger, self._paths, self._backend, self._loaded.spec.soup, self._say)
+                soup = make_soup(
+                    self._loaded, self._ledger, self._paths, self._backend, self._loaded.spec.soup, self._say
+                )
             from sweeps.final import run_final
 
             self._show()
-            run_final(self._loaded, self._ledger, self._paths, self._backend, self._say)
+            run_final(self._loaded, self._ledger, self._paths, self._backend, soup, self._say)
         else:
             self._say("no trial has a result; the soup and the final step are left out")
         state = fold(self._ledger.events())

@@ -1,7 +1,8 @@
 """The final step: candidates frozen, retrained where asked, `test` opened once, everything scored and compared.
 
 Whatever the ledger has is not done again: a killed driver goes on with the next candidate, and `test` counts as opened
-once. Later openings (`stockpot soup` on a judged sweep, `evaluate --on test`) are events of their own.
+once. Later openings (`stockpot soup` on a judged sweep, `evaluate --on test`, the final step after `resume --budget`) are
+events of their own. What an earlier final step scored on the same weights and rows is taken from there.
 
 Who is judged, on what and against whom stands in `sweeps.candidates`. With `seeds.test` the configurations of the baseline
 and of the winner (or of the front's runs) are trained again with each of these seeds, and their differences from the baseline
@@ -11,6 +12,7 @@ are judged on those; the soup is made of the sweep's own runs and is judged agai
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from evaluators.config import EVALUATOR_CONFIGS
@@ -23,9 +25,9 @@ from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN, reached
 from sweeps.scoring import Say, call, evaluate, has_split, model_source, silent
-from sweeps.state import SoupState, SweepState, fold
-from sweeps.trial import Attempt, Run
-from sweeps.verdicts import Side, verdict, with_holm
+from sweeps.state import SoupState, SweepState, fold, items_owner
+from sweeps.trial import Attempt, Run, canonical
+from sweeps.verdicts import Side, family, verdict, with_holm
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -38,7 +40,12 @@ NOTHING = "final step: no run has a result and a whole checkpoint, so there is n
 
 
 def run_final(
-    loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Backend, progress: Say | None = None
+    loaded: LoadedSweep,
+    ledger: Ledger,
+    paths: SweepPaths,
+    backend: Backend,
+    soup: SoupState | None,
+    progress: Say | None = None,
 ) -> None:
     """Do what is left of the final step.
 
@@ -47,6 +54,7 @@ def run_final(
         ledger: open for writing.
         paths: the sweep's paths.
         backend: trains and evaluates.
+        soup: the finished one that the sweep file asks for; it matters only where nothing is frozen yet.
         progress: takes lines for people.
 
     Raises:
@@ -55,8 +63,7 @@ def run_final(
     say = progress or silent
     state = fold(ledger.events())
     if not state.candidates:
-        soups = [soup for soup in state.soups.values() if soup.finished is not None and soup.finished["folder"]]
-        candidates = freeze(loaded, state, paths, soups[-1] if soups else None)
+        candidates = freeze(loaded, state, paths, soup)
         if not candidates:
             say(NOTHING)
             return
@@ -111,9 +118,9 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
     if not judged or not (evaluators or config["type"] == "custom"):
         say("final step: no evaluator runs on test, so nothing was judged")
         return
-    contenders = plan(loaded, state, paths)
     scored = {(final["role"], final.get("seed")) for final in state.finals}
-    pending = [contender for contender in contenders if (contender.role, contender.seed) not in scored]
+    pending = [one for one in plan(loaded, state, paths) if (one.role, one.seed) not in scored]
+    pending = _known(loaded, ledger, paths, state, pending, say)
     if pending:
         if not has_split(loaded, backend, config, "test"):
             custom = config["type"] == "custom"
@@ -127,6 +134,42 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
     _compare(ledger, judged, say)
     if not loaded.spec.seeds.test:
         say(f"final step: {DATA_ONLY}")
+
+
+def _known(
+    loaded: LoadedSweep,
+    ledger: Ledger,
+    paths: SweepPaths,
+    state: SweepState,
+    pending: Sequence[Contender],
+    say: Say,
+) -> list[Contender]:
+    """Take the scores that an earlier final step has of the same weights in the same configuration; the others are left."""
+    known: dict[str, dict[str, Any]] = {}
+    for earlier in state.earlier:
+        before = replace(state, candidates=earlier.candidates)
+        finals = {(final["role"], final.get("seed")): final for final in earlier.finals}
+        for contender in plan(loaded, before, paths):
+            final = finals.get((contender.role, contender.seed))
+            if final is not None:
+                known[_identity(contender)] = {**final, "owner": items_owner(final)}
+    left = []
+    for contender in pending:
+        final = known.get(_identity(contender))
+        if final is None:
+            left.append(contender)
+            continue
+        say(f"final step: {contender.label} was scored on test before")
+        scores = [score.record() for score in final["scores"].values()]
+        body = {"role": contender.role, "candidate": dict(contender.candidate), "seed": contender.seed}
+        ledger.append([Event("final_scored", {**body, "scores": scores, "owner": final["owner"]})])
+    return left
+
+
+def _identity(contender: Contender) -> str:
+    """What makes two contenders of different final steps the same: weights, configuration, seed."""
+    weights = {key: value for key, value in contender.candidate.items() if key not in ("role", "reason")}
+    return canonical([weights, contender.config, contender.seed])
 
 
 def _trained(
@@ -166,9 +209,14 @@ def _open_once(
     ready: Sequence[Contender],
     evaluators: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Record the opening, unless the one that a killed driver recorded was for these."""
+    """Record the opening, unless the one that a killed driver recorded was for these, under the present budget."""
     labels = [contender.label for contender in ready]
-    opened = [set(event.body["candidates"]) for event in ledger.events() if event.kind == "test_opened"]
+    opened: list[set[str]] = []
+    for event in ledger.events():
+        if event.kind == "test_opened":
+            opened.append(set(event.body["candidates"]))
+        elif event.kind == "budget_changed":
+            opened.clear()
     if not labels or any(before >= set(labels) for before in opened):
         return
     known = {config.model_fields["type"].default: config for config in EVALUATOR_CONFIGS}
@@ -194,13 +242,15 @@ def _score(
             raise
         say(f"final step: {contender.label} could not be scored: {error.failure.message}")
         return
+    rounds = len(fold(ledger.events()).earlier)
+    owner = f"final-{rounds + 1}/{contender.label}" if rounds else f"final/{contender.label}"
     body = {
         "role": contender.role,
         "candidate": dict(contender.candidate),
         "scores": [score.record() for score in scores],
         "seed": contender.seed,
+        "owner": owner,
     }
-    owner = f"final/{contender.label}"
     ledger.append([Event("final_scored", body)], [Items(owner, RESOURCE, score) for score in scores])
     ledger.ship()
 
@@ -226,7 +276,8 @@ def _compare(ledger: Ledger, judged: Sequence[Metric], say: Say) -> None:
             if (left, right, name) not in done and all(one.scores for one in sides):
                 bodies.append(verdict(sides[0], sides[1], name, metric.direction))
     if bodies:
-        adjusted = with_holm([body.get("p") for body in state.verdicts], bodies)
+        earlier = [body for done in state.earlier for body in done.verdicts]
+        adjusted = with_holm(family(earlier, [*state.verdicts, *bodies])[: -len(bodies)], bodies)
         ledger.append([Event("verdict", body) for body in adjusted])
         names = dict.fromkeys(body["metric"] for body in bodies)
         say(f"final step: {len(bodies)} verdicts on {' and '.join(names)}")
@@ -240,10 +291,9 @@ def _side(ledger: Ledger, state: SweepState, role: str, metric: str, retrained: 
     chosen = again if again and (retrained or not own) else own
     split, _, name = metric.partition("/")
     seeds = [final.get("seed") for final in chosen]
-    owners = [f"final/{role}" if seed is None else f"final/{role}/seed-{seed}" for seed in seeds]
     return Side(
         role,
         tuple(final["scores"][metric] for final in chosen),
-        tuple(ledger.items(owner, RESOURCE, name, split) for owner in owners),
+        tuple(ledger.items(items_owner(final), RESOURCE, name, split) for final in chosen),
         tuple(seed for seed in seeds if seed is not None),
     )

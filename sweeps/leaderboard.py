@@ -25,9 +25,10 @@ from evaluators.base import Score
 from evaluators.statistics import holm, paired
 from sweeps.board import ALPHA, Leaderboard, Measured, Row, to_csv, to_json, to_text
 from sweeps.front import Front, find_front, numbered
-from sweeps.ledger import StoredItems, number
+from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
 from sweeps.state import RunState, SoupState, SweepState, TrialState
+from sweeps.verdicts import family, with_holm
 
 __all__ = ["Leaderboard", "Measured", "Row", "combined", "leaderboard", "to_csv", "to_json", "to_text", "trial_items"]
 
@@ -94,6 +95,7 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
     if front is not None:
         said = dict.fromkeys(front.possible, True) | dict.fromkeys(front.dominated, False)
         ordered = [replace(row, possible=said.get(row.name)) for row in ordered]
+    earlier = [verdict for done in state.earlier for verdict in done.verdicts]
     return Leaderboard(
         sweep=state.name,
         metric=primary.name,
@@ -103,7 +105,9 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
         alpha=alpha,
         rows=(*ordered, *_other_rows(state, plan)),
         finals=tuple(state.finals),
-        verdicts=_verdicts(state.verdicts),
+        verdicts=_verdicts(earlier, state.verdicts),
+        tests=len(family(earlier, state.verdicts)),
+        earlier=tuple(state.earlier),
         test_openings=state.test_openings,
         finished=state.finished is not None,
     )
@@ -291,6 +295,9 @@ def _soup_row(soup: SoupState, state: SweepState, plan: Plan) -> Row:
     return _tested(row, state, roles, plan)
 
 
-def _verdicts(verdicts: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
-    raw = [math.nan if v.get("p") is None else float(v["p"]) for v in verdicts]
-    return tuple({**v, "p_holm": number(p)} for v, p in zip(verdicts, holm(raw), strict=True))
+def _verdicts(
+    earlier: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
+) -> tuple[Mapping[str, Any], ...]:
+    """Those of the present final step, with Holm's p over all that the sweep has had."""
+    counted = family(earlier, verdicts)
+    return tuple(with_holm(counted[: len(counted) - len(verdicts)], [dict(body) for body in verdicts]))

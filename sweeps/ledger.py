@@ -7,6 +7,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
 
     sweep_created     {name, spec, versions, space}                    first event; the resolved spec
     driver_started    {pid, host, version, slots, cpus, gpus, address} one a driver: submit, resume; cpus and gpus a trial's
+    budget_changed    {budget, trials, finalists, before}              after the driver_started of a `resume --budget`
     suggested         {trial, order, config, parameters, choices, distributions, attributes, duplicate_of}
     lease_started     {lease, run, attempt, from_resource, from_checkpoint, milestones, changes}
     reported          {lease, run, attempt, resource, scores, telemetry, checkpoint, worker_seconds}
@@ -18,7 +19,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     stop_requested    {by}                                             ctrl-c | command | budget | same-error
     final_frozen      {candidates: [{role, run|soup|model, ...}]}
     test_opened       {by, candidates, metrics}
-    final_scored      {role, candidate, scores, seed}                  items under run `final/<role>[/seed-s]`
+    final_scored      {role, candidate, scores, seed, owner}           items under `owner` (default `final/<role>[/seed-s]`)
     verdict           {left, right, metric, difference, se, low, high, p, p_holm, n, clusters, dropped, better, covers, seeds, note}
     soup_started      {soup, method, tie, metric, ingredients: [{run, checkpoint, hash, score, resource, parameters}]}
     soup_scored       {soup, step, mixture: [[run, weight], ...], score}  items under owner `soup/<id>/<step>`

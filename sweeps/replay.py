@@ -31,7 +31,14 @@ class _Replay:
         self._found: list[str] = []
 
     def run(self, events: Iterable[Event]) -> list[str]:
+        events = list(events)
+        first = next((event.body["before"] for event in events if event.kind == "budget_changed"), None)
+        if first is not None:
+            self._standings.set_trials(first["budget"]["trials"])
+            self._finalists(first)
         for event in events:
+            if event.kind == "budget_changed":
+                self._finalists(event.body)
             if event.kind == "suggested":
                 self._suggestion(event)
             elif event.kind == "decided":
@@ -45,6 +52,10 @@ class _Replay:
             if event.kind == "reported" and not known:
                 self._report(event)
         return self._found
+
+    def _finalists(self, body: Mapping[str, Any]) -> None:
+        rule, milestones = self._plan.spec.early_terminate, self._plan.milestones
+        self._scheduler = build_scheduler(rule, milestones, body["finalists"])
 
     def _known(self, event: Event) -> bool:
         run = self._standings.state.runs[event.body["run"]]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from pipelines.config import CustomConfig, Datasets, SFTConfig, total_resource
 from pipelines.data.files import is_hub_id
+from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
@@ -137,13 +138,9 @@ def _budget(draft: Draft, verdicts: Verdicts) -> None:
         draft.wrong(
             place or ("parameters",), f"{name} is continuous, so the sweep has no end; write budget: {{trials: 24}}"
         )
-    if size is not None:
-        if trials is not None and trials > size:
-            verdicts.warnings.append(f"budget.trials is {trials}, but there are only {size} configurations")
-        trials = size if trials is None and spec.budget.hours is None else trials
-        if isinstance(spec.method, GridConfig) or size == 1:
-            trials = size if trials is None else min(trials, size)
-    verdicts.trials = trials
+    if size is not None and trials is not None and trials > size:
+        verdicts.warnings.append(f"budget.trials is {trials}, but there are only {size} configurations")
+    verdicts.trials = asked_for(spec, size)
 
 
 def _method(draft: Draft) -> None:
@@ -293,11 +290,10 @@ def _soup(draft: Draft, verdicts: Verdicts) -> None:
                 f"{spec.keep.best} checkpoints are fewer than the {soup.top} that the soup needs; raise it to soup.top"
             )
             draft.wrong(("keep", "best"), message)
+    verdicts.finalists = finalists(spec, trials)
     if not isinstance(rule, ASHAConfig):
-        verdicts.finalists = trials or 1
         return
     if rule.finalists is not None:
-        verdicts.finalists = rule.finalists
         if trials is not None and rule.finalists > trials:
             draft.wrong(
                 ("early_terminate", "finalists"),
@@ -310,8 +306,6 @@ def _soup(draft: Draft, verdicts: Verdicts) -> None:
             )
             draft.wrong(place, message)
         return
-    wanted = soup.top if soup is not None else 1
-    verdicts.finalists = wanted if trials is None else max(1, min(wanted, trials // 2))
     if soup is not None and soup.top > verdicts.finalists:
         verdicts.warnings.append(
             f"soup.top is {soup.top}, but only {verdicts.finalists} of {trials} trials are sure to reach the end; "

@@ -252,7 +252,13 @@ class SimulatedBackend:
         return Report(resource, tuple(scores), telemetry, checkpoint)
 
 
-def drive(plan: Plan, root: Path, backend: SimulatedBackend, kill: Callable[[Ledger], None] | None = None) -> Engine:
+def drive(
+    plan: Plan,
+    root: Path,
+    backend: SimulatedBackend,
+    kill: Callable[[Ledger], None] | None = None,
+    budget: Mapping[str, Any] | None = None,
+) -> Engine:
     """Submit the sweep, or resume it where its ledger is there already, and run it to its end.
 
     Args:
@@ -260,6 +266,7 @@ def drive(plan: Plan, root: Path, backend: SimulatedBackend, kill: Callable[[Led
         root: the sweep's folder.
         backend: brings the clock and the checkpoints.
         kill: arms the ledger before anything is appended (`kill_at`).
+        budget: body of a `budget_changed` event to begin with; `plan` is the sweep under it.
 
     Returns:
         The engine as it ended.
@@ -279,7 +286,8 @@ def drive(plan: Plan, root: Path, backend: SimulatedBackend, kill: Callable[[Led
         if not past:
             spec = plan.spec.model_dump(mode="json")
             ledger.append([Event("sweep_created", {"name": plan.spec.name, "spec": spec, "versions": {}, "space": {}})])
-        ledger.append([Event("driver_started", {"pid": 0, "host": "simulation", "version": ""})])
+        changed = [] if budget is None else [Event("budget_changed", budget)]
+        ledger.append([Event("driver_started", {"pid": 0, "host": "simulation", "version": ""}), *changed])
         checkpoints = backend.checkpoints or MemoryCheckpoints(paths)
         engine = Engine(plan, ledger, paths, backend.slots, backend.clock, checkpoints, keep_every=0.0)
         backend.run(engine)

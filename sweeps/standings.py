@@ -98,7 +98,8 @@ class Standings:
         self.total = milestones[-1]
         self.metrics = plan.metrics
         self._signs = tuple(metric.sign for metric in plan.metrics)
-        self._limit = min((n for n in (plan.spec.budget.trials, finite) if n is not None), default=None)
+        self._finite = finite
+        self._limit = self._at_most(plan.spec.budget.trials)
         self._distinct = plan.space.size
         self._views: list[RunView] = []
         self._place: dict[str, int] = {}
@@ -119,7 +120,9 @@ class Standings:
             if total != self.total:
                 self._lengths[event.body["trial"]] = total
             self._suggested(self.state.trials[event.body["trial"]])
-        elif event.kind == "driver_started":
+        elif event.kind in ("driver_started", "budget_changed"):
+            if event.kind == "budget_changed":
+                self.set_trials(event.body["budget"]["trials"])
             for trial in self._place:
                 self._refresh(trial)
         elif event.kind in _ABOUT_RUNS:
@@ -128,6 +131,10 @@ class Standings:
                 self._widen(run, event.body["resource"])
             if run.trial in self._place:
                 self._refresh(run.trial)
+
+    def set_trials(self, trials: int | None) -> None:
+        """Suggestions are made up to another `budget.trials` from here on."""
+        self._limit, self._repeats, self.used_up = self._at_most(trials), 0, False
 
     def view(self) -> SweepView:
         """The sweep as schedulers see it; valid until the next event."""
@@ -251,6 +258,9 @@ class Standings:
             if found is not None:
                 return trial, *found
         return None
+
+    def _at_most(self, trials: int | None) -> int | None:
+        return min((n for n in (trials, self._finite) if n is not None), default=None)
 
     def _run(self, trial: str, seed: int) -> RunState | None:
         return self.state.runs.get(Run(trial, seed).id)

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from evaluators.base import Score
+from sweeps.budget import with_budget
 from sweeps.failures import Failure
 from sweeps.ledger import Event
 from sweeps.searchers.base import Suggestion
@@ -107,6 +108,23 @@ class SoupState:
     finished: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Round:
+    """A final step that was begun before the sweep was given another budget.
+
+    Attributes:
+        trials: suggested by then.
+        candidates: as frozen.
+        finals: final_scored bodies with typed `scores`.
+        verdicts: as recorded.
+    """
+
+    trials: int
+    candidates: list[dict[str, Any]]
+    finals: list[dict[str, Any]]
+    verdicts: list[dict[str, Any]]
+
+
 @dataclass
 class SweepState:
     """Everything the events amount to. Filled by `fold`."""
@@ -121,6 +139,8 @@ class SweepState:
     finals: list[dict[str, Any]] = field(default_factory=list)
     """final_scored bodies with typed `scores`"""
     verdicts: list[dict[str, Any]] = field(default_factory=list)
+    earlier: list[Round] = field(default_factory=list)
+    """final steps of earlier budgets; the three above are the present one's"""
     test_openings: int = 0
     drivers: int = 0
     driver: Mapping[str, Any] = field(default_factory=dict)
@@ -133,9 +153,18 @@ class SweepState:
     started_at: float = 0.0
     driver_started_at: float = 0.0
     spent: float = 0.0
-    """seconds that earlier drivers were at work, each from its start to its last event"""
+    """seconds that earlier drivers were at work, each from its start to its end, or to its last event where it was killed"""
+    ended_at: float = 0.0
+    """when the newest driver ended; 0 while it is at work, and where it was killed"""
     updated_at: float = 0.0
     seq: int = 0
+
+    @property
+    def seconds_used(self) -> float:
+        """What counts against `budget.hours`: the seconds of all drivers, as far as the events tell."""
+        if not self.drivers:
+            return 0.0
+        return self.spent + max(0.0, (self.ended_at or self.updated_at) - self.driver_started_at)
 
     def apply(self, event: Event) -> None:
         """Take in one event."""
@@ -159,6 +188,12 @@ def from_number(value: float | str | None) -> float:
     return float("nan") if value is None else float(value)
 
 
+def items_owner(final: Mapping[str, Any]) -> str:
+    """Under which owner the items of a `final_scored` body are stored."""
+    label = final["role"] if final.get("seed") is None else f"{final['role']}/seed-{final['seed']}"
+    return str(final.get("owner") or f"final/{label}")
+
+
 def _scores(records: Iterable[Mapping[str, Any]]) -> dict[str, Score]:
     scores = (Score.from_record(record) for record in records)
     return {score.key: score for score in scores}
@@ -169,8 +204,7 @@ def _sweep_created(state: SweepState, body: Mapping[str, Any], event: Event) -> 
 
 
 def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
-    if state.drivers:
-        state.spent += max(0.0, state.updated_at - state.driver_started_at)
+    state.spent, state.ended_at = state.seconds_used, 0.0
     state.drivers += 1
     state.driver, state.driver_ended = dict(body), None
     state.driver_started_at = event.time
@@ -178,6 +212,17 @@ def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) ->
     for run in state.runs.values():
         if run.phase == "running":
             run.phase, run.lease = "interrupted", None
+
+
+def _budget_changed(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    """Another round: the final step so far is set aside, and what the end of the last round stopped waits again."""
+    state.spec = with_budget(state.spec, body)
+    if state.candidates:
+        state.earlier.append(Round(len(state.trials), state.candidates, state.finals, state.verdicts))
+    state.candidates, state.finals, state.verdicts, state.finished = [], [], [], None
+    for run in state.runs.values():
+        if run.phase == "stopped":
+            run.phase, run.reason = "waiting" if run.target in run.reports else "interrupted", ""
 
 
 def _suggested(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
@@ -300,7 +345,7 @@ def _soup_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> 
 
 
 def _driver_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
-    state.driver_ended = body["reason"]
+    state.driver_ended, state.ended_at = body["reason"], event.time
 
 
 def _sweep_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
@@ -310,6 +355,7 @@ def _sweep_finished(state: SweepState, body: Mapping[str, Any], event: Event) ->
 _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "sweep_created": _sweep_created,
     "driver_started": _driver_started,
+    "budget_changed": _budget_changed,
     "suggested": _suggested,
     "lease_started": _lease_started,
     "reported": _reported,

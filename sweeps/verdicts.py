@@ -8,7 +8,7 @@ the interval is Student's t with Satterthwaite's degrees of freedom. Pure functi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -98,9 +98,29 @@ def verdict(left: Side, right: Side, metric: str, direction: Direction) -> dict[
     }
 
 
-def with_holm(earlier: Sequence[float | None], bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The bodies with `p_holm`: Holm's adjustment over all verdicts of the sweep, the earlier ones' p included."""
-    raw = [math.nan if p is None else float(p) for p in [*earlier, *(body["p"] for body in bodies)]]
+def family(earlier: Sequence[Mapping[str, Any]], present: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The verdicts that Holm's adjustment counts: each test once, also where a later final step came to it again.
+
+    Args:
+        earlier: of final steps under earlier budgets.
+        present: of the present one; they come last, all of them.
+    """
+    seen = {_same_test(body) for body in present}
+    counted = []
+    for body in earlier:
+        if _same_test(body) not in seen:
+            seen.add(_same_test(body))
+            counted.append(body)
+    return [*counted, *present]
+
+
+def _same_test(body: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(body.get(key) for key in ("left", "right", "metric", "difference", "se", "p", "n"))
+
+
+def with_holm(earlier: Sequence[Mapping[str, Any]], bodies: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The bodies with `p_holm`: Holm's adjustment over all verdicts of the sweep, the earlier ones included."""
+    raw = [math.nan if body.get("p") is None else float(body["p"]) for body in [*earlier, *bodies]]
     adjusted = holm(raw)[len(earlier) :]
     return [{**body, "p_holm": number(p)} for body, p in zip(bodies, adjusted, strict=True)]
 

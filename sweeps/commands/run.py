@@ -41,13 +41,16 @@ def submit(arguments: argparse.Namespace) -> int:
 
 
 def resume(arguments: argparse.Namespace) -> int:
-    """Go on with a sweep whose driver was interrupted, stopped or killed."""
+    """Go on with a sweep whose driver was interrupted, stopped or killed, or with a finished one that is given more."""
+    from sweeps.budget import read_settings
+
+    budget = read_settings(arguments.budget)
     paths = find_sweep(arguments.name, arguments.storage)
     from sweeps.driver import resume as drive
 
     with _progress(arguments, paths) as view:
         view.on_message(f"sweep {paths.name} in {paths.root}")
-        status = drive(paths, address=arguments.address, progress=view)
+        status = drive(paths, budget=budget, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
 

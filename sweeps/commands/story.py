@@ -82,15 +82,26 @@ def final_lines(board: Leaderboard) -> list[str]:
     lines = _scores(board.finals)
     if any(str(final["role"]).startswith("front-") for final in board.finals):
         lines.append("there is no single winner: no run of the front is better than another on every metric")
-    tests = len(board.verdicts)
-    lines += [verdict_line(verdict, tests, board.alpha) for verdict in board.verdicts]
+    lines += [verdict_line(verdict, board.tests, board.alpha) for verdict in board.verdicts]
     lines += [f"  note: {note}" for note in dict.fromkeys(v.get("note") for v in board.verdicts) if note]
     if any(verdict.get("covers") == "data" for verdict in board.verdicts):
         lines.append("the intervals cover the choice of rows, not the luck of training (`seeds.test` repeats training)")
     if board.test_openings > 1:
         lines.append(
-            f"test was opened {board.test_openings} times for {tests} verdicts: the more often, the less each one means"
+            f"test was opened {board.test_openings} times for {board.tests} verdicts: the more often, the less each one "
+            "means"
         )
+    return [*lines, *earlier_lines(board)]
+
+
+def earlier_lines(board: Leaderboard) -> list[str]:
+    """What final steps found before the sweep was given another budget, the newest first."""
+    lines = []
+    for done in reversed(board.earlier):
+        lines.append(f"an earlier final step, after {done.trials} trials, of what was best by then:")
+        lines += [f"  {verdict_line(verdict, len(done.verdicts), board.alpha)}" for verdict in done.verdicts]
+        if not done.verdicts:
+            lines.append("  it did not come to a verdict")
     return lines
 
 

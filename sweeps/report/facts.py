@@ -17,6 +17,7 @@ from sweeps.ledger import StoredItems, number
 from sweeps.paths import SweepPaths
 from sweeps.report.redact import redact
 from sweeps.report.source import Source, spec_of
+from sweeps.state import items_owner
 
 POWER = 1.959964 + 0.841621
 """z(0.975) + z(0.8): so many errors of a difference are shown, at 5 %, in 4 of 5 draws of the rows."""
@@ -77,9 +78,11 @@ def _test(source: Source) -> tuple[str, str | None, Pairs]:
     metric = f"test/{source.plan.metric.partition('/')[2]}"
     found = []
     for final in source.state.finals:
-        seed = final.get("seed")
-        owner = f"final/{final['role']}" + ("" if seed is None else f"/seed-{seed}")
-        items = source.ledger.items(owner, 0, metric.partition("/")[2], "test") if metric in final["scores"] else None
+        items = (
+            source.ledger.items(items_owner(final), 0, metric.partition("/")[2], "test")
+            if metric in final["scores"]
+            else None
+        )
         if items is not None:
             found.append(items)
     return "test", metric if found else None, _against_first(found[:9])

@@ -71,7 +71,7 @@ def better(verdict: Mapping[str, Any], board: Leaderboard) -> str:
     """`left`, `right` or `neither`, all verdicts of the sweep allowed for."""
     found = str(verdict.get("better") or "neither")
     adjusted = number(verdict.get("p_holm"))
-    if len(board.verdicts) > 1 and adjusted is not None and adjusted > board.alpha:
+    if board.tests > 1 and adjusted is not None and adjusted > board.alpha:
         return "neither"
     return found
 
@@ -85,7 +85,7 @@ def verdict_records(board: Leaderboard) -> list[dict[str, Any]]:
             "right_name": _name(verdict["right"]),
             "decided": better(verdict, board),
             "words": _said(verdict, board),
-            "line": verdict_line(verdict, len(board.verdicts), board.alpha),
+            "line": verdict_line(verdict, board.tests, board.alpha),
         }
         for verdict in board.verdicts
     ]
@@ -168,13 +168,16 @@ def _signed(value: float) -> str:
 
 def _caveats(board: Leaderboard) -> list[str]:
     lines = []
-    tests = len(board.verdicts)
+    tests = board.tests
     if tests or board.test_openings:
         lines.append(f"Test was opened {_times(board.test_openings)} for {_count(tests, 'verdict')}.")
         if tests > 1:
             lines[-1] = lines[-1][:-1] + "; p-values are Holm's over all of them."
     if any(verdict.get("covers") == "data" for verdict in board.verdicts):
         lines.append("The intervals cover the choice of rows, not the luck of training.")
+    for done in reversed(board.earlier):
+        found = "; ".join(verdict_line(verdict, len(done.verdicts), board.alpha) for verdict in done.verdicts)
+        lines.append(f"An earlier final step, after {_count(done.trials, 'trial')}: {found or 'no verdict'}.")
     return lines
 
 

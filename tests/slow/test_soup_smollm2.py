@@ -233,7 +233,7 @@ def test_soup_and_final_step_with_the_real_pipeline(
     soup = make_soup(loaded, ledger, paths, backend, loaded.spec.soup, said.append)
     assert soup is not None, said
     assert soup.finished is not None
-    run_final(loaded, ledger, paths, backend, said.append)
+    run_final(loaded, ledger, paths, backend, soup, said.append)
     state = fold(ledger.events())
     assert [(body["role"], body["seed"]) for body in state.finals] == [
         ("baseline", None),

@@ -36,7 +36,9 @@ def soup(stage: Stage, **config: Any) -> Any:
 
 
 def final(stage: Stage) -> None:
-    run_final(stage.loaded, stage.ledger, stage.paths, stage.backend, stage.said.append)
+    soups = [soup for soup in fold(stage.ledger.events()).soups.values() if soup.finished is not None]
+    newest = next((soup for soup in reversed(soups) if (soup.finished or {}).get("folder")), None)
+    run_final(stage.loaded, stage.ledger, stage.paths, stage.backend, newest, stage.said.append)
 
 
 def test_baseline_winner_and_soup(tmp_path: Path) -> None:

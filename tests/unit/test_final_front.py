@@ -43,7 +43,8 @@ def stage(
 
 
 def final(made: Stage) -> None:
-    run_final(made.loaded, made.ledger, made.paths, made.backend, made.said.append)
+    soups = [soup for soup in fold(made.ledger.events()).soups.values() if soup.finished is not None]
+    run_final(made.loaded, made.ledger, made.paths, made.backend, soups[-1] if soups else None, made.said.append)
 
 
 def soup(made: Stage, **config: Any) -> Any:

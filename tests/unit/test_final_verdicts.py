@@ -103,5 +103,5 @@ def test_without_items_the_errors_are_added() -> None:
 
 
 def test_holm_counts_the_earlier_verdicts() -> None:
-    bodies = with_holm([0.5, None], [{"p": 0.01}, {"p": 0.04}, {"p": None}])
+    bodies = with_holm([{"p": 0.5}, {"p": None}], [{"p": 0.01}, {"p": 0.04}, {"p": None}])
     assert [body["p_holm"] for body in bodies] == [0.03, 0.08, None]
