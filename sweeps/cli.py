@@ -14,12 +14,14 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from sweeps.convert import CONVERTERS
 from sweeps.paths import DEFAULT_STORAGE
 from sweeps.problems import SpecError
 from sweeps.starter import STARTERS
 
 COMMANDS: dict[str, str] = {
     "init": "sweeps.commands.first:init",
+    "convert": "sweeps.commands.convert:convert",
     "schema": "sweeps.commands.first:schema",
     "explain": "sweeps.commands.first:explain",
     "check": "sweeps.commands.check:check",
@@ -84,9 +86,8 @@ def _add_first(add: Add) -> None:
         "--base-model", metavar="M", help="what is fine-tuned; default: SmolLM2-135M-Instruct, to begin with"
     )
     init.add_argument("--force", action="store_true", help="overwrite the file")
-    init.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
-    for field in ("prompt", "completion", "messages", "text"):
-        init.add_argument(f"--field-{field}", metavar="COLUMN", help=f"column of the {field} (default: seen)")
+    _rows(init)
+    _add_convert(add)
     schema = add("schema", "the JSON Schema of the sweep file, for editors")
     schema.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")
     schema.epilog = (
@@ -96,6 +97,31 @@ def _add_first(add: Add) -> None:
     explain = add("explain", "what a key of the sweep file means")
     explain.add_argument("key", nargs="?", metavar="KEY", help="learning_rate, early_terminate.eta, soup, tpe, ...")
     _json(explain)
+
+
+def _add_convert(add: Add) -> None:
+    convert = add("convert", "turn an Axolotl config or a W&B sweep into a sweep file, and say what it can't carry")
+    convert.add_argument("file", metavar="FILE", help="axolotl.yml, or W&B's sweep.yaml")
+    convert.add_argument("--sweep", metavar="FILE", help="Axolotl's --sweep file, what is searched")
+    convert.add_argument(
+        "-o", "--output", default="sweep.yaml", metavar="FILE", help="where to write (default sweep.yaml)"
+    )
+    convert.add_argument("--from", dest="tool", choices=CONVERTERS, help="whose file it is (default: seen)")
+    convert.add_argument("--base-model", metavar="M", help="what is fine-tuned; W&B's files do not say it")
+    convert.add_argument("--data", metavar="DATA", help="what is trained on; W&B's files do not say it")
+    _rows(convert)
+    convert.add_argument(
+        "--import-path", metavar="MODULE:CLASS", help="W&B: sweep a pipeline of your own instead of a fine-tune"
+    )
+    convert.add_argument("--total", type=_positive, metavar="N", help="resource of a whole run of that pipeline")
+    convert.add_argument("--force", action="store_true", help="overwrite the file")
+    _json(convert)
+
+
+def _rows(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
+    for field in ("prompt", "completion", "messages", "text"):
+        command.add_argument(f"--field-{field}", metavar="COLUMN", help=f"column of the {field} (default: seen)")
 
 
 def _add_running(add: Add) -> None:

@@ -24,7 +24,7 @@ PIPELINE_NAMES: dict[str, tuple[str, str]] = {
     "train_file": (HF, "datasets.train.path"),
     "val_set_size": (AXOLOTL, "datasets.tune.fraction"),
     "val_size": (FACTORY, "datasets.tune.fraction"),
-    "test_datasets": (AXOLOTL, "datasets.test"),
+    "test_datasets": (AXOLOTL, "datasets.tune"),
     "eval_dataset": (FACTORY, "datasets.tune"),
     "max_samples": (FACTORY, "datasets.train.limit"),
     "finetuning_type": (FACTORY, "adapter"),
@@ -198,7 +198,7 @@ DISTRIBUTIONS: dict[str, str] = {
 
 VALUES: dict[str, dict[str, str]] = {
     "method": {
-        "bayes": "W&B's bayes is 'tpe' here",
+        "bayes": "W&B's bayes is 'gp' here, or 'tpe'",
         "bayesian": "bayesian search is 'tpe' here",
         "optuna": "Optuna's sampler is 'tpe' here",
         "variant_generator": "Ludwig's variant_generator is 'random' or 'grid' here",

@@ -202,6 +202,10 @@ def _half_precision(draft: Draft, verdicts: Verdicts) -> None:
         )
 
 
+NEEDS_ROWS = "num_epochs needs the rows of"
+"""How the complaint begins that only data of the hub, not fetched yet, can tell how long a run is."""
+
+
 class _DataError(ValueError):
     """The rows can't be counted; the message names file and line."""
 
@@ -234,7 +238,7 @@ def _count_rows(datasets: Datasets, config: SFTConfig | CustomConfig, draft: Dra
     unread = list(dict.fromkeys(data.path for data in placed.files.values() if is_hub_id(data.path)))
     if unread and not draft.fetch:
         raise _DataError(
-            f"num_epochs needs the rows of {' and '.join(unread)}, which are fetched by `submit` and `check --data` alone; add "
+            f"{NEEDS_ROWS} {' and '.join(unread)}, which are fetched by `submit` and `check --data` alone; add "
             "--data, or give max_steps"
         )
     try:

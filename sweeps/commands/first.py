@@ -28,15 +28,20 @@ def init(arguments: argparse.Namespace) -> int:
     from sweeps.starter.base import Request
 
     _refuse_unknown(arguments.kind)
-    output = _output(arguments.output, force=arguments.force)
+    output = output_of(arguments.output, force=arguments.force)
     data = arguments.data or _obvious(arguments.kind)
-    fields = {part: name for part in FIELDS if (name := getattr(arguments, f"field_{part}")) is not None}
+    fields = named_fields(arguments)
     made = starter_of(arguments.kind)(Request(data, output, arguments.base_model, arguments.type, fields))
     load_text(made.text.encode(), output.parent, (), arguments.output)
-    _write(output, made.text, force=arguments.force)
+    write_file(output, made.text, force=arguments.force)
     print("\n".join(clean(line) for line in made.found))
     print(f"wrote {clean(arguments.output)}\nnext: stockpot check {clean(shlex.quote(arguments.output))}")
     return 0
+
+
+def named_fields(arguments: argparse.Namespace) -> dict[str, str]:
+    """What `--field-PART` says: part -> column."""
+    return {part: name for part in FIELDS if (name := getattr(arguments, f"field_{part}")) is not None}
 
 
 def _refuse_unknown(kind: str | None) -> None:
@@ -93,7 +98,7 @@ def _obvious(kind: str) -> str:
     )
 
 
-def _output(name: str, *, force: bool) -> Path:
+def output_of(name: str, *, force: bool) -> Path:
     """Where the file goes, absolute.
 
     Raises:
@@ -109,7 +114,7 @@ def _output(name: str, *, force: bool) -> Path:
     return path
 
 
-def _write(path: Path, text: str, *, force: bool) -> None:
+def write_file(path: Path, text: str, *, force: bool) -> None:
     """Write the file: over another one aside and moved, else only where there is none.
 
     Raises:
@@ -137,10 +142,10 @@ def schema(arguments: argparse.Namespace) -> int:
     if arguments.output is None:
         print(text, end="")
         return 0
-    output = _output(arguments.output, force=True)
+    output = output_of(arguments.output, force=True)
     if output.exists() and TITLE.encode() not in output.read_bytes():
         raise UsageError(f"-o {arguments.output}: is there already and holds something else; it stays")
-    _write(output, text, force=True)
+    write_file(output, text, force=True)
     print(
         f"wrote {arguments.output}\nat the top of a sweep file beside it: # yaml-language-server: $schema=./{output.name}"
     )

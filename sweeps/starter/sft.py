@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -117,6 +117,36 @@ def _plan(path: Path, given: Shape | None, folder: Path) -> tuple[Plan, list[str
             f"beside it lie files of other splits: stockpot init sft {_shown(str(path.parent), folder)} takes {listed}"
         )
     return plan, found
+
+
+def held_out_of(
+    data: str, kind: str | None, fields: Mapping[str, str], folder: Path, names: Sequence[str] = tuple(HELD_OUT)
+) -> tuple[dict[str, object], list[str]]:
+    """`datasets` as `init` would write it, plain, and what was seen.
+
+    Args:
+        data: path or hub id.
+        kind: of the rows; None: seen.
+        fields: part of a row -> its column.
+        folder: what the paths will be relative to.
+        names: held-out splits that are wanted.
+
+    Raises:
+        UserError: if the data can't be used as they are.
+    """
+    given, path = given_shape(kind, fields), absolute_path(data, Path.cwd())
+    hub = is_hub_id(data) and not path.exists()
+    plan, found = _hub(data, given) if hub else _plan(path, given, folder)
+    splits: dict[str, object] = {}
+    for split in ("train", *(name for name in HELD_OUT if name in names)):
+        seen = plan.looks.get(split)
+        if split in plan.paths:
+            made = plan.shape.data(plan.paths[split], seen.ds_type if seen else None)
+            splits[split] = made.model_dump(exclude_unset=True, exclude_none=True)
+        else:
+            splits[split] = {"fraction": plan.share}
+    splits |= {"on_duplicate": "drop_train"} if plan.drop else {}
+    return splits | ({"on_bad_row": "skip"} if plan.skip else {}), found
 
 
 def _share(train: Look, splits: int) -> float:

@@ -134,7 +134,7 @@ seeds: {tune: [1], test: [1]}
         "pipeline.use_rslora (line 11, column 15): 'yes' is not true or false; write true",
         "pipeline.load_in_4bit (line 12, column 3): 'load_in_4bit' is unknown; quantised",
         "parameters.lora_r[1] (line 14, column 15): 0 is not at least 1",
-        "method.type (line 15, column 9): 'bayes' is unknown; W&B's bayes is 'tpe' here (cmaes, gp, grid, nsga2, random, tpe)",
+        "method.type (line 15, column 9): 'bayes' is unknown; W&B's bayes is 'gp' here, or 'tpe' (cmaes, gp, grid, nsga2, random, tpe)",
         "metric.goal (line 16, column 33): 'minimise' is unknown; did you mean 'minimize'? (maximize, minimize)",
         "run_cap (line 17, column 1): 'run_cap' is unknown; W&B's run_cap is `budget.trials` here",
         "early_terminate.type (line 18, column 25): 'hyperband' is unknown; W&B's hyperband is 'asha' here",
