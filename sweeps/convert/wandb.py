@@ -83,7 +83,10 @@ def _fine_tune(request: Request, added: list[Addition]) -> dict[str, Any]:
         )
     model = near(request.base_model, request.output)
     splits, found = held_out_of(request.data, request.type, request.fields, request.output.parent, ("tune", "test"))
-    added += [Addition(says("base_model", model), "--base-model"), *(Addition("datasets", line) for line in found)]
+    added += [
+        Addition(says("base_model", model), "--base-model"),
+        *(Addition("datasets", line) for line in found if not line.startswith("splits")),
+    ]
     return {"type": "sft", "base_model": model, "datasets": splits}
 
 

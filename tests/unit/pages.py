@@ -16,6 +16,7 @@ _FENCE = re.compile(
     r"(?:<!-- (?P<note>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 _NOT_RUN = "not run: "
+_FILE = "file: "
 _WORD = re.compile(r"(?<![\w./:-])[A-Za-z_]{3,}(?![\w./:-])")
 _OUTCOME = re.compile(
     "better|worse|difference shown|told apart|stands alone|reject|accept|promoted|warning|last report"
@@ -44,6 +45,11 @@ class Block:
     def not_run(self) -> str | None:
         """Why the block can't be run here; None where it can."""
         return self.note.removeprefix(_NOT_RUN) if self.note.startswith(_NOT_RUN) else None
+
+    @property
+    def foreign(self) -> str | None:
+        """The name of another tool's file that the block is; None for ours."""
+        return self.note.removeprefix(_FILE) if self.note.startswith(_FILE) else None
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -99,10 +105,13 @@ def unprinted(shown: str, printed: str) -> list[str]:
 
 
 def files(page: Path) -> dict[str, str]:
-    """What a page says stands in a file: whole sweep files by their name, modules by the comment that they begin with."""
+    """What a page says stands in a file: whole sweep files by their name, modules by the comment that they begin with,
+    other tools' files by the comment above them."""
     found = {}
     for block in blocks(page):
-        if block.language == YAML and (name := re.match(r"name: (\S+)\n", block.text)):
+        if block.foreign is not None:
+            found[block.foreign] = block.text
+        elif block.language == YAML and (name := re.match(r"name: (\S+)\n", block.text)):
             found[f"{name[1]}.yaml"] = block.text
         if block.language == PYTHON and (name := re.match(r"# (\w+\.py)\n", block.text)):
             found[name[1]] = block.text
