@@ -19,8 +19,8 @@ from sweeps.local import absolute
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric
 from sweeps.problems import show
-from sweeps.searchers.cover import division
-from sweeps.spec import ASHAConfig, GridConfig
+from sweeps.searchers.cover import GENERATIONS, default_population, division
+from sweeps.spec import ASHAConfig, CMAESConfig, GPConfig, GridConfig, NSGA2Config, TPEConfig
 from sweeps.yaml_source import Place
 
 
@@ -51,7 +51,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     if draft.sound("parameters", "pipeline", "method", "budget"):
         _budget(draft, verdicts)
     if draft.sound("parameters", "pipeline", "method"):
-        _method(draft)
+        _method(draft, verdicts)
     if draft.sound("parameters", "pipeline"):
         _comparable(draft, verdicts)
         _moot(draft, verdicts)
@@ -143,13 +143,28 @@ def _budget(draft: Draft, verdicts: Verdicts) -> None:
     verdicts.trials = asked_for(spec, size)
 
 
-def _method(draft: Draft) -> None:
-    """A model needs parameters that every configuration has."""
+def _method(draft: Draft, verdicts: Verdicts) -> None:
+    """A model needs parameters that every configuration has, and trials enough to learn from."""
     kind = draft.spec.method.type
     parts = division(kind, draft.parsed.space)
     if parts is not None and not parts[kind]:
         what = "numeric range" if kind == "cmaes" else "parameter with several values"
         draft.wrong(("method",), f"{kind} needs a {what} outside choose, and there is none; use method: tpe")
+        return
+    method, trials = draft.spec.method, verdicts.trials
+    if trials is None:
+        return
+    if isinstance(method, TPEConfig | GPConfig) and trials <= method.n_startup_trials:
+        verdicts.warnings.append(
+            f"the first {method.n_startup_trials} trials of {kind} are random draws, and there are only {trials}; so this is random search"
+        )
+    if isinstance(method, CMAESConfig | NSGA2Config):
+        size = method.population_size or default_population(len(parts[kind] if parts else ()))
+        if trials < GENERATIONS * size:
+            verdicts.warnings.append(
+                f"{trials} trials are {trials / size:.2g} generations of {kind}; with fewer than {GENERATIONS} it often finds no more than "
+                f"random search: give {GENERATIONS * size} trials, or use method: tpe"
+            )
 
 
 def _comparable(draft: Draft, verdicts: Verdicts) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sweeps.searchers.base import Suggestion, Told
-from sweeps.searchers.cover import axes_of, covered
+from sweeps.searchers.cover import axes_of, covered, default_population
 from sweeps.searchers.rungs import comparable
 from sweeps.searchers.studies import TPE_PART, draw, drawn, load_optuna, quiet, seed_of, tpe_trial
 from sweeps.space import Domain, Interval, Space
@@ -60,7 +60,7 @@ class CMAESSearcher:
         self.space = space
         self.directions = tuple(directions)
         self.seed = seed
-        self.population_size = population_size or 4 + math.floor(3 * math.log(len(own)))
+        self.population_size = population_size or default_population(len(own))
         self.sigma = sigma
         axes = axes_of(space)
         self._domains = {name: domain for name in own if isinstance(domain := axes[name], Interval)}

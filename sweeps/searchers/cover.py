@@ -7,10 +7,20 @@
 
 from __future__ import annotations
 
+import math
+
 from sweeps.space import Domain, Interval, Space
 
 IN_PARTS = frozenset({"gp", "cmaes", "nsga2"})
 """Methods with a model of their own for some axes."""
+
+GENERATIONS = 10
+"""With fewer, evolution finds no more than random draws do (`benchmarks/searchers.py`: Branin, ZDT1)."""
+
+
+def default_population(ranges: int) -> int:
+    """Trials a generation of CMA-ES over this many ranges (Hansen 2016, table 1)."""
+    return 4 + math.floor(3 * math.log(ranges))
 
 
 def axes_of(space: Space) -> dict[str, Domain]:

@@ -5,6 +5,7 @@ from statistics import median
 
 import pytest
 from plans import LINE, backend, plan
+from sweep_files import SFT, load
 from test_searchers import MIXED, ask
 
 from sweeps.ledger import Ledger
@@ -162,3 +163,23 @@ def _asked(searcher, count):
         made = searcher.suggest(i, history)
         history.append(Told(made, "complete", (bowl(made.parameters),), 3))
     return history
+
+
+@pytest.mark.parametrize(
+    ("method", "trials", "says"),
+    [
+        ("tpe", 8, "the first 8 trials of tpe are random draws, and there are only 8"),
+        ("tpe", 9, None),
+        ("{type: gp, n_startup_trials: 12}", 10, "the first 12 trials of gp are random draws"),
+        ("nsga2", 40, "40 trials are 5 generations of nsga2; with fewer than 10"),
+        ("nsga2", 80, None),
+        ("cmaes", 39, "39 trials are 9.8 generations of cmaes"),
+        ("cmaes", 40, None),
+        ("{type: cmaes, population_size: 10}", 40, "40 trials are 4 generations of cmaes"),
+        ("random", 1, None),
+    ],
+)
+def test_too_few_trials_for_a_method_are_said(method: str, trials: int, says: str | None, tmp_path) -> None:
+    axes = "learning_rate: {min: 1.0e-5, max: 1.0e-3}\n"
+    found = load(tmp_path, f"{SFT}parameters:\n  {axes}method: {method}\nbudget: {{trials: {trials}}}\n").warnings
+    assert [says in one for one in found] == [True] if says else found == ()
