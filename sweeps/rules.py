@@ -162,7 +162,7 @@ def _method(draft: Draft, verdicts: Verdicts) -> None:
         size = method.population_size or default_population(len(parts[kind] if parts else ()))
         if trials < GENERATIONS * size:
             verdicts.warnings.append(
-                f"{trials} trials are {trials / size:.2g} generations of {kind}; with fewer than {GENERATIONS} it often finds no more than "
+                f"{trials} trials are {trials / size:.2g} generations of {kind}; with fewer than {GENERATIONS} it finds little more than "
                 f"random search: give {GENERATIONS * size} trials, or use method: tpe"
             )
 
