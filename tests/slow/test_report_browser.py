@@ -16,7 +16,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
-from report_sweeps import simulated
+from report_sweeps import FILE, ONE_AXIS, simulated
 
 from sweeps.failures import Failure
 from sweeps.ledger import Event, Ledger
@@ -288,8 +288,10 @@ HOSTILE = "<img src=x onerror=document.title='owned'></script><script>document.t
 
 
 def small(tmp_path: Path, kind: str) -> SweepPaths:
-    if kind == "failed":
-        return simulated(tmp_path, trials=4, total=8, finish=False, broken=lambda *_: Failure("user", HOSTILE, ""))
+    if kind.startswith("failed"):
+        text = ONE_AXIS if kind == "failed, of one axis" else FILE
+        broken = lambda *_: Failure("user", HOSTILE, "")  # noqa: E731
+        return simulated(tmp_path, trials=4, total=8, finish=False, broken=broken, text=text)
     if kind == "empty":
         Ledger.create(tmp_path / "empty", durable=False).close()
         return SweepPaths(tmp_path / "empty")
@@ -302,13 +304,14 @@ def small(tmp_path: Path, kind: str) -> SweepPaths:
     return simulated(tmp_path, trials=3, total=9, stop="{type: none}", broken=None)
 
 
-@pytest.mark.parametrize("kind", ["failed", "empty", "old", "three", "two hundred"])
+@pytest.mark.parametrize("kind", ["failed", "failed, of one axis", "empty", "old", "three", "two hundred"])
 def test_any_sweep_has_a_page(kind: str, tmp_path: Path, watched: Callable[..., Watched]) -> None:
     page = watched().see(write_report(small(tmp_path, kind)))
     assert page.evaluate("document.title").endswith("· Stockpot")
     assert page.evaluate("document.documentElement.scrollWidth") == 1360
     assert page.evaluate("[...document.querySelectorAll('img, iframe, object')].length") == 0
-    if kind == "failed":
+    assert page.locator("#parameters").is_visible() == (kind not in ("empty", "failed, of one axis"))
+    if kind.startswith("failed"):
         assert HOSTILE.split("\u2028")[0] in page.inner_text("#endings-list")
     if kind == "three":
         assert "3 of the 20 ended trials" in page.inner_text("#importance-lead")

@@ -44,6 +44,7 @@ budget: {{trials: {trials}}}
 early_terminate: {stop}
 soup: {{method: greedy, top: {top}}}
 """
+ONE_AXIS = FILE[: FILE.index("  kwargs.rank:")] + FILE[FILE.index("method:") :]
 ASHA = "{{type: asha, min: {first}, eta: {eta}, finalists: {finalists}}}"
 ROWS = ItemSet(tuple(f"row-{i}" for i in range(80)), None, tuple(f"g{i // 2}" for i in range(80)))
 EASE = np.random.default_rng(7).normal(0.0, 0.25, len(ROWS.ids))
@@ -116,12 +117,13 @@ def simulated(
     curve: Curve = loss,
     stop: str | None = None,
     broken: Any = faults,
+    text: str = FILE,
 ) -> SweepPaths:
     """A sweep of simulated trials; with `finish`, a soup, a final step and the last event."""
     (here / "toy.py").write_text("class Toy:\n    pass\n", encoding="utf-8")
     rule = stop or ASHA.format(first=first, eta=eta, finalists=max(2, min(6, trials // 2)))
     loaded = load_text(
-        FILE.format(name=name, total=total, trials=trials, stop=rule, top=max(2, min(5, trials // 2))).encode(), here
+        text.format(name=name, total=total, trials=trials, stop=rule, top=max(2, min(5, trials // 2))).encode(), here
     )
     backend = WithItems(slots, curve, clock=VirtualClock(1.7e9), faults=broken, seconds=lambda config: 9.0)
     drive(loaded, loaded.paths.root, backend)

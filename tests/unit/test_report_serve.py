@@ -96,12 +96,19 @@ def test_a_named_host_takes_addresses_and_its_name_only(tmp_path: Path) -> None:
         server.server_close()
 
 
+def heed_ctrl_c() -> None:
+    """What a script runs in its background ignores SIGINT, and so do the processes that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_ends_with_ctrl_c_and_warns_of_other_hosts(tmp_path: Path) -> None:
     paths = simulated(tmp_path, trials=4, total=8, finish=False)
     command = [str(Path(sys.executable).with_name("stockpot")), "report", str(paths.root), "--watch"]
     for host, warned in ((None, False), ("0.0.0.0", True)):
         words = command + (["--host", host] if host else [])
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+        )
         assert process.stdout is not None
         line = process.stdout.readline()
         assert line.startswith("report of big: http://")

@@ -93,7 +93,7 @@ function trialTip(record, id) {
 }
 
 function showParameters(record) {
-  const there = record.axes.length > 0 && record.trials.length > 0;
+  const there = record.trials.length > 0 && parallelAxes(record).length > 1; // one axis alone is no picture
   $("parameters").hidden = !there;
   if (!there) return;
   const branched = record.axes.filter((one) => one.when.length);
