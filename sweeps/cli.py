@@ -199,7 +199,9 @@ def _add_models(add: Add) -> None:
     _json(soup)
     evaluate = add("evaluate", "score any model or soup on data")
     evaluate.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
-    evaluate.add_argument("--on", required=True, metavar="DATA", help="a JSONL file, or sweep://NAME/tune|select|test")
+    evaluate.add_argument(
+        "--on", required=True, metavar="DATA", help="a data file, as of a split, or sweep://NAME/tune|select|test"
+    )
     evaluate.add_argument("--with", required=True, dest="evaluators", metavar="EVALUATOR[,...]", help="loss, ...")
     evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder; default: the one it names")
     evaluate.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
