@@ -120,6 +120,7 @@ class Leaderboard:
         finals: what the final step scored: {role, candidate, seed, scores}, scores by full name.
         verdicts: of the present final step, as in the ledger, with `p_holm` over all that the sweep has had.
         tests: how many those are.
+        same: role of each judged soup that is one run alone -> the role of that run.
         earlier: final steps before the sweep was given another budget, oldest first.
         test_openings: how often `test` was opened.
         finished: whether the sweep is over.
@@ -135,6 +136,7 @@ class Leaderboard:
     finals: tuple[Mapping[str, Any], ...] = ()
     verdicts: tuple[Mapping[str, Any], ...] = ()
     tests: int = 0
+    same: Mapping[str, str] = field(default_factory=dict)
     earlier: tuple[Round, ...] = ()
     test_openings: int = 0
     finished: bool = False

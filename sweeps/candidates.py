@@ -11,7 +11,7 @@ score, and the soup against `front-1` and the baseline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,18 @@ def soup_candidate(soup: SoupState, role: str) -> dict[str, Any]:
     return {"role": role, "soup": soup.id, "folder": soup.finished["folder"], "hash": soup.finished["hash"]}
 
 
+def same_models(state: SweepState) -> dict[str, str]:
+    """Role of each judged soup that is one of the single runs alone -> that run's role; other soups are not in it."""
+    runs = {candidate["run"]: str(candidate["role"]) for candidate in state.candidates if "run" in candidate}
+    found = {}
+    for candidate in state.candidates:
+        soup = state.soups.get(str(candidate.get("soup")))
+        inside = [run for run, _ in (soup.finished or {}).get("ingredients") or ()] if soup is not None else []
+        if len(inside) == 1 and inside[0] in runs:
+            found[str(candidate["role"])] = runs[inside[0]]
+    return found
+
+
 def leading(state: SweepState) -> RunState:
     """The first single run among the candidates: the winner, or the front's best on the primary metric."""
     return state.runs[next(candidate["run"] for candidate in state.candidates if "run" in candidate)]
@@ -135,12 +147,14 @@ def plan(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[Cont
     return contenders
 
 
-def pairs(candidates: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Roles to compare: left minus right."""
+def pairs(state: SweepState) -> list[tuple[str, str]]:
+    """Roles to compare: left minus right. A soup that is one of the single runs has no verdict of its own."""
+    candidates, same = state.candidates, same_models(state)
     singles = [candidate["role"] for candidate in candidates if "run" in candidate]
     soups = [candidate["role"] for candidate in candidates if "soup" in candidate and candidate["role"] != "soup"]
     found = [("soup", singles[0]), *((single, "baseline") for single in singles), ("soup", "baseline")]
-    return found + [(soup, other) for soup in soups for other in (singles[0], "baseline")]
+    found += [(soup, other) for soup in soups for other in (singles[0], "baseline")]
+    return [(left, right) for left, right in found if left not in same]
 
 
 def judged_metrics(loaded: LoadedSweep) -> tuple[Metric, ...]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators.config import EVALUATOR_CONFIGS
 from pipelines.finetune.checkpoint import content_hash, newest_whole
 from pipelines.stage import ModelSource
-from sweeps.candidates import Contender, freeze, judged_metrics, leading, pairs, plan, soup_candidate
+from sweeps.candidates import Contender, freeze, judged_metrics, leading, pairs, plan, same_models, soup_candidate
 from sweeps.engine import Backend, CallFailed
 from sweeps.ledger import Event, Items, Ledger
 from sweeps.metrics import Metric
@@ -120,7 +120,8 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
         return
     scored = {(final["role"], final.get("seed")) for final in state.finals}
     pending = [one for one in plan(loaded, state, paths) if (one.role, one.seed) not in scored]
-    pending = _known(loaded, ledger, paths, state, pending, say)
+    same = same_models(state)
+    pending = [one for one in _known(loaded, ledger, paths, state, pending, say) if one.role not in same]
     if pending:
         if not has_split(loaded, backend, config, "test"):
             custom = config["type"] == "custom"
@@ -131,6 +132,8 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
         _open_once(loaded, ledger, by, ready, evaluators)
         for contender in ready:
             _score(loaded, ledger, backend, contender, evaluators, say)
+    for soup, single in same.items():
+        _take_over(ledger, soup, single, say)
     _compare(ledger, judged, say)
     if not loaded.spec.seeds.test:
         say(f"final step: {DATA_ONLY}")
@@ -164,6 +167,19 @@ def _known(
         body = {"role": contender.role, "candidate": dict(contender.candidate), "seed": contender.seed}
         ledger.append([Event("final_scored", {**body, "scores": scores, "owner": final["owner"]})])
     return left
+
+
+def _take_over(ledger: Ledger, soup: str, single: str, say: Say) -> None:
+    """Give a soup that is one run alone that run's scores, once."""
+    state = fold(ledger.events())
+    finals = {final["role"]: final for final in state.finals if final.get("seed") is None}
+    if soup in finals or single not in finals:
+        return
+    say(f"final step: the {'soup' if soup == 'soup' else f'soup {soup}'} is the {single} itself, and takes its scores")
+    scores = [score.record() for score in finals[single]["scores"].values()]
+    candidate = next(dict(one) for one in state.candidates if one["role"] == soup)
+    body = {"role": soup, "candidate": candidate, "seed": None, "scores": scores, "owner": items_owner(finals[single])}
+    ledger.append([Event("final_scored", body)])
 
 
 def _identity(contender: Contender) -> str:
@@ -270,7 +286,7 @@ def _compare(ledger: Ledger, judged: Sequence[Metric], say: Say) -> None:
     bodies = []
     for metric in judged:
         name = f"test/{metric.bare}"
-        for left, right in pairs(state.candidates):
+        for left, right in pairs(state):
             retrained = left in singles and right == "baseline"
             sides = [_side(ledger, state, role, name, retrained) for role in (left, right)]
             if (left, right, name) not in done and all(one.scores for one in sides):

@@ -24,6 +24,7 @@ import numpy as np
 from evaluators.base import Score
 from evaluators.statistics import holm, paired
 from sweeps.board import ALPHA, Leaderboard, Measured, Row, to_csv, to_json, to_text
+from sweeps.candidates import same_models
 from sweeps.front import Front, find_front, numbered
 from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
@@ -107,6 +108,7 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
         finals=tuple(state.finals),
         verdicts=_verdicts(earlier, state.verdicts),
         tests=len(family(earlier, state.verdicts)),
+        same=same_models(state),
         earlier=tuple(state.earlier),
         test_openings=state.test_openings,
         finished=state.finished is not None,

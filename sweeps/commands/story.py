@@ -83,6 +83,10 @@ def final_lines(board: Leaderboard) -> list[str]:
     if any(str(final["role"]).startswith("front-") for final in board.finals):
         lines.append("there is no single winner: no run of the front is better than another on every metric")
     lines += [verdict_line(verdict, board.tests, board.alpha) for verdict in board.verdicts]
+    lines += [
+        f"{role(soup)} = {role(single)}: nothing else could be mixed in without loss, so it has no verdict of its own"
+        for soup, single in board.same.items()
+    ]
     lines += [f"  note: {note}" for note in dict.fromkeys(v.get("note") for v in board.verdicts) if note]
     if any(verdict.get("covers") == "data" for verdict in board.verdicts):
         lines.append("the intervals cover the choice of rows, not the luck of training (`seeds.test` repeats training)")

@@ -32,10 +32,7 @@ def headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any
         ]
         return {"title": _sentence(several[:2]), "tone": "decided", "lines": lines}
     if primary:
-        said = [
-            _itself(state) or _said(verdict, board) if _about_soup(verdict) else _said(verdict, board)
-            for verdict in primary
-        ]
+        said = [*(_said(verdict, board) for verdict in primary if verdict["left"] not in board.same), *_itself(board)]
         lines = [*_judged(board), *_differences(primary), *_caveats(board)]
         return {"title": _sentence(said), "tone": "decided", "lines": lines}
     lines = _best(board, state) + _caveats(board)
@@ -52,19 +49,12 @@ def headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any
     return {"title": title, "tone": "open" if board.trials else "none", "lines": lines}
 
 
-def _about_soup(verdict: Mapping[str, Any]) -> bool:
-    return (verdict["left"], verdict["right"]) == ("soup", "winner")
-
-
-def _itself(state: SweepState) -> str:
-    """Said of a judged soup that is one run alone, which is the winner; empty for all others."""
-    judged = next((c for c in state.candidates if c["role"] == "soup"), None)
-    winner = next((c for c in state.candidates if c["role"] == "winner"), None)
-    soup = state.soups.get(str(judged.get("soup"))) if judged is not None else None
-    inside = (soup.finished or {}).get("ingredients") if soup is not None else None
-    if winner is None or not inside or [run for run, _ in inside] != [winner.get("run")]:
-        return ""
-    return "the soup is that model itself, as nothing else could be mixed in without loss"
+def _itself(board: Leaderboard) -> list[str]:
+    """Said of a judged soup that is one run alone."""
+    return [
+        f"{_name(soup)} is {'that model' if single == 'winner' else _name(single)} itself, as nothing else could be mixed in without loss"
+        for soup, single in board.same.items()
+    ]
 
 
 def better(verdict: Mapping[str, Any], board: Leaderboard) -> str:

@@ -12,9 +12,11 @@ import pytest
 from soup_machine import Stage
 
 from evaluators.statistics import paired
+from sweeps.commands.story import final_lines
 from sweeps.engine import CallFailed
 from sweeps.failures import Failure
 from sweeps.final import DATA_ONLY, judge_soup, open_test, run_final
+from sweeps.leaderboard import leaderboard
 from sweeps.soup import make_soup
 from sweeps.spec import SoupConfig
 from sweeps.state import fold
@@ -210,6 +212,36 @@ def test_a_later_soup_opens_test_again(tmp_path: Path) -> None:
     before = stage.facts()
     judge_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, made, stage.said.append)
     assert stage.facts() == before
+
+
+ALONE = [9.0, 0.2, 9.0]
+"""One good adapter: nothing can be mixed into it without loss."""
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_soup_that_is_the_winner_has_its_scores_and_no_verdict_of_its_own(tmp_path: Path, later: bool) -> None:
+    stage = Stage(tmp_path, ALONE)
+    if later:
+        final(stage)
+    made = soup(stage)
+    assert [run for run, _ in made.finished["ingredients"]] == [stage.runs[1]]
+    for _ in range(2):
+        if later:
+            judge_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, made, stage.said.append)
+        else:
+            final(stage)
+    state = fold(stage.ledger.events())
+    assert state.test_openings == 1
+    role = "greedy-1" if later else "soup"
+    finals = {body["role"]: body for body in state.finals}
+    assert len(state.finals) == 3
+    assert finals[role]["scores"] == finals["winner"]["scores"]
+    assert finals[role]["owner"] == finals["winner"]["owner"]
+    (verdict,) = state.verdicts
+    assert (verdict["left"], verdict["right"]) == ("winner", "baseline")
+    assert verdict["p_holm"] == verdict["p"]
+    said = final_lines(leaderboard(state, stage.ledger, stage.loaded))
+    assert any("= best single: nothing else" in line for line in said)
 
 
 def test_a_soup_of_an_unjudged_sweep_is_judged_with_all(tmp_path: Path) -> None:

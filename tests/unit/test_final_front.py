@@ -60,7 +60,7 @@ def soup(made: Stage, **config: Any) -> Any:
 
 def test_the_front_is_judged_against_the_baseline_on_every_score(tmp_path: Path) -> None:
     made = stage(tmp_path, SCORES)
-    soup(made)
+    soup(made, method="uniform")
     final(made)
     state = fold(made.ledger.events())
     assert [candidate["role"] for candidate in state.candidates] == [
