@@ -267,7 +267,7 @@ def test_soup_baseline_and_final_scores() -> None:
     winner, other = sweep.ran(0.0), sweep.ran(0.1)
     ingredients = [{"run": f"{t}/seed-0"} for t in (winner, other)]
     sweep.add("soup_started", soup="s1", method="greedy", metric="select/loss", ingredients=ingredients)
-    sweep.add("soup_finished", soup="s1", ingredients=ingredients[:1], folder="f", score=None, hash="h")
+    sweep.add("soup_finished", soup="s1", ingredients=[[ingredients[0]["run"], 1.0]], folder="f", score=None, hash="h")
     sweep.add(
         "final_frozen",
         candidates=[
