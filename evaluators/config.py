@@ -8,6 +8,8 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Direction = Literal["minimize", "maximize"]
+Subject = Literal["model", "retrieval", "answer"]
+"""What an evaluator scores: a model on rows (SFT), what was retrieved for questions, or answers to questions (RAG)."""
 
 
 class EvaluatorConfig(BaseModel):
@@ -16,11 +18,24 @@ class EvaluatorConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     metrics: ClassVar[dict[str, Direction]]
+    subjects: ClassVar[tuple[Subject, ...]] = ("model",)
+    judged: ClassVar[bool] = False
+    """Whether it asks `judge:`."""
+    embeds: ClassVar[bool] = False
+    """Whether it asks `pipeline.answer_embedding`."""
 
     when: Literal["rung", "end", "final"] | None = None
     """When it runs: at every milestone, at a run's end, or in the final step only. Default: `end` and `final`; the metric's own runs at rungs too."""
     limit: int | None = Field(default=None, ge=1)
     """Rows scored at most, the first ones by hash order; all by default."""
+
+    def reports(self) -> dict[str, Direction]:
+        """The metrics of this entry; with settings of its own there may be more than `metrics` says."""
+        return dict(self.metrics)
+
+    def reporting(self, metric: str) -> EvaluatorConfig | None:
+        """This entry, changed where needed to report a metric; None where it can't."""
+        return self if metric in self.reports() else None
 
 
 class LossConfig(EvaluatorConfig):
@@ -43,6 +58,7 @@ class ExactMatchConfig(EvaluatorConfig):
     """Share of rows whose generated answer equals the reference, by batched greedy generation."""
 
     metrics: ClassVar[dict[str, Direction]] = {"exact_match": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("model", "answer")
 
     type: Literal["exact_match"] = "exact_match"
     max_new_tokens: int = Field(default=64, ge=1)
@@ -77,8 +93,143 @@ class JSONFieldsConfig(EvaluatorConfig):
     """Tokens generated at most."""
 
 
+class RetrievalConfig(EvaluatorConfig):
+    """What was retrieved against gold spans and gold documents; without `.at_`, over what the generator is given.
+
+    `span_recall.at_5` counts the first 5 passages of every configuration, `span_recall.at_4000_characters` the first
+    4,000 characters: the first is fair to small chunks, the second to large ones.
+    """
+
+    metrics: ClassVar[dict[str, Direction]] = {
+        "span_recall": "maximize",
+        "span_precision": "maximize",
+        "span_iou": "maximize",
+        "span_mrr": "maximize",
+        "span_ndcg": "maximize",
+        "span_map": "maximize",
+        "document_recall": "maximize",
+        "document_precision": "maximize",
+        "document_mrr": "maximize",
+        "document_ndcg": "maximize",
+        "document_map": "maximize",
+    }
+    subjects: ClassVar[tuple[Subject, ...]] = ("retrieval",)
+
+    type: Literal["retrieval"] = "retrieval"
+    k: tuple[Annotated[int, Field(ge=1, le=1000)], ...] = ()
+    """Numbers of passages at which all metrics are reported too, as `.at_<k>`."""
+    characters: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Numbers of characters at which all metrics are reported too, as `.at_<n>_characters`."""
+
+    def reports(self) -> dict[str, Direction]:
+        """Every metric as it is, and at every cut."""
+        cuts = [f".at_{k}" for k in self.k] + [f".at_{n}_characters" for n in self.characters]
+        return {name + cut: direction for cut in ["", *cuts] for name, direction in self.metrics.items()}
+
+    def reporting(self, metric: str) -> EvaluatorConfig | None:
+        """This entry with the metric's cut among its own."""
+        found = re.fullmatch(r"(\w+?)\.at_([1-9]\d{0,8})(_characters)?", metric)
+        if metric in self.reports() or found is None or found[1] not in self.metrics:
+            return self if metric in self.reports() else None
+        name, cut = ("characters", int(found[2])) if found[3] else ("k", int(found[2]))
+        if name == "k" and cut > 1000:
+            return None
+        return self.model_copy(update={name: (*getattr(self, name), cut)})
+
+
+class TokenF1Config(EvaluatorConfig):
+    """Words that answer and reference share, as F1 (SQuAD's rule); precision and recall beside it."""
+
+    metrics: ClassVar[dict[str, Direction]] = {
+        "token_f1": "maximize",
+        "token_f1.precision": "maximize",
+        "token_f1.recall": "maximize",
+    }
+    subjects: ClassVar[tuple[Subject, ...]] = ("answer",)
+
+    type: Literal["token_f1"] = "token_f1"
+
+
+class AnswerSimilarityConfig(EvaluatorConfig):
+    """Cosine of the embeddings of answer and reference, by `pipeline.answer_embedding`."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"answer_similarity": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("answer",)
+    embeds: ClassVar[bool] = True
+
+    type: Literal["answer_similarity"] = "answer_similarity"
+
+
+class FaithfulnessConfig(EvaluatorConfig):
+    """Share of the answer's statements that the context supports, by `judge:`."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"faithfulness": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("answer",)
+    judged: ClassVar[bool] = True
+
+    type: Literal["faithfulness"] = "faithfulness"
+
+
+class AnswerCorrectnessConfig(EvaluatorConfig):
+    """F1 over the statements of answer and reference by `judge:`, and their similarity, weighted."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"answer_correctness": "maximize", "answer_correctness.f1": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("answer",)
+    judged: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
+
+    type: Literal["answer_correctness"] = "answer_correctness"
+    weight: float = Field(default=0.75, ge=0, le=1)
+    """Weight of the F1; the similarity has the rest."""
+
+
+class AnswerRelevancyConfig(EvaluatorConfig):
+    """Mean cosine of the question and questions that `judge:` makes from the answer alone; 0 for noncommittal answers."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"answer_relevancy": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("answer",)
+    judged: ClassVar[bool] = True
+    embeds: ClassVar[bool] = True
+
+    type: Literal["answer_relevancy"] = "answer_relevancy"
+    questions: int = Field(default=3, ge=1)
+    """Questions made from an answer."""
+
+
+class ContextPrecisionConfig(EvaluatorConfig):
+    """Average precision of the passages that `judge:` finds useful for the reference answer."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"context_precision": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("retrieval",)
+    judged: ClassVar[bool] = True
+
+    type: Literal["context_precision"] = "context_precision"
+
+
+class ContextRecallConfig(EvaluatorConfig):
+    """Share of the reference answer's statements that the context supports, by `judge:`."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"context_recall": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("retrieval",)
+    judged: ClassVar[bool] = True
+
+    type: Literal["context_recall"] = "context_recall"
+
+
 AnyEvaluatorConfig = Annotated[
-    LossConfig | PerplexityConfig | ExactMatchConfig | JSONFieldsConfig, Field(discriminator="type")
+    LossConfig
+    | PerplexityConfig
+    | ExactMatchConfig
+    | JSONFieldsConfig
+    | RetrievalConfig
+    | TokenF1Config
+    | AnswerSimilarityConfig
+    | FaithfulnessConfig
+    | AnswerCorrectnessConfig
+    | AnswerRelevancyConfig
+    | ContextPrecisionConfig
+    | ContextRecallConfig,
+    Field(discriminator="type"),
 ]
 
 EVALUATOR_CONFIGS: tuple[type[EvaluatorConfig], ...] = get_args(get_args(AnyEvaluatorConfig)[0])
@@ -87,4 +238,14 @@ EVALUATOR_CONFIGS: tuple[type[EvaluatorConfig], ...] = get_args(get_args(AnyEval
 METRICS: dict[str, Direction] = {
     name: direction for config in EVALUATOR_CONFIGS for name, direction in config.metrics.items()
 }
-"""Every metric name any built-in evaluator reports, without its split."""
+"""Every metric name any built-in evaluator reports, without its split and without `.at_`."""
+
+
+def metrics_of(*subjects: Subject) -> dict[str, Direction]:
+    """The metric names of evaluators that can score one of the subjects."""
+    return {
+        name: direction
+        for config in EVALUATOR_CONFIGS
+        if set(config.subjects) & set(subjects)
+        for name, direction in config.metrics.items()
+    }

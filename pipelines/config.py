@@ -11,19 +11,11 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, TypeAdapter, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
-
-class Config(BaseModel):
-    """Base of every part of the file: frozen, unknown keys fail, the text under a field documents it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-
-def wrong(field: str, message: str) -> PydanticCustomError:
-    """What a cross-field rule raises: the field to point at, and what is wrong with the mend."""
-    return PydanticCustomError("rule", "{message}", {"field": field, "message": message})
+from pipelines.fields import Config as Config
+from pipelines.fields import wrong as wrong
+from pipelines.rag.config import RagConfig
 
 
 class DataFile(Config):
@@ -272,29 +264,37 @@ class CustomConfig(Config):
         return {}
 
 
-PipelineConfig = Annotated[SFTConfig | CustomConfig, Field(discriminator="type")]
-PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, CustomConfig)
+AnyPipeline = SFTConfig | RagConfig | CustomConfig
+"""A typed pipeline configuration."""
+PipelineConfig = Annotated[AnyPipeline, Field(discriminator="type")]
+PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, RagConfig, CustomConfig)
 """The members of `PipelineConfig`, for those who ask which keys there are."""
-PIPELINE_ADAPTER: TypeAdapter[SFTConfig | CustomConfig] = TypeAdapter(PipelineConfig)
+PIPELINE_ADAPTER: TypeAdapter[AnyPipeline] = TypeAdapter(PipelineConfig)
 """Types a configuration by its `type`."""
 
 
-def total_resource(config: SFTConfig | CustomConfig, count_rows: Callable[[Datasets], int]) -> int:
-    """The resource of a whole run: optimizer steps of a fine-tune, `total` of a pipeline of your own.
+def total_resource(
+    config: AnyPipeline, count_rows: Callable[[Datasets], int], count_questions: Callable[[RagConfig], int]
+) -> int:
+    """The resource of a whole run: optimizer steps of a fine-tune, questions of a RAG configuration, `total` of a
+    pipeline of your own.
 
     Args:
         config: the trial's configuration.
         count_rows: counts the rows of train (`pipelines.splits.count_train`); called for `num_epochs` only.
+        count_questions: counts the questions of tune (`pipelines.rag.questions.count_tune`).
     """
     if isinstance(config, CustomConfig):
         return config.total
+    if isinstance(config, RagConfig):
+        return count_questions(config)
     if config.max_steps is not None:
         return config.max_steps
     a_step = config.micro_batch_size * config.gradient_accumulation_steps
     return max(1, math.ceil((config.num_epochs or 0.0) * math.ceil(count_rows(config.datasets) / a_step)))
 
 
-def parse_pipeline(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:
+def parse_pipeline(config: Mapping[str, Any]) -> AnyPipeline:
     """The typed form of a resolved configuration, on a worker.
 
     Raises:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, Config, CustomConfig, SFTConfig
+from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, Config
 from sweeps.complaints import Complaint, complaints
 from sweeps.data import data_problems
 from sweeps.fields import Models, model_at, overlay, type_names
@@ -54,7 +54,7 @@ class Draft:
     written: dict[str, Any]
     parsed: Parsed
     models: Models
-    configs: list[tuple[dict[str, Any], SFTConfig | CustomConfig]] = field(default_factory=list)
+    configs: list[tuple[dict[str, Any], AnyPipeline]] = field(default_factory=list)
     fetch: bool = False
 
     def sound(self, *sections: str) -> bool:
@@ -169,7 +169,7 @@ def validate(data: Mapping[str, Any]) -> SweepSpec:
     return SweepSpec.model_validate_json(json.dumps(data), strict=True)
 
 
-def type_config(config: Mapping[str, Any]) -> SFTConfig | CustomConfig:
+def type_config(config: Mapping[str, Any]) -> AnyPipeline:
     """Type one pipeline configuration, strictly.
 
     Raises:

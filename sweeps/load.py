@@ -317,7 +317,7 @@ def _metrics(record: Mapping[str, Any]) -> tuple[Metric, ...]:
     return tuple(Metric(metric["name"], metric["direction"]) for metric in record.get("metrics", [one]))
 
 
-def _count(config: SFTConfig | CustomConfig, datasets: Any) -> int:
+def _count(config: AnyPipeline, datasets: Any) -> int:
     from pipelines.splits import count_train
 
     return count_train(datasets, config.seed_data if isinstance(config, SFTConfig) else 0)

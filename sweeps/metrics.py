@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.config import EVALUATOR_CONFIGS, METRICS, Direction, EvaluatorConfig
-from pipelines.config import CustomConfig, SFTConfig
+from pipelines.config import CustomConfig
 from sweeps.foreign import VALUES
 from sweeps.problems import show, unknown
 from sweeps.spec import MetricConfig, SweepSpec
@@ -49,7 +49,7 @@ class MetricError(ValueError):
         self.field = field
 
 
-def known_metrics(pipeline: SFTConfig | CustomConfig) -> dict[str, Direction]:
+def known_metrics(pipeline: AnyPipeline) -> dict[str, Direction]:
     """Every score on `tune`, without its split, that a pipeline and the evaluators report."""
     if isinstance(pipeline, CustomConfig):
         return dict(pipeline.metrics)

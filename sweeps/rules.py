@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config import CustomConfig, Datasets, SFTConfig, total_resource
+from pipelines.config import Datasets, SFTConfig, total_resource
 from pipelines.data.files import is_hub_id
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
@@ -231,7 +231,7 @@ def totals(draft: Draft) -> set[int]:
     found: set[int] = set()
     for _, config in draft.configs:
 
-        def rows(datasets: Datasets, config: SFTConfig | CustomConfig = config) -> int:
+        def rows(datasets: Datasets, config: AnyPipeline = config) -> int:
             key = datasets.model_dump_json()
             if key not in counted:
                 counted[key] = _count_rows(datasets, config, draft)
@@ -245,7 +245,7 @@ def totals(draft: Draft) -> set[int]:
     return found
 
 
-def _count_rows(datasets: Datasets, config: SFTConfig | CustomConfig, draft: Draft) -> int:
+def _count_rows(datasets: Datasets, config: AnyPipeline, draft: Draft) -> int:
     from pipelines.splits import count_train
     from pipelines.stage import UserError
 

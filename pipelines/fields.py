@@ -1,0 +1,17 @@
+"""Base of every part of the `pipeline:` section. Only pydantic is imported."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import PydanticCustomError
+
+
+class Config(BaseModel):
+    """Base of every part of the file: frozen, unknown keys fail, the text under a field documents it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def wrong(field: str, message: str) -> PydanticCustomError:
+    """What a cross-field rule raises: the field to point at, and what is wrong with the mend."""
+    return PydanticCustomError("rule", "{message}", {"field": field, "message": message})

@@ -1,0 +1,31 @@
+"""RAG pipelines: what finds passages and writes answers. Stages are loaded by name on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+READERS: dict[str, str] = {}
+"""Suffix of a corpus file -> what reads its documents."""
+CHUNKERS: dict[str, str] = {}
+"""`chunk.type` -> its class."""
+EMBEDDERS: dict[str, str] = {}
+"""`type` of an embedding model -> its kind of resident model."""
+STORES: dict[str, str] = {}
+"""`store.type` -> its class."""
+RETRIEVERS: dict[str, str] = {}
+"""`retrieve.type` -> its class."""
+RERANKERS: dict[str, str] = {}
+"""`rerank.type` -> its class."""
+GENERATORS: dict[str, str] = {}
+"""`generate.type` -> its class."""
+
+
+def load_stage(table: dict[str, str], name: str) -> Any:
+    """The class or function that a table names.
+
+    Raises:
+        KeyError: if the table has no such name; the door has checked it.
+    """
+    module, _, member = table[name].partition(":")
+    return getattr(importlib.import_module(module), member)
