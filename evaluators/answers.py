@@ -140,7 +140,8 @@ class AnswerEvaluator(Protocol):
     metrics: Mapping[str, Direction]
 
     def evaluate_answers(self, answered: Sequence[Answered], split: Split, tools: Tools) -> tuple[Score, ...]:
-        """One `Score` a metric, items aligned to `answered`. What can't be scored (no gold, no answer where one is
-        needed, an unparsable verdict) is NaN, never 0.
+        """One `Score` a metric, items aligned to `answered`.
+
+        What can't be scored (no gold, no answer where one is needed, an unparsable verdict) is NaN, never 0.
         """
         ...

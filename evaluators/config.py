@@ -235,6 +235,12 @@ AnyEvaluatorConfig = Annotated[
 EVALUATOR_CONFIGS: tuple[type[EvaluatorConfig], ...] = get_args(get_args(AnyEvaluatorConfig)[0])
 """The members of `AnyEvaluatorConfig`, for those who ask which metrics there are."""
 
+
+def name_of(config: type[EvaluatorConfig]) -> str:
+    """The `type` of an evaluator's entry."""
+    return str(config.model_fields["type"].default)
+
+
 METRICS: dict[str, Direction] = {
     name: direction for config in EVALUATOR_CONFIGS for name, direction in config.metrics.items()
 }

@@ -43,8 +43,9 @@ class Model(Protocol):
     """A loaded model. One thread at a time calls it."""
 
     def answer(self, method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> list[tuple[bytes, Cost]]:
-        """One (value, cost) an item, in order. An item's neighbours never change its answer beyond rounding; sampled
-        answers not at all. Items and parameters are JSON.
+        """One (value, cost) an item, in order; items and parameters are JSON.
+
+        An item's neighbours never change its answer beyond rounding, and sampled answers not at all.
 
         Raises:
             Exception: for the whole batch; the caller gives the claims back.
@@ -71,8 +72,9 @@ class Kind(Protocol):
 
 
 class Host(Protocol):
-    """Resident models, loaded when first asked for. Calls of many trials are batched; a dead host is started again and
-    asked again, so no request is lost.
+    """Resident models, loaded when first asked for.
+
+    Calls of many trials are batched; a dead host is started again and asked again, so no request is lost.
     """
 
     def ask(
@@ -91,14 +93,19 @@ def kind_of(spec: Mapping[str, Any]) -> type[Kind]:
 
 @dataclass(frozen=True)
 class Usage:
-    """What a stage asked: calls, how many of them were computed now, and what all of them cost when they were computed
-    (`spent`) and what was computed now alone (`fresh`).
+    """What a stage asked.
+
+    Attributes:
+        calls: in all.
+        computed: those that nobody had computed before.
+        spent: what all of them cost when they were computed.
+        fresh: what was computed now alone.
     """
 
     calls: int = 0
     computed: int = 0
-    spent: Cost = Cost()
-    fresh: Cost = Cost()
+    spent: Cost = field(default_factory=Cost)
+    fresh: Cost = field(default_factory=Cost)
 
 
 class Calls:

@@ -15,7 +15,7 @@ from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
 from pipelines.fields import Config as Config
 from pipelines.fields import wrong as wrong
-from pipelines.rag.config import RagConfig
+from pipelines.rag.config import RagConfig as RagConfig
 
 
 class DataFile(Config):
@@ -276,8 +276,7 @@ PIPELINE_ADAPTER: TypeAdapter[AnyPipeline] = TypeAdapter(PipelineConfig)
 def total_resource(
     config: AnyPipeline, count_rows: Callable[[Datasets], int], count_questions: Callable[[RagConfig], int]
 ) -> int:
-    """The resource of a whole run: optimizer steps of a fine-tune, questions of a RAG configuration, `total` of a
-    pipeline of your own.
+    """The resource of a whole run: optimizer steps of a fine-tune, questions of RAG, `total` of a pipeline of your own.
 
     Args:
         config: the trial's configuration.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from evaluators.config import EVALUATOR_CONFIGS
+from evaluators.config import METRICS
 from sweeps.metrics import FRONT, Metric, soup_metric
 from sweeps.paths import SweepPaths
 from sweeps.scoring import Placed, front_runs, ranked, relative, whole_checkpoint
@@ -163,5 +163,4 @@ def judged_metrics(loaded: LoadedSweep) -> tuple[Metric, ...]:
     if scored or loaded.spec.soup is None or loaded.spec.soup.metric is None:
         return scored
     bare = soup_metric(loaded.spec, loaded.metrics)
-    known = {name: direction for config in EVALUATOR_CONFIGS for name, direction in config.metrics.items()}
-    return (Metric(f"tune/{bare}", known[bare]),) if bare in known else ()
+    return (Metric(f"tune/{bare}", METRICS[bare]),) if bare in METRICS else ()

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import SFTConfig, parse_pipeline
+from pipelines.config import RagConfig, SFTConfig, parse_pipeline
 from pipelines.data.files import GZIP, find_files, format_of, is_hub_id, is_pattern
 from pipelines.stage import UserError
 from sweeps.local import SPLITS, absolute_data, absolute_path, is_hub_data
 from sweeps.problems import Problem, SpecError, show
+from sweeps.rag_data import pin_rag, read_rag
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -67,6 +68,8 @@ def pin(config: Mapping[str, Any], folder: Path, pins: Mapping[str, str]) -> dic
         pins: as `LoadedSweep.pins`.
     """
     datasets = config.get("datasets")
+    if config.get("type") == "rag":
+        return pin_rag(config, folder, pins)
     if not pins or not isinstance(datasets, Mapping):
         return dict(config)
     return {**config, "datasets": {name: _pinned(value, folder, pins) for name, value in datasets.items()}}
@@ -97,10 +100,11 @@ def check_data(loaded: LoadedSweep) -> LoadedSweep:
     Raises:
         SpecError: naming file and line of the data.
     """
+    if isinstance(loaded.spec.pipeline, RagConfig):
+        return _check_rag(loaded, loaded.spec.pipeline)
     if not isinstance(loaded.spec.pipeline, SFTConfig):
         return loaded
     from pipelines.splits import load_splits
-    from sweeps.draft import validate
 
     warnings: list[str] = []
     try:
@@ -111,6 +115,20 @@ def check_data(loaded: LoadedSweep) -> LoadedSweep:
             warnings += [warning for warning in splits.warnings if warning not in warnings]
     except UserError as error:
         raise SpecError([Problem("pipeline.datasets", str(error))], loaded.spec.name) from None
+    return _with_pins(loaded, pins, warnings)
+
+
+def _check_rag(loaded: LoadedSweep, config: RagConfig) -> LoadedSweep:
+    try:
+        pins, warnings = read_rag(config)
+    except UserError as error:
+        raise SpecError([Problem("pipeline", str(error))], loaded.spec.name) from None
+    return _with_pins(loaded, pins, warnings)
+
+
+def _with_pins(loaded: LoadedSweep, pins: dict[str, str], warnings: list[str]) -> LoadedSweep:
+    from sweeps.draft import validate
+
     spec = loaded.spec.model_dump(mode="json")
     spec["pipeline"] = pin(loaded.spec.pipeline.model_dump(mode="json", exclude_unset=True), loaded.folder, pins)
     return replace(loaded, warnings=(*loaded.warnings, *warnings), pins=pins, spec=validate(spec))
@@ -122,6 +140,8 @@ def refuse_changed_data(loaded: LoadedSweep) -> None:
     Raises:
         UserError: naming the file that has changed, or is not there any more.
     """
+    if isinstance(loaded.spec.pipeline, RagConfig) and loaded.pins:
+        read_rag(loaded.spec.pipeline)
     if not isinstance(loaded.spec.pipeline, SFTConfig) or not loaded.pins:
         return
     from pipelines.splits import refuse_other_content

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, Config
+from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, AnyPipeline, Config
 from sweeps.complaints import Complaint, complaints
 from sweeps.data import data_problems
 from sweeps.fields import Models, model_at, overlay, type_names
@@ -45,6 +45,7 @@ class Draft:
         models: configuration classes of the pipeline.
         configs: (parameters, typed configuration) of the grid or of seeded draws; empty when one of them is broken.
         fetch: whether hub data sets may be fetched, to count their rows.
+        questions: numbers of questions that were counted already.
     """
 
     document: Document
@@ -56,6 +57,7 @@ class Draft:
     models: Models
     configs: list[tuple[dict[str, Any], AnyPipeline]] = field(default_factory=list)
     fetch: bool = False
+    questions: dict[str, int] = field(default_factory=dict)
 
     def sound(self, *sections: str) -> bool:
         """Whether all of these sections are free of mistakes."""
@@ -215,13 +217,13 @@ def _check_leaves(draft: Draft) -> None:
 def _check_disk(draft: Draft) -> None:
     """Files, models and modules that the pipeline names, written or swept."""
     for path, value in disk_values(draft.written):
-        if not draft.swept(path) and (message := path_problem(path, value, draft.folder)):
+        if not draft.swept(path) and (message := path_problem(path, value, draft.folder, draft.written.get("type"))):
             draft.wrong(("pipeline", *path.split(".")), message)
     for path, message in data_problems(draft.written.get("datasets"), draft.folder):
         if not draft.swept(path):
             draft.wrong(("pipeline", *path.split(".")), message)
     for leaf in draft.parsed.leaves:
-        if message := path_problem(leaf.path, leaf.value, draft.folder):
+        if message := path_problem(leaf.path, leaf.value, draft.folder, draft.written.get("type")):
             draft.wrong(leaf.source, message)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from evaluators.config import EVALUATOR_CONFIGS
+from evaluators import parse_evaluator
 from pipelines.finetune.checkpoint import content_hash, newest_whole
 from pipelines.stage import ModelSource
 from sweeps.candidates import Contender, freeze, judged_metrics, leading, pairs, plan, same_models, soup_candidate
@@ -125,7 +125,8 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
     if pending:
         if not has_split(loaded, backend, config, "test"):
             custom = config["type"] == "custom"
-            lacks = "the pipeline has no evaluate(job)" if custom else "pipeline.datasets.test is not given"
+            section = "questions" if config["type"] == "rag" else "datasets"
+            lacks = "the pipeline has no evaluate(job)" if custom else f"pipeline.{section}.test is not given"
             say(f"final step: {lacks}, so test was not opened and nothing judged")
             return
         ready = [contender for one in pending if (contender := _trained(loaded, paths, backend, one, say)) is not None]
@@ -235,8 +236,7 @@ def _open_once(
             opened.clear()
     if not labels or any(before >= set(labels) for before in opened):
         return
-    known = {config.model_fields["type"].default: config for config in EVALUATOR_CONFIGS}
-    names = [name for entry in evaluators for name in known[entry["type"]].metrics]
+    names = [name for entry in evaluators for name in parse_evaluator(entry).reports()]
     names += getattr(loaded.spec.pipeline, "metrics", {})
     open_test(ledger, by, labels, [f"test/{name}" for name in dict.fromkeys(names)])
 

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.config import Direction
-from pipelines.config import CustomConfig, SFTConfig, parse_pipeline, total_resource
+from pipelines.config import PIPELINE_CONFIGS, AnyPipeline, RagConfig, SFTConfig, parse_pipeline, total_resource
 from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
 from sweeps.fields import model_at, overlay
 from sweeps.local import SWEEP, absolute, absolute_path
+from sweeps.local_rag import rag_values, replaced_sources
 from sweeps.metrics import Metric, Timetable, timetable
 from sweeps.overrides import apply_sets, write_out
 from sweeps.parameters import parse
@@ -119,7 +120,7 @@ class LoadedSweep:
         if isinstance(self.spec.early_terminate, ASHAConfig):
             return self.total
         typed = parse_pipeline(config)
-        return total_resource(typed, lambda datasets: _count(typed, datasets))
+        return total_resource(typed, lambda datasets: _count(typed, datasets), count_questions)
 
     def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """Milestones of a resolved configuration; `milestones` wherever all runs have one length."""
@@ -208,9 +209,10 @@ def _find_sources(draft: Draft) -> dict[str, Source]:
     """What every `sweep://` name of the file means."""
     found: dict[str, Source] = {}
     storage = _storage(draft.spec, draft)
-    places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path == "base_model"}
-    if not draft.swept("base_model"):
-        places[("pipeline", "base_model")] = draft.written.get("base_model")
+    places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path.rpartition(".")[2] == "base_model"}
+    for path, value in _base_models(draft.written):
+        if not draft.swept(path):
+            places[("pipeline", *path.split("."))] = value
     for place, text in places.items():
         if not isinstance(text, str) or not text.startswith(SWEEP) or text in found:
             continue
@@ -219,6 +221,12 @@ def _find_sources(draft: Draft) -> dict[str, Source]:
         except SourceError as error:
             draft.wrong(place, str(error))
     return found
+
+
+def _base_models(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if pipeline.get("type") != "rag":
+        return [("base_model", pipeline.get("base_model"))]
+    return [(path, value) for path, value in rag_values(pipeline) if path.rpartition(".")[2] == "base_model"]
 
 
 def _storage(spec: SweepSpec, draft: Draft) -> Path:
@@ -230,10 +238,8 @@ def _storage(spec: SweepSpec, draft: Draft) -> Path:
 def _place(
     config: Mapping[str, Any], folder: Path, sources: Mapping[str, Source], pins: Mapping[str, str]
 ) -> dict[str, Any]:
-    placed = absolute(pin(config, folder, pins), folder)
-    source = sources.get(str(placed.get("base_model")))
-    if source is not None:
-        placed |= {"base_model": source.path, "base_model_hash": source.hash}
+    found = {name: (source.path, source.hash) for name, source in sources.items()}
+    placed: dict[str, Any] = replaced_sources(absolute(pin(config, folder, pins), folder), found)
     return placed
 
 
@@ -287,7 +293,7 @@ def from_record(record: Mapping[str, Any]) -> LoadedSweep:
     written = record["spec"]["pipeline"]
     folder = Path(record["folder"])
     document = Document(record["spec"])
-    models = model_at([SFTConfig, CustomConfig], written, ())
+    models = model_at(PIPELINE_CONFIGS, written, ())
     parsed = parse(document, record["spec"]["parameters"], models)
     from sweeps.draft import first
 
@@ -321,6 +327,17 @@ def _count(config: AnyPipeline, datasets: Any) -> int:
     from pipelines.splits import count_train
 
     return count_train(datasets, config.seed_data if isinstance(config, SFTConfig) else 0)
+
+
+def count_questions(config: RagConfig) -> int:
+    """The resource of a RAG configuration: its questions of tune.
+
+    Raises:
+        pipelines.stage.UserError: if they can't be read.
+    """
+    from pipelines.rag.questions import count_tune
+
+    return count_tune(config)
 
 
 def describe(loaded: LoadedSweep) -> dict[str, Any]:

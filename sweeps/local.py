@@ -22,6 +22,10 @@ _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 def absolute(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A pipeline's configuration with every path made absolute; paths are relative to the sweep file's folder."""
+    if config.get("type") == "rag":
+        from sweeps.local_rag import absolute_rag
+
+        return absolute_rag(config, folder)
     config = dict(config)
     datasets = config.get("datasets")
     if isinstance(datasets, Mapping):
@@ -78,27 +82,37 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def path_problem(path: str, value: Any, folder: Path) -> str | None:
+def path_problem(path: str, value: Any, folder: Path, pipeline: Any = None) -> str | None:
     """What is wrong with a value of the pipeline that names something on the disk, or None.
 
     Args:
         path: dotted path in the pipeline: `base_model`, `datasets.train.path`, `import_path`.
         value: as written.
         folder: the sweep file's.
+        pipeline: `type` of the pipeline.
     """
+    if pipeline == "rag":
+        from sweeps.local_rag import rag_problem
+
+        return rag_problem(path, value, folder)
     if not isinstance(value, str):
         return None
     if path == "base_model":
-        return _model_problem(value, folder)
+        return model_problem(value, folder)
     if path == "import_path":
         return _module_problem(value, folder)
     if path in {f"datasets.{split}.path" for split in SPLITS}:
-        return _data_problem(value, folder)
+        return data_problem(value, folder)
     return None
 
 
 def disk_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """(dotted path, value) of everything in a pipeline's configuration that `path_problem` looks at."""
+    if config.get("type") == "rag":
+        from sweeps.local_rag import rag_values
+
+        yield from rag_values(config)
+        return
     for key in ("base_model", "import_path"):
         if key in config:
             yield key, config[key]
@@ -109,7 +123,8 @@ def disk_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield f"datasets.{split}.path", value["path"]
 
 
-def _data_problem(text: str, folder: Path) -> str | None:
+def data_problem(text: str, folder: Path) -> str | None:
+    """What is wrong with the name of a data file or folder, or None."""
     if text.startswith(HUB_DATA):
         return f"{show(text)} is remote; write the hub id alone: {text.removeprefix(HUB_DATA)}"
     if _REMOTE.match(text):
@@ -132,7 +147,8 @@ def _near(path: Path) -> str:
     return f"did you mean '{guess}'? " if guess else ""
 
 
-def _model_problem(text: str, folder: Path) -> str | None:
+def model_problem(text: str, folder: Path) -> str | None:
+    """What is wrong with the name of a model, or None."""
     if text.startswith(SWEEP):
         return None
     if text.startswith(PACKAGE):

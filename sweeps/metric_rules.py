@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import get_args
 
-from evaluators.config import METRICS
+from evaluators.config import METRICS, Direction
 from sweeps.draft import Draft
 from sweeps.metrics import Metric, MetricError, entry_type, known_metrics, owner, resolve_metric, soup_metric
 from sweeps.problems import unknown
@@ -16,7 +17,7 @@ METHOD_CONFIGS = get_args(get_args(MethodConfig)[0])
 
 def check_metrics(draft: Draft) -> tuple[Metric, ...]:
     """The sweep's metrics in the file's order; empty, with the mistakes noted, where one of them can't be."""
-    known = known_metrics(draft.spec.pipeline) if draft.sound("pipeline") else METRICS
+    known: Mapping[str, Direction] = known_metrics(draft.spec.pipeline) if draft.sound("pipeline") else METRICS
     listed = isinstance(draft.spec.metric, tuple)
     found: list[Metric] = []
     sound = True
@@ -40,8 +41,9 @@ def _runs_at_rungs(draft: Draft, metric: Metric) -> None:
     """The evaluator of a metric can't be put off to the end."""
     entries = draft.spec.evaluate
     own = owner(metric.bare, draft.spec) if metric.name.startswith("tune/") else None
-    if own is not None and own in entries and own.when in ("end", "final"):
-        place: Place = ("evaluate", [entry_type(entry) for entry in entries].index(entry_type(own)), "when")
+    types = [entry_type(entry) for entry in entries]
+    if own is not None and entry_type(own) in types and own.when in ("end", "final"):
+        place: Place = ("evaluate", types.index(entry_type(own)), "when")
         draft.wrong(place, f"'{own.when}', but the metric's evaluator runs at every rung; delete when")
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.config import EVALUATOR_CONFIGS, METRICS, Direction, EvaluatorConfig
-from pipelines.config import CustomConfig
+from evaluators.config import EVALUATOR_CONFIGS, Direction, EvaluatorConfig, Subject, metrics_of
+from pipelines.config import AnyPipeline, CustomConfig, RagConfig
 from sweeps.foreign import VALUES
 from sweeps.problems import show, unknown
 from sweeps.spec import MetricConfig, SweepSpec
@@ -51,9 +51,22 @@ class MetricError(ValueError):
 
 def known_metrics(pipeline: AnyPipeline) -> dict[str, Direction]:
     """Every score on `tune`, without its split, that a pipeline and the evaluators report."""
+    return dict(pipeline.metrics) if isinstance(pipeline, CustomConfig) else metrics_of(*subjects(pipeline))
+
+
+def subjects(pipeline: AnyPipeline) -> tuple[Subject, ...]:
+    """What of a pipeline evaluators can score."""
     if isinstance(pipeline, CustomConfig):
-        return dict(pipeline.metrics)
-    return dict(METRICS)
+        return ()
+    return ("retrieval", "answer") if isinstance(pipeline, RagConfig) else ("model",)
+
+
+def with_cut(bare: str, known: Mapping[str, Direction]) -> Direction | None:
+    """Which way is better on a metric, also at a cut of its evaluator's (`span_recall.at_5`); None for an unknown one."""
+    if bare in known:
+        return known[bare]
+    grown = next((made for config in EVALUATOR_CONFIGS if (made := config().reporting(bare)) is not None), None)
+    return None if grown is None or not grown.metrics.keys() & known.keys() else grown.reports()[bare]
 
 
 def resolve_metric(config: MetricConfig, known: Mapping[str, Direction]) -> Metric:
@@ -72,26 +85,25 @@ def resolve_metric(config: MetricConfig, known: Mapping[str, Direction]) -> Metr
                 "name", f"{show(config.name)} is telemetry; say which way is better: goal: minimize or maximize"
             )
         return Metric(config.name, config.goal)
-    if split != "tune" or bare not in known:
+    direction = with_cut(bare, known)
+    if split != "tune" or direction is None:
         if not known and split == "tune" and config.goal is not None and bare:
             return Metric(f"tune/{bare}", config.goal)
         mend = VALUES["metric"].get(config.name)
         if not known:
             mend = "name it under pipeline.metrics, or give its goal: minimize or maximize"
         raise MetricError("name", unknown(config.name, list(known), mend))
-    if config.goal is not None and config.goal != known[bare]:
-        raise MetricError("goal", f"'{config.goal}' contradicts {bare}, which is to {known[bare]}; delete goal")
-    return Metric(f"tune/{bare}", known[bare])
+    if config.goal is not None and config.goal != direction:
+        raise MetricError("goal", f"'{config.goal}' contradicts {bare}, which is to {direction}; delete goal")
+    return Metric(f"tune/{bare}", direction)
 
 
 def owner(bare: str, spec: SweepSpec) -> EvaluatorConfig | None:
     """The entry that reports a metric: the file's own, else the evaluator's defaults; None for a pipeline's own metric."""
     if isinstance(spec.pipeline, CustomConfig) and bare in spec.pipeline.metrics:
         return None
-    for entry in spec.evaluate:
-        if bare in entry.metrics:
-            return entry
-    return next((config() for config in EVALUATOR_CONFIGS if bare in config.metrics), None)
+    made = (entry.reporting(bare) for entry in (*spec.evaluate, *(config() for config in EVALUATOR_CONFIGS)))
+    return next((entry for entry in made if entry is not None), None)
 
 
 def entry_type(entry: EvaluatorConfig) -> str:
@@ -118,8 +130,12 @@ class Timetable:
 
 def timetable(spec: SweepSpec, metrics: Sequence[Metric]) -> Timetable:
     """When each evaluator runs. Those of the metrics run at every milestone and in the final step."""
-    owners = [owner(metric.bare, spec) for metric in metrics if metric.scored]
-    mine = {entry_type(own): own for own in owners if own is not None}
+    mine: dict[str, EvaluatorConfig] = {}
+    for metric in metrics:
+        own = owner(metric.bare, spec) if metric.scored else None
+        if own is not None:
+            before = mine.get(entry_type(own))
+            mine[entry_type(own)] = own if before is None else before.reporting(metric.bare) or own
     others = [entry for entry in spec.evaluate if entry.type not in mine]
     rung = [entry for entry in others if entry.when == "rung"]
     end = [entry for entry in others if entry.when in (None, "end")]

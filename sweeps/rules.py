@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
-from pipelines.config import Datasets, SFTConfig, total_resource
+from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
+from pipelines.config import AnyPipeline, Datasets, RagConfig, SFTConfig, total_resource
 from pipelines.data.files import is_hub_id
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
@@ -17,7 +18,7 @@ from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
 from sweeps.local import absolute
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
-from sweeps.metrics import Metric
+from sweeps.metrics import Metric, owner, subjects
 from sweeps.problems import show
 from sweeps.searchers.cover import GENERATIONS, default_population, division
 from sweeps.spec import ASHAConfig, CMAESConfig, GPConfig, GridConfig, NSGA2Config, TPEConfig
@@ -37,6 +38,10 @@ class Verdicts:
     warnings: list[str] = field(default_factory=list)
 
 
+SHARED = ("corpus", "questions", "answer_embedding")
+"""Keys of a RAG pipeline that all trials share."""
+
+
 def apply_rules(draft: Draft) -> Verdicts:
     """Check everything that concerns more than one section."""
     verdicts = Verdicts()
@@ -46,6 +51,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     _entries(draft)
     if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or draft.models == (SFTConfig,)):
         verdicts.metrics = check_metrics(draft)
+        _metric_needs(draft, verdicts.metrics)
         if draft.sound("method"):
             check_method(draft, verdicts.metrics)
     if draft.sound("parameters", "pipeline", "method", "budget"):
@@ -119,6 +125,39 @@ def _entries(draft: Draft) -> None:
         if entry.type in seen:
             draft.wrong(("evaluate", index), f"'{entry.type}' stands twice; each evaluator has one entry")
         seen.add(entry.type)
+        if draft.sound("pipeline"):
+            _scorable(draft, entry, ("evaluate", index))
+
+
+def _scorable(draft: Draft, entry: EvaluatorConfig, place: Place) -> None:
+    """An evaluator scores what the pipeline makes, with what the file gives it."""
+    pipeline = draft.spec.pipeline
+    can = subjects(pipeline)
+    if can and not set(entry.subjects) & set(can):
+        known = sorted(name_of(config) for config in EVALUATOR_CONFIGS if set(config.subjects) & set(can))
+        draft.wrong(place, f"'{name_of(type(entry))}' can't score {pipeline.type}; it can be {', '.join(known)}")
+    elif isinstance(pipeline, RagConfig):
+        _rag_needs(draft, entry, place)
+
+
+def _rag_needs(draft: Draft, entry: EvaluatorConfig, place: Place) -> None:
+    name = name_of(type(entry))
+    silent = any(isinstance(c, RagConfig) and c.generate.type == "none" for _, c in draft.configs)
+    if "retrieval" not in entry.subjects and silent:
+        draft.wrong(
+            place, f"'{name}' scores answers, but nothing is generated; write pipeline.generate: {{type: local, ...}}"
+        )
+    pipeline = draft.spec.pipeline
+    if entry.embeds and isinstance(pipeline, RagConfig) and pipeline.answer_embedding is None:
+        draft.wrong(place, f"'{name}' compares embeddings; write pipeline.answer_embedding: wordllama")
+
+
+def _metric_needs(draft: Draft, metrics: Sequence[Metric]) -> None:
+    listed = isinstance(draft.spec.metric, tuple)
+    for index, metric in enumerate(metrics):
+        entry = owner(metric.bare, draft.spec) if metric.scored else None
+        if entry is not None and isinstance(draft.spec.pipeline, RagConfig):
+            _rag_needs(draft, entry, ("metric", index) if listed else ("metric",))
 
 
 def _budget(draft: Draft, verdicts: Verdicts) -> None:
@@ -171,6 +210,10 @@ def _comparable(draft: Draft, verdicts: Verdicts) -> None:
     """All trials are scored on the same rows."""
     for path, place in draft.parsed.origins.items():
         words = path.split(".")
+        if words[0] in SHARED:
+            draft.wrong(
+                place, f"'{path}' decides what trials are scored on, so all share it; give it one value under pipeline"
+            )
         if words[0] != "datasets":
             continue
         if words[1:2] != ["train"]:
@@ -238,9 +281,9 @@ def totals(draft: Draft) -> set[int]:
             return counted[key]
 
         try:
-            found.add(total_resource(config, rows))
+            found.add(total_resource(config, rows, lambda config: _count_questions(config, draft)))
         except _DataError as error:
-            draft.wrong(("pipeline", "datasets"), str(error))
+            draft.wrong(("pipeline", "questions" if isinstance(config, RagConfig) else "datasets"), str(error))
             return set()
     return found
 
@@ -260,6 +303,21 @@ def _count_rows(datasets: Datasets, config: AnyPipeline, draft: Draft) -> int:
         return count_train(placed, config.seed_data if isinstance(config, SFTConfig) else 0)
     except UserError as error:
         raise _DataError(str(error)) from None
+
+
+def _count_questions(config: RagConfig, draft: Draft) -> int:
+    from pipelines.rag.questions import count_tune
+
+    from pipelines.stage import UserError
+
+    key = config.questions_section.model_dump_json()
+    if key not in draft.questions:
+        placed = RagConfig.model_validate(absolute(config.model_dump(mode="json"), draft.folder))
+        try:
+            draft.questions[key] = count_tune(placed)
+        except UserError as error:
+            raise _DataError(str(error)) from None
+    return draft.questions[key]
 
 
 def _rungs(draft: Draft, verdicts: Verdicts) -> None:

@@ -180,6 +180,9 @@ def has_split(loaded: LoadedSweep, backend: Backend, config: Mapping[str, Any], 
     """Whether a split can be scored: the file gives it, or the user's own pipeline has `evaluate`."""
     if config["type"] == "custom":
         return bool(call(loaded, backend, "sweeps.scoring:can_evaluate", {"config": dict(config)}))
+    if config["type"] == "rag":
+        questions = config["questions"]
+        return split == "tune" or (not isinstance(questions, str) and questions.get(split) is not None)
     return (config.get("datasets") or {}).get(split) is not None
 
 

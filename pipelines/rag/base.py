@@ -77,8 +77,9 @@ class VectorStore(Protocol):
     exact: bool
 
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:
-        """For each query the k nearest, best first: score is the cosine, the inner product, or minus the squared L2
-        distance; ties in the order of chunks. Fewer where there are fewer chunks.
+        """For each query the k nearest, best first; fewer where there are fewer chunks.
+
+        A score is the cosine, the inner product, or minus the squared L2 distance. Ties are in the order of chunks.
         """
         ...
 

@@ -96,7 +96,7 @@ class Compared:
 
 def _describe(told: Mapping[str, Any], *, here: bool) -> str:
     """What `check` prints for people."""
-    unit = "steps" if told["pipeline"] == "sft" else "units"
+    unit = {"sft": "steps", "rag": "questions"}.get(told["pipeline"], "units")
     trials = "trials until the hours are up" if told["trials"] is None else _count(told["trials"], "trial")
     seeds = "" if told["seeds"] == 1 else f", {told['seeds']} seeds each"
     space = "" if told["configurations"] is None else f" ({_count(told['configurations'], 'configuration')})"
