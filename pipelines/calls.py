@@ -11,10 +11,13 @@ import importlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pipelines.memo import Call, Cost, Memo, compute
-from pipelines.stage import Devices
+from pipelines.stage import Devices, Services
+
+Role = Literal["embedder", "reranker", "generator", "judge"]
+"""Whose work a resident model does; `hosts:` of the sweep file gives each its resources."""
 
 MODELS: dict[str, str] = {}
 """Kind of a model spec -> "module:class" with `identify(spec)` and `load(spec, devices)`."""
@@ -40,7 +43,7 @@ class Identity:
 
 
 class Model(Protocol):
-    """A loaded model. One thread at a time calls it."""
+    """A loaded model. One thread at a time calls it, unless its kind is `remote`."""
 
     def answer(self, method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> list[tuple[bytes, Cost]]:
         """One (value, cost) an item, in order; items and parameters are JSON.
@@ -54,7 +57,15 @@ class Model(Protocol):
 
 
 class Kind(Protocol):
-    """What `MODELS` names: how a kind of model is known and loaded."""
+    """What `MODELS` names: how a kind of model is known and loaded.
+
+    Attributes:
+        role: the host that has it; a spec's own `role` (a generator that judges) comes first.
+        remote: it computes elsewhere (an endpoint): several threads may call it, and nobody waits for other models.
+    """
+
+    role: ClassVar[Role]
+    remote: ClassVar[bool]
 
     @staticmethod
     def identify(spec: Mapping[str, Any]) -> Identity:
@@ -66,8 +77,12 @@ class Kind(Protocol):
         ...
 
     @staticmethod
-    def load(spec: Mapping[str, Any], devices: Devices, secret: Any) -> Model:
-        """Load it; `secret(name)` reads a key."""
+    def load(spec: Mapping[str, Any], devices: Devices, services: Services) -> Model:
+        """Load it; `services.secret(name)` reads a key, `services.cache` is for converted models.
+
+        Raises:
+            pipelines.stage.UserError: where it can't be loaded.
+        """
         ...
 
 
@@ -89,6 +104,26 @@ def kind_of(spec: Mapping[str, Any]) -> type[Kind]:
     module, _, name = MODELS[str(spec["kind"])].partition(":")
     found: type[Kind] = getattr(importlib.import_module(module), name)
     return found
+
+
+def role_of(spec: Mapping[str, Any]) -> Role:
+    """The host that answers a spec: its own `role`, else its kind's."""
+    role: Role = spec.get("role") or kind_of(spec).role
+    return role
+
+
+def make_calls(services: Services, owner: str, devices: Devices | None = None) -> Calls:
+    """A lease's way to models.
+
+    Args:
+        services: the task's; without hosts the models are loaded in this process, without a memo nothing is stored.
+        owner: unique among those that run at the same time, and the lease's id where it is one.
+        devices: what models of this process may use.
+    """
+    from pipelines.hosts import here
+
+    host = services.hosts() if services.hosts is not None else here(devices or Devices(), services)
+    return Calls(host, None if services.memo is None else services.memo(), owner)
 
 
 @dataclass(frozen=True)

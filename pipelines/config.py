@@ -293,6 +293,11 @@ def total_resource(
     return max(1, math.ceil((config.num_epochs or 0.0) * math.ceil(count_rows(config.datasets) / a_step)))
 
 
+def asks_models(config: AnyPipeline) -> bool:
+    """Whether trials ask resident models through the memo; the others pay for neither."""
+    return isinstance(config, RagConfig)
+
+
 def parse_pipeline(config: Mapping[str, Any]) -> AnyPipeline:
     """The typed form of a resolved configuration, on a worker.
 

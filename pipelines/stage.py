@@ -7,7 +7,7 @@ ledger. Nothing here imports torch or ray.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
@@ -50,13 +50,13 @@ class Services:
 
     Attributes:
         memo: opens the memo's client (`pipelines.memo.Memo`); None runs without.
-        hosts: resident models by name, each a callable handle.
+        hosts: opens the client of resident models (`pipelines.calls.Host`); None keeps them in this process.
         secret: reads a secret by its name from the environment of the worker; raises KeyError when it is not there.
         cache: folder for converted models and folded adapters, shared by trials of one machine.
     """
 
     memo: Callable[[], Any] | None = None
-    hosts: Mapping[str, Any] = field(default_factory=dict)
+    hosts: Callable[[], Any] | None = None
     secret: Callable[[str], str] | None = None
     cache: str | None = None
 

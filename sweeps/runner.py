@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from ray.tune.search import SearchAlgorithm
 
 from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
+from pipelines.config import asks_models
+from pipelines.memo import open_memo
 from pipelines.stage import Devices
 from sweeps.failures import Failure, classify
 from sweeps.lease_thread import Met
@@ -283,7 +286,8 @@ class RayBackend:
             self._cluster.close()
             raise
         devices = Devices(self.placement.cpus, self.placement.gpus)
-        self._setup = Setup(devices, str(loaded.folder), env, str(cache_dir()))
+        memo = partial(open_memo, str(paths.memo)) if asks_models(loaded.spec.pipeline) else None
+        self._setup = Setup(devices, str(loaded.folder), env, str(cache_dir()), memo)
 
     @property
     def slots(self) -> int:

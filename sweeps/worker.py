@@ -26,6 +26,8 @@ from sweeps.failures import Failure, classify
 from sweeps.lease_thread import END_SECONDS, LeaseThread, Met, logged
 
 if TYPE_CHECKING:
+    from pipelines.calls import Host
+    from pipelines.memo import Memo
     from sweeps.load import LoadedSweep
     from sweeps.paths import SweepPaths
     from sweeps.trial import Lease
@@ -46,12 +48,16 @@ class Setup:
         folder: the sweep file's folder, put on the module path.
         env: environment variables of trials, secrets already filled in; never written anywhere.
         cache: folder for converted models.
+        memo: opens the memo's client; None where the pipeline asks no model through it.
+        hosts: opens the client of resident models; None keeps them in this process.
     """
 
     devices: Devices
     folder: str
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     cache: str | None = None
+    memo: Callable[[], Memo] | None = None
+    hosts: Callable[[], Host] | None = None
 
 
 def prepare(setup: Setup) -> None:
@@ -116,7 +122,7 @@ def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup
 
 def services(setup: Setup) -> Services:
     """What pipelines get from above in this process."""
-    return Services(secret=read_secret, cache=setup.cache)
+    return Services(memo=setup.memo, hosts=setup.hosts, secret=read_secret, cache=setup.cache)
 
 
 class WarmPipelines:
