@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import threading
 import time
@@ -73,6 +74,7 @@ class Far(Echo):
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(calls.MODELS, "echo", f"{__name__}:Echo")
     monkeypatch.setitem(calls.MODELS, "far", f"{__name__}:Far")
+    gc.collect()  # errors of the test before hold their models
     for seen in (LOADED, GONE, BATCHES):
         seen.clear()
     INSIDE[:] = [0, 0]
