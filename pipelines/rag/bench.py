@@ -1,0 +1,156 @@
+"""One RAG configuration at work: questions in, `Answered` out, every model asked through `Calls`.
+
+The walk of a question: retrieve, rerank, correct, cut the context, generate. Corpora and chunks stay in the process, so
+that the next lease of a warm worker finds them.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from evaluators.answers import Answered, Passage, Question
+from pipelines.calls import Calls
+from pipelines.rag import RERANKERS, load_stage
+from pipelines.rag.base import Chunk, Retriever
+from pipelines.rag.config import Corpus, RagConfig
+from pipelines.rag.context import cut
+
+if TYPE_CHECKING:
+    from pipelines.rag.corpus import CorpusText
+
+DEPTH = 20
+"""Passages in a ranked list at least, so that lists can be scored at equal k and at equal budget."""
+SPARE = 1.5
+"""A budget is asked for so many times over, counted in chunks of the usual length."""
+
+
+class Bench:
+    """A configuration ready to work.
+
+    Args:
+        config: typed, paths absolute.
+        calls: the lease's way to models.
+        seed: of the run; added to the generator's own.
+        cache: folder for converted models.
+
+    Attributes:
+        chunks: of the whole corpus, in order.
+    """
+
+    def __init__(self, config: RagConfig, calls: Calls, seed: int = 0, cache: str | None = None) -> None:
+        self.config = config
+        self.calls = calls
+        self._seed = seed
+        self._cache = cache
+        self.corpus = corpus_of(config.corpus_section)
+        self.chunks = chunks_of(config, self.corpus, calls)
+        self._retriever: Retriever | None = None
+
+    def retrieved(self, questions: Sequence[Question], cuts: Sequence[int] = (), characters: int = 0) -> list[Answered]:
+        """Ranked lists and contexts, without answers.
+
+        Args:
+            questions: in order.
+            cuts: numbers of passages that evaluators look at.
+            characters: characters that evaluators look at, at most.
+        """
+        depth = self._depth(cuts, characters)
+        texts = [question.text for question in questions]
+        lists = self._find(texts, depth)
+        found = []
+        for question, ranked in zip(questions, lists, strict=True):
+            ranked, kept = self._corrected(question.text, self._reranked(question.text, ranked))
+            found.append(Answered(question, tuple(ranked), tuple(self._cut(kept))))
+        return found
+
+    def answered(self, found: Sequence[Answered]) -> list[Answered]:
+        """The same with answers, which are asked for in one batch; None where the generator gave up."""
+        from pipelines.rag.generate import build_generator
+
+        generator = build_generator(self.config.generate, self.calls, self._seed, self._cache)
+        if generator is None:
+            return list(found)
+        texts = generator.answer([(one.question.text, [passage.text for passage in one.context]) for one in found])
+        return [replace(one, answer=text) for one, text in zip(found, texts, strict=True)]
+
+    def _depth(self, cuts: Sequence[int], characters: int) -> int:
+        """How many passages a list must have for context, reranker and evaluators."""
+        retrieve = self.config.retrieve
+        wanted = [DEPTH, *cuts, retrieve.top_k or 5, getattr(self.config.rerank, "candidates", 0)]
+        budget = retrieve.context_budget
+        length = statistics.median(len(chunk.text) for chunk in self.chunks) if self.chunks else 1
+        for most in (characters, 0 if budget is None else budget.characters or 5 * (budget.tokens or 0)):
+            wanted.append(int(SPARE * most / max(1, length)) + 2 if most else 0)
+        return min(len(self.chunks), max(wanted))
+
+    def _find(self, texts: Sequence[str], depth: int) -> list[list[Passage]]:
+        if self._retriever is None:
+            self._retriever = self._build(self.config.retrieve)
+        return [self._passages(hits) for hits in self._retriever.retrieve(texts, depth)]
+
+    def _build(self, config: Any) -> Retriever:
+        from pipelines.rag.retrieve import build_retriever
+
+        return build_retriever(config, self.chunks, self.calls)
+
+    def _passages(self, hits: Sequence[Any]) -> list[Passage]:
+        return [passage_of(self.chunks[hit.chunk], hit.score) for hit in hits]
+
+    def _reranked(self, question: str, ranked: list[Passage]) -> list[Passage]:
+        """The first candidates in the reranker's order, the others behind them as they were."""
+        config = self.config.rerank
+        if config.type == "none":
+            return ranked
+        head, tail = ranked[: config.candidates], ranked[config.candidates :]
+        reranker = load_stage(RERANKERS, config.type)(config, self.calls)
+        scores = reranker.scores(question, [passage.text for passage in head])
+        scored = [replace(passage, score=score) for passage, score in zip(head, scores, strict=True)]
+        worst = float("-inf")
+        return [*sorted(scored, key=lambda one: -(one.score if one.score == one.score else worst)), *tail]
+
+    def _corrected(self, question: str, ranked: list[Passage]) -> tuple[list[Passage], list[Passage]]:
+        """(the ranked list, what the context is cut from)."""
+        if self.config.correct.type == "none":
+            return ranked, ranked
+        raise NotImplementedError
+
+    def _cut(self, ranked: Sequence[Passage]) -> list[Passage]:
+        retrieve = self.config.retrieve
+        return cut(ranked, retrieve.top_k, retrieve.context_budget)
+
+
+def passage_of(chunk: Chunk, score: float) -> Passage:
+    """A chunk as a passage."""
+    return Passage(chunk.document, chunk.start, chunk.end, chunk.text, score)
+
+
+@lru_cache(maxsize=4)
+def corpus_of(section: Corpus) -> CorpusText:
+    """The corpus, read once a process."""
+    from pipelines.rag.corpus import load_corpus
+
+    return load_corpus(section)
+
+
+_CHUNKS: dict[tuple[str, str], list[Chunk]] = {}
+_KEPT = 16
+
+
+def chunks_of(config: RagConfig, corpus: CorpusText, calls: Calls) -> list[Chunk]:
+    """All chunks of the corpus, cut once a process for each way to cut."""
+    key = (corpus.hash, config.chunk.model_dump_json())
+    if key not in _CHUNKS:
+        from pipelines.rag.chunk import build_chunker
+        from pipelines.rag.embed import build_embedder
+
+        model = getattr(config.chunk, "embedding_model", None)
+        embed = None if model is None else build_embedder(model, calls).documents
+        chunker = build_chunker(config.chunk, embed)
+        while len(_CHUNKS) >= _KEPT:
+            _CHUNKS.pop(next(iter(_CHUNKS)))
+        _CHUNKS[key] = [chunk for document in corpus.documents for chunk in chunker.chunk(document)]
+    return _CHUNKS[key]

@@ -1,0 +1,181 @@
+"""The RAG pipeline: a trial answers the tune questions in one order, reports at every milestone, and keeps what it found.
+
+The resource is questions. At r the report scores the first r questions of the sweep-wide order; a checkpoint holds what
+was retrieved and answered so far by offsets, without texts. Models are asked through the memo and resident hosts, so a
+trial imports no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluators import build_evaluator, parse_evaluator
+from evaluators.answers import Answered, AnswerEvaluator, Passage, Question, Tools
+from evaluators.base import Report, Score, Split
+from evaluators.config import EvaluatorConfig, RetrievalConfig
+from pipelines.calls import Calls
+from pipelines.config import RagConfig, parse_pipeline
+from pipelines.finetune.checkpoint import placing, read_report, write_complete
+from pipelines.rag.bench import Bench
+from pipelines.rag.questions import QuestionSplits, load_questions
+from pipelines.stage import EvaluationJob, Resource, Services, Task
+
+STATE = "answered.json"
+
+
+class RagPipeline:
+    """What a RAG trial runs."""
+
+    resource: Resource = "questions"
+
+    def run(self, task: Task, report: Callable[[Report], None]) -> None:
+        """Answer questions from `task.start_resource` on, reporting at every milestone."""
+        config = typed(task.config)
+        calls = calls_of(task.services, f"{task.trial}/{task.seed}/{task.attempt}")
+        bench = Bench(config, calls, task.seed, task.services.cache)
+        questions = splits_of(config, bench).tune
+        done: list[Answered] = []
+        if task.start is not None:
+            if task.replay:
+                report(read_report(Path(task.start)))
+            done = load_answered(Path(task.start), bench, questions)
+        for milestone in task.milestones:
+            began = time.perf_counter()
+            entries = list(task.rung_evaluators)
+            if milestone >= task.total:
+                entries += [entry for entry in task.end_evaluators if entry not in entries]
+            configs = [parse_evaluator(entry) for entry in entries]
+            done = self._extend(bench, questions[:milestone], done, configs)
+            scores = score(configs, done, "tune", tools_of(task.services, config, bench, calls))
+            made = Report(
+                milestone, scores, telemetry(calls, milestone, time.perf_counter() - began), f"checkpoint-{milestone}"
+            )
+            with placing(Path(task.folder) / f"checkpoint-{milestone}") as folder:
+                save_answered(folder, done)
+                write_complete(folder, made)
+            report(made)
+
+    def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
+        """Score the configuration on a split; a RAG configuration has no weights, so `job.model` says nothing."""
+        config = typed(job.config)
+        calls = calls_of(job.services, f"evaluate/{os.getpid()}/{threading.get_ident()}")
+        bench = Bench(config, calls, 0, job.services.cache)
+        questions = splits_of(config, bench).of(job.split)
+        configs = [parse_evaluator(entry) for entry in job.evaluators]
+        done = self._extend(bench, questions, [], configs)
+        return score(configs, done, job.split, tools_of(job.services, config, bench, calls))
+
+    def _extend(
+        self, bench: Bench, questions: Sequence[Question], done: list[Answered], configs: Sequence[EvaluatorConfig]
+    ) -> list[Answered]:
+        """What was done and what is new, with answers for as many of the first questions as evaluators look at."""
+        cuts = [k for config in configs if isinstance(config, RetrievalConfig) for k in config.k]
+        characters = [n for config in configs if isinstance(config, RetrievalConfig) for n in config.characters]
+        new = bench.retrieved(questions[len(done) :], cuts, max(characters, default=0))
+        together = [*done[: len(questions)], *new]
+        wanted = max((_limit(config, len(together)) for config in configs if needs_answers(config)), default=0)
+        places = [i for i in range(wanted) if together[i].answer is None]
+        for place, one in zip(places, bench.answered([together[i] for i in places]), strict=True):
+            together[place] = one
+        return together
+
+
+def typed(config: Mapping[str, Any]) -> RagConfig:
+    """The configuration of a task."""
+    found = parse_pipeline(config)
+    assert isinstance(found, RagConfig), f"a RAG pipeline was given {found.type}"
+    return found
+
+
+def splits_of(config: RagConfig, bench: Bench) -> QuestionSplits:
+    """The questions, every span checked against the corpus."""
+    return load_questions(config.questions_section, bench.corpus, config.seed_data)
+
+
+def needs_answers(config: EvaluatorConfig) -> bool:
+    """Whether an evaluator looks at answers."""
+    return "retrieval" not in config.subjects
+
+
+def _limit(config: EvaluatorConfig, count: int) -> int:
+    return count if config.limit is None else min(config.limit, count)
+
+
+def score(
+    configs: Sequence[EvaluatorConfig], answered: Sequence[Answered], split: Split, tools: Tools
+) -> tuple[Score, ...]:
+    """Scores of several evaluators; `limit` keeps the first questions."""
+    scores: list[Score] = []
+    for config in configs:
+        evaluator = build_evaluator(config)
+        assert hasattr(evaluator, "evaluate_answers"), f"{config!r} can't score answers; the door has checked it"
+        scorer: AnswerEvaluator = evaluator
+        scores += scorer.evaluate_answers(answered[: _limit(config, len(answered))], split, tools)
+    return tuple(scores)
+
+
+def calls_of(services: Services, owner: str) -> Calls:
+    """The lease's way to models."""
+    from pipelines.hosts import make_calls
+
+    return make_calls(services, owner)
+
+
+def tools_of(services: Services, config: RagConfig, bench: Bench, calls: Calls) -> Tools:
+    """What evaluators of answers may use."""
+    embed = None
+    if config.answer_embedding is not None:
+        from pipelines.rag.embed import build_embedder
+
+        embed = build_embedder(config.answer_embedding, calls).queries
+    documents = {document.id: document.text for document in bench.corpus.documents}
+    return Tools(None, embed, documents)
+
+
+def telemetry(calls: Calls, questions: int, seconds: float) -> dict[str, float]:
+    """Costs of a lease so far, by stage: what its calls cost when they were computed, whoever computed them."""
+    found = {"cost/seconds": seconds}
+    for stage, used in sorted(calls.usage.items()):
+        found[f"cost/{stage}_calls"] = float(used.calls)
+        found[f"cost/{stage}_computed"] = float(used.computed)
+        found[f"cost/{stage}_seconds"] = used.spent.seconds
+    spent = [used.spent for used in calls.usage.values()]
+    found["cost/tokens"] = float(sum(cost.tokens for cost in spent))
+    found["cost/price"] = sum(cost.price for cost in spent)
+    return found
+
+
+def save_answered(folder: Path, answered: Sequence[Answered]) -> None:
+    """Write what was found, by offsets."""
+    rows = [
+        {
+            "question": one.question.id,
+            "ranked": [[p.document, p.start, p.end, p.score] for p in one.ranked],
+            "context": [[p.document, p.start, p.end, p.score] for p in one.context],
+            "answer": one.answer,
+        }
+        for one in answered
+    ]
+    text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    (folder / STATE).write_text(text, encoding="utf-8")
+
+
+def load_answered(folder: Path, bench: Bench, questions: Sequence[Question]) -> list[Answered]:
+    """The inverse of `save_answered`, with the texts from the corpus."""
+    texts = {document.id: document.text for document in bench.corpus.documents}
+
+    def passages(rows: Sequence[Sequence[Any]]) -> tuple[Passage, ...]:
+        return tuple(Passage(d, int(s), int(e), texts[d][int(s) : int(e)], float(v)) for d, s, e, v in rows)
+
+    rows = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    known = {question.id: question for question in questions}
+    return [
+        Answered(known[row["question"]], passages(row["ranked"]), passages(row["context"]), row["answer"])
+        for row in rows
+    ]
