@@ -190,7 +190,7 @@ def _default(about: Schema) -> str:
 
 def _yaml(value: Any) -> str:
     if isinstance(value, str):
-        return value
+        return json.dumps(value) if value == "" or value.strip() != value or "\n" in value else value
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)
 
 

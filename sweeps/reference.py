@@ -73,10 +73,12 @@ def overview() -> str:
     for path, group in groupby(sections(), key=lambda section: section.path):
         listed = list(group)
         variants = " | ".join(section.variant for section in listed if section.variant)
-        lines += ["", f"{path or 'top of the file'}{f' (type: {variants})' if variants else ''}"]
+        head = f"{path or 'top of the file'}{f' (type: {variants})' if variants else ''}"
+        lines += ["", *textwrap.wrap(head, WIDTH, subsequent_indent="    ")]
         rows = {key.name: key for key, _ in reversed(_rows(listed))}
         for name, key in reversed(rows.items()):
-            lines.append(f"  {name:<28} {textwrap.shorten(key.text, WIDTH - 31, placeholder=' ...')}")
+            room = WIDTH - 3 - max(28, len(name))
+            lines.append(f"  {name:<28} {textwrap.shorten(key.text, room, placeholder=' ...')}")
     return "\n".join(lines[1:])
 
 

@@ -10,6 +10,7 @@ Example:
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -122,6 +123,7 @@ class _Spaces:
 
     def __init__(self, definitions: dict[str, Schema]) -> None:
         self.definitions = definitions
+        self.domains: dict[str, str] = {}
 
     def space(self, models: Sequence[type[BaseModel]], below: str = "") -> str:
         """The reference of a mapping of paths below some models to their domains; with all its nested ones."""
@@ -130,11 +132,16 @@ class _Spaces:
         if name in self.definitions:
             return reference
         self.definitions[name] = {}
-        found: dict[str, list[Schema]] = {}
+        values: dict[str, list[Schema]] = {}
+        sections: dict[str, list[type[BaseModel]]] = {}
         for path, value, inner in self._paths(models):
             if _joined(below, path) not in FIXED:
-                found.setdefault(path, []).append(self._domain(_joined(below, path), value, inner))
-        properties = {path: self._named(_joined("Domain", below, path), options) for path, options in found.items()}
+                values.setdefault(path, []).append(value)
+                sections.setdefault(path, []).extend(inner)
+        properties = {
+            path: self._named(below, path, options, tuple(dict.fromkeys(sections[path])))
+            for path, options in values.items()
+        }
         own = self.definitions[name] = self._mapping(properties, top=not below)
         own["properties"]["together"] = self._together(models, below)
         if not below:
@@ -151,7 +158,7 @@ class _Spaces:
             for path, value, inner in self._paths(models):
                 nested = [{"$ref": self.changes(inner, _joined(below, path))}] if inner else []
                 found.setdefault(path, []).extend([value, *nested])
-            properties = {path: _either(options) for path, options in found.items()}
+            properties = {path: _either(self._different(options)) for path, options in found.items()}
             own = self.definitions[name] = self._mapping(properties, top=not below)
             if not below:
                 own["properties"]["pipeline"] = {"$ref": reference}
@@ -168,22 +175,23 @@ class _Spaces:
                 yield f"{prefix}{key}", {"$ref": f"#/$defs/{model.__name__}/properties/{key}"}, inner
                 yield from self._paths(inner, f"{prefix}{key}.")
 
-    def _domain(self, path: str, value: Schema, inner: tuple[type[BaseModel], ...]) -> Schema:
-        """What may stand at a path: a list of values, a domain, arms, or keys below it."""
+    def _domain(self, path: str, options: Sequence[Schema], inner: tuple[type[BaseModel], ...]) -> Schema:
+        """What may stand at a path that one or several sections have: a list of values, a domain, arms, or keys below."""
+        options = self._different(options)
+        value = _either(options)
         values: Schema = {"type": "array", "minItems": 1, "items": value}
         forms = [
             values,
             _closed({"values": values, "distribution": {"const": "categorical"}}, "values"),
             _closed({"value": value, "distribution": {"const": "constant"}}, "value"),
         ]
-        owner, key = value["$ref"].split("/")[2::2]
-        about = self.definitions[owner]["properties"][key]
-        options = _options(about)
-        if any(option.get("type") in ("number", "integer") for option in options):
+        abouts = [self._about(option) for option in options]
+        members = [member for about in abouts for member in _options(about)]
+        if any(member.get("type") in ("number", "integer") for member in members):
             number: Schema = {"type": "number"}
             ends = {"distribution": {"enum": list(CONTINUOUS)}, "min": number, "max": number, "q": number}
             forms.append(_closed(ends, "min", "max"))
-        if words := [word for option in options for word in option.get("enum", ()) if isinstance(word, str)]:
+        if words := [word for member in members for word in member.get("enum", ()) if isinstance(word, str)]:
             arm: Schema = {
                 "anyOf": [{"$ref": f"#/$defs/{_joined('Parameters', path.rpartition('.')[0])}"}, {"type": "null"}]
             }
@@ -191,9 +199,23 @@ class _Spaces:
             forms.append(_closed({"choose": {**arms, "minProperties": 1}}, "choose"))
         if inner:
             forms.append({"$ref": self.space(inner, path)})
-        if about.get("additionalProperties"):
+        if any(about.get("additionalProperties") for about in abouts):
             forms.append({"type": "object"})
-        return {"anyOf": forms} | ({"description": about["description"]} if "description" in about else {})
+        texts = [about["description"] for about in abouts if "description" in about]
+        return {"anyOf": forms} | ({"description": texts[0]} if texts else {})
+
+    def _different(self, options: Sequence[Schema]) -> list[Schema]:
+        """References to different schemas: of keys that several sections share, one."""
+        kept: dict[str, Schema] = {}
+        for option in options:
+            shared = "properties" in option.get("$ref", "")
+            kept.setdefault(json.dumps(self._about(option) if shared else option, sort_keys=True), option)
+        return list(kept.values())
+
+    def _about(self, reference: Schema) -> Schema:
+        owner, key = reference["$ref"].split("/")[2::2]
+        about: Schema = self.definitions[owner]["properties"][key]
+        return about
 
     def _together(self, models: Sequence[type[BaseModel]], below: str) -> Schema:
         row = {"allOf": [{"$ref": self.changes(models, below)}], "minProperties": 1}
@@ -204,8 +226,11 @@ class _Spaces:
             "description": "Keys that move as a group: rows of values.",
         }
 
-    def _named(self, name: str, options: list[Schema]) -> Schema:
-        self.definitions[name] = _either(options)
+    def _named(self, below: str, path: str, options: Sequence[Schema], inner: tuple[type[BaseModel], ...]) -> Schema:
+        """The reference of a domain; equal ones are written once."""
+        domain = self._domain(_joined(below, path), options, inner)
+        name = self.domains.setdefault(json.dumps(domain, sort_keys=True), _joined("Domain", below, path))
+        self.definitions.setdefault(name, domain)
         return {"$ref": f"#/$defs/{name}"}
 
     def _mapping(self, properties: Mapping[str, Schema], *, top: bool) -> Schema:

@@ -147,7 +147,7 @@ seeds: {tune: [1], test: [1]}
 
 def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_path):
     found = problems(tmp_path, SFT.replace("type: sft", "type: sftt").replace("max_steps: 27", "max_stepz: 27"))
-    assert "(line 3, column 9): 'sftt' is unknown; did you mean 'sft'? (custom, sft)" in found["pipeline.type"]
+    assert "(line 3, column 9): 'sftt' is unknown; did you mean 'sft'? (custom, rag, sft)" in found["pipeline.type"]
     assert "did you mean 'max_steps'?" in found["pipeline.max_stepz"]
 
 
@@ -192,7 +192,7 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         (
             "evaluate: [{limit: 3}]",
             "evaluate[0].type",
-            "is missing; give one of exact_match, json_fields, loss, perplexity",
+            "is missing; give one of answer_correctness, answer_relevancy, answer_similarity",
         ),
         (
             "parameters: {learning_rate: {min: 0.1, max: 1}}",

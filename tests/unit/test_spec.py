@@ -7,7 +7,15 @@ from pydantic import BaseModel, ValidationError
 from evaluators import EVALUATORS
 from evaluators.config import EVALUATOR_CONFIGS
 from pipelines import PIPELINES
-from pipelines.config import PIPELINE_CONFIGS, CustomConfig, Datasets, SFTConfig, parse_pipeline, total_resource
+from pipelines.config import (
+    PIPELINE_CONFIGS,
+    CustomConfig,
+    Datasets,
+    RagConfig,
+    SFTConfig,
+    parse_pipeline,
+    total_resource,
+)
 from sweeps.fields import take_apart, type_names
 from sweeps.searchers import SEARCHERS
 from sweeps.spec import ASHAConfig, Resources, Seeds, SweepSpec
@@ -71,11 +79,17 @@ def test_fractions_leave_something_to_train_on(fractions):
         Datasets.model_validate({**DATA, **{name: {"fraction": value} for name, value in fractions.items()}})
 
 
+def no_questions(config: RagConfig) -> int:
+    pytest.fail("not needed")
+
+
 def test_total_resource_counts_steps_as_epochs_of_whole_batches():
     config = sft(max_steps=None, num_epochs=2.5, micro_batch_size=2, gradient_accumulation_steps=3)
-    assert total_resource(config, lambda datasets: 20) == 10  # 4 steps an epoch
-    assert total_resource(sft(), lambda datasets: pytest.fail("not needed")) == 5
-    assert total_resource(CustomConfig(import_path="m:C", total=7), lambda datasets: 0) == 7
+    assert total_resource(config, lambda datasets: 20, no_questions) == 10  # 4 steps an epoch
+    assert total_resource(sft(), lambda datasets: pytest.fail("not needed"), no_questions) == 5
+    assert total_resource(CustomConfig(import_path="m:C", total=7), lambda datasets: 0, no_questions) == 7
+    rag = RagConfig.model_validate({"corpus": "c", "questions": "q", "retrieve": {"type": "bm25"}})
+    assert total_resource(rag, lambda datasets: pytest.fail("no rows"), lambda config: 30) == 30
 
 
 @pytest.mark.parametrize(
