@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sweeps.problems import show, unknown
-from sweeps.spec import ASHAConfig, Budget, GridConfig, SweepSpec
+from sweeps.spec import Budget, GridConfig, NoneConfig, SweepSpec
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -51,7 +51,7 @@ def finalists(spec: SweepSpec, trials: int | None) -> int:
         trials: that will be asked for, as `asked_for` has it.
     """
     rule = spec.early_terminate
-    if not isinstance(rule, ASHAConfig):
+    if isinstance(rule, NoneConfig):
         return trials or 1
     if rule.finalists is not None:
         return rule.finalists
@@ -170,7 +170,7 @@ def _cut_short(state: SweepState) -> bool:
 
 def _refuse_few_finalists(spec: SweepSpec, now: _Limits) -> None:
     rule = spec.early_terminate
-    if isinstance(rule, ASHAConfig) and rule.finalists and now.trials is not None and rule.finalists > now.trials:
+    if not isinstance(rule, NoneConfig) and rule.finalists and now.trials is not None and rule.finalists > now.trials:
         raise BudgetError(
             f"--budget: early_terminate.finalists is {rule.finalists}, so trials must be at least that many, "
             f"but got {now.trials}"

@@ -73,6 +73,7 @@ class Engine:
         for event in ledger.events():
             self._standings.apply(event)
         self._journal = Journal(ledger, self._standings, clock)
+        self._standings.items = self._journal.metric_items
         self._checkpoints = checkpoints or DiskCheckpoints(paths)
         self._keeper = Keeper(plan.spec, plan.finalists, self._standings, self._checkpoints)
         self._keep_every = keep_every

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluators.base import Score
 from sweeps.ledger import Event, Items, Ledger
 from sweeps.standings import Standings
 from sweeps.state import SweepState
+from sweeps.trial import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 
 class Journal:
@@ -41,6 +46,23 @@ class Journal:
     def stage_items(self, owner: str, resource: int, scores: Sequence[Score]) -> None:
         """Item scores that go with the transaction."""
         self._items += [Items(owner, resource, score) for score in scores if score.items is not None]
+
+    def metric_items(self, run: Run, resource: int) -> NDArray[np.float32]:
+        """Item scores of the primary metric at a milestone, staged ones included; larger is better. An `ItemReader`.
+
+        Raises:
+            LookupError: where there are none.
+        """
+        metric = self._standings.metrics[0]
+        sign = -metric.sign
+        for staged in self._items:
+            if (staged.owner, staged.resource, staged.score.key) == (run.id, resource, metric.name):
+                assert staged.score.items is not None, "only scores with items are staged"
+                return sign * staged.score.items
+        stored = self._ledger.items(run.id, resource, metric.bare, "tune")
+        if stored is None:
+            raise LookupError(f"the ledger has no items of {metric.name} for {run.id} at {resource}")
+        return sign * stored.values
 
     def commit(self) -> bool:
         """Write what is staged in one transaction; False when there is nothing."""

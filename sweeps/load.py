@@ -33,7 +33,7 @@ from sweeps.rules import Verdicts, apply_rules
 from sweeps.searchers.cover import division
 from sweeps.sources import Source, SourceError, resolve_source
 from sweeps.space import Space
-from sweeps.spec import ASHAConfig, SweepSpec
+from sweeps.spec import ASHAConfig, NoneConfig, SweepSpec
 from sweeps.yaml_source import Document, read
 
 FORMAT = 1
@@ -117,7 +117,7 @@ class LoadedSweep:
 
     def total_of(self, config: Mapping[str, Any]) -> int:
         """Resource of a whole run of a resolved configuration."""
-        if isinstance(self.spec.early_terminate, ASHAConfig):
+        if not isinstance(self.spec.early_terminate, NoneConfig):
             return self.total
         typed = parse_pipeline(config)
         return total_resource(typed, lambda datasets: _count(typed, datasets), count_questions)

@@ -113,7 +113,7 @@ def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
             continue
         value, se, n = _value(report, loaded.metric)
         if value is not None:
-            far = report.resource if loaded.spec.early_terminate.type == "asha" else 0
+            far = report.resource if loaded.spec.early_terminate.type != "none" else 0
             found.append((-far, sign * value, run.order, run, report, value, se, n))
     if not found:
         return None
@@ -143,7 +143,7 @@ def front_size(state: SweepState, loaded: LoadedSweep) -> int | None:
         values = [] if report is None else [report.value(metric.name) for metric in loaded.metrics]
         vector = [m.sign * v for m, v in zip(loaded.metrics, values, strict=False) if v is not None and finite(v)]
         if report is not None and len(vector) == len(loaded.metrics):
-            found.append((report.resource if loaded.spec.early_terminate.type == "asha" else 0, vector))
+            found.append((report.resource if loaded.spec.early_terminate.type != "none" else 0, vector))
     furthest = max((far for far, _ in found), default=0)
     return fronts([vector for far, vector in found if far == furthest]).count(0)
 

@@ -11,22 +11,30 @@ from typing import Any
 from sweeps.ledger import Event
 from sweeps.rulings import follower, on_report, promotion
 from sweeps.schedulers import build_scheduler
+from sweeps.schedulers.base import ItemReader, no_items
 from sweeps.searchers import build_searcher
 from sweeps.standings import Plan, Standings
 from sweeps.trial import canonical, finite
 
 
-def differences(plan: Plan, events: Iterable[Event]) -> list[str]:
-    """One line a suggestion, promotion or ruling that does not follow from the events before it; empty when all do."""
-    return _Replay(plan).run(events)
+def differences(plan: Plan, events: Iterable[Event], items: ItemReader = no_items) -> list[str]:
+    """One line a suggestion, promotion or ruling that does not follow from the events before it; empty when all do.
+
+    Args:
+        plan: the loaded sweep.
+        events: of its ledger.
+        items: reads item scores, for schedulers that compare items.
+    """
+    return _Replay(plan, items).run(events)
 
 
 class _Replay:
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, items: ItemReader) -> None:
         self._plan = plan
         self._searcher = build_searcher(plan.spec.method, plan.space, [metric.direction for metric in plan.metrics])
         self._scheduler = build_scheduler(plan.spec.early_terminate, plan.milestones, plan.finalists)
         self._standings = Standings(plan, self._scheduler.milestones, self._searcher.finite)
+        self._standings.items = items
         self._due: tuple[str, Mapping[str, Any]] | None = None
         self._found: list[str] = []
 

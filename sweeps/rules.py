@@ -21,7 +21,16 @@ from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
 from sweeps.problems import show
 from sweeps.searchers.cover import GENERATIONS, default_population, division
-from sweeps.spec import ASHAConfig, CMAESConfig, GPConfig, GridConfig, NSGA2Config, TPEConfig
+from sweeps.spec import (
+    ASHAConfig,
+    CMAESConfig,
+    GPConfig,
+    GridConfig,
+    NoneConfig,
+    NSGA2Config,
+    RaceConfig,
+    TPEConfig,
+)
 from sweeps.yaml_source import Place
 
 
@@ -333,6 +342,8 @@ def _rungs(draft: Draft, verdicts: Verdicts) -> None:
         return
     verdicts.total = max(found)
     verdicts.milestones = (verdicts.total,)
+    if isinstance(rule, RaceConfig):
+        _race(draft, rule, verdicts)
     if not isinstance(rule, ASHAConfig):
         return
     if len(found) > 1:
@@ -347,6 +358,34 @@ def _rungs(draft: Draft, verdicts: Verdicts) -> None:
     if rule.min >= verdicts.total:
         message = f"the first rung {rule.min} must come before the end of a run, {verdicts.total}"
         draft.wrong(("early_terminate", "min"), message)
+    else:
+        verdicts.milestones = rule.milestones(verdicts.total)
+
+
+def _race(draft: Draft, rule: RaceConfig, verdicts: Verdicts) -> None:
+    """A race is over questions, on one metric in 0..1, by configurations that all begin together."""
+    spec, place = draft.spec, ("early_terminate",)
+    if not isinstance(spec.pipeline, RagConfig):
+        draft.wrong((*place, "type"), f"race is over questions, and {spec.pipeline.type} has none; use asha")
+        return
+    if spec.method.type not in ("grid", "random"):
+        mend = "write method: grid, or random with budget.trials"
+        draft.wrong(
+            (*place, "type"),
+            f"a race needs all configurations at its start, and {spec.method.type} chooses later; {mend}",
+        )
+    if len(verdicts.metrics) > 1 or any(not metric.scored for metric in verdicts.metrics):
+        draft.wrong((*place, "type"), "a race compares one score between 0 and 1; name one metric that is a score")
+    if len(spec.seeds.tune) > 1:
+        draft.wrong(("seeds", "tune"), "a race takes one seed; questions are what it repeats")
+    if spec.pipeline.questions_section.group_by is not None:
+        draft.wrong(
+            (*place, "type"), "a race counts every question once, which groups forbid; delete questions.group_by"
+        )
+    if rule.block >= verdicts.total:
+        draft.wrong(
+            (*place, "block"), f"{rule.block} questions are not fewer than the {verdicts.total} of tune; lower it"
+        )
     else:
         verdicts.milestones = rule.milestones(verdicts.total)
 
@@ -368,7 +407,7 @@ def _soup(draft: Draft, verdicts: Verdicts) -> None:
             )
             draft.wrong(("keep", "best"), message)
     verdicts.finalists = finalists(spec, trials)
-    if not isinstance(rule, ASHAConfig):
+    if isinstance(rule, NoneConfig):
         return
     if rule.finalists is not None:
         if trials is not None and rule.finalists > trials:

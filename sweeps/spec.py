@@ -125,7 +125,23 @@ class ASHAConfig(Config):
         return (*rungs, total)
 
 
-EarlyTerminateConfig = Annotated[NoneConfig | ASHAConfig, Field(discriminator="type")]
+class RaceConfig(Config):
+    """Racing over questions: a configuration leaves when it is shown, on the same questions, not to be the best."""
+
+    type: Literal["race"] = "race"
+    block: int = Field(default=20, ge=1)
+    """Questions between two looks at the field."""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    """Chance of ever putting out a configuration that is best, over all looks and configurations."""
+    finalists: int | None = Field(default=None, ge=1)
+    """Trials that answer all questions whatever happens; default `soup.top`, else 1."""
+
+    def milestones(self, total: int) -> tuple[int, ...]:
+        """Multiples of the block below the total, and the total."""
+        return (*range(self.block, total, self.block), total)
+
+
+EarlyTerminateConfig = Annotated[NoneConfig | ASHAConfig | RaceConfig, Field(discriminator="type")]
 
 
 class Seeds(Config):

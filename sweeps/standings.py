@@ -24,8 +24,8 @@ from typing import Any, Protocol
 from evaluators.base import Report
 from sweeps.ledger import Event
 from sweeps.metrics import Metric
+from sweeps.schedulers.base import ItemReader, RunView, SweepView, no_items
 from sweeps.schedulers.base import RunState as ViewState
-from sweeps.schedulers.base import RunView, SweepView
 from sweeps.searchers.base import Suggestion, Told
 from sweeps.space import Space
 from sweeps.spec import SweepSpec
@@ -88,11 +88,13 @@ class Standings:
         state: the fold of the events so far.
         metrics: what is optimised, the primary metric first.
         used_up: set once the searcher had no suggestion left.
+        items: reads item scores for schedulers that compare items; set by who has the ledger.
     """
 
     def __init__(self, plan: Plan, milestones: tuple[int, ...], finite: int | None) -> None:
         self.state = SweepState()
         self.used_up = False
+        self.items: ItemReader = no_items
         self.seeds = plan.spec.seeds.tune
         self.milestones = milestones
         self.total = milestones[-1]
@@ -138,7 +140,7 @@ class Standings:
 
     def view(self) -> SweepView:
         """The sweep as schedulers see it; valid until the next event."""
-        return SweepView(self._views, self.more_to_come, self.milestones)
+        return SweepView(self._views, self.more_to_come, self.milestones, self.items)
 
     def reported_view(self, run: Run) -> SweepView:
         """The same just after a report of `run`, which now waits at its rung for the scheduler's word."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 SCHEDULERS: dict[str, str] = {
     "none": "sweeps.schedulers.base:RunToEnd",
     "asha": "sweeps.schedulers.asha:ASHAScheduler",
+    "race": "sweeps.schedulers.race:RaceScheduler",
 }
 
 

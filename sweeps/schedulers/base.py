@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sweeps.trial import Run
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from sweeps.spec import NoneConfig
+
+ItemReader = Callable[[Run, int], "NDArray[Any]"]
 
 Action = Literal["continue", "stop", "promote"]
 RunState = Literal["waiting", "running", "finished", "stopped", "failed"]
@@ -52,6 +56,15 @@ class RunView:
     vectors: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
 
 
+def no_items(run: Run, resource: int) -> NDArray[Any]:
+    """An `ItemReader` for schedulers that look at means alone.
+
+    Raises:
+        LookupError: always.
+    """
+    raise LookupError(f"nobody gave the items of {run.id} at {resource}")
+
+
 @dataclass(frozen=True)
 class SweepView:
     """The sweep as schedulers see it.
@@ -60,11 +73,13 @@ class SweepView:
         runs: one run a trial (its first seed's), in order; duplicates of an earlier trial are left out.
         more_to_come: whether new trials will still be suggested.
         milestones: all rungs, ascending; the last is the pipeline's total.
+        items: (run, milestone) -> item scores of the primary metric there, larger is better, NaN = unscored.
     """
 
     runs: Sequence[RunView]
     more_to_come: bool
     milestones: tuple[int, ...]
+    items: ItemReader = no_items
 
 
 class Scheduler(Protocol):
