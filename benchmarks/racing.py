@@ -28,7 +28,7 @@ Floats = NDArray[np.float64]
 def matrix(folder: Path, metric: str) -> Floats:
     """(configurations, questions) item scores at the end of every finished run."""
     split, _, name = metric.partition("/")
-    ledger = Ledger.open(folder, read_only=True)
+    ledger = Ledger.read(folder)
     try:
         state = fold(ledger.events())
         rows = []
@@ -46,7 +46,9 @@ def matrix(folder: Path, metric: str) -> Floats:
 def planted(scores: Floats, scenario: str) -> Floats:
     """The scores scaled so that their means are as measured, twice as far from the best, or all equal."""
     means = np.nanmean(scores, axis=1)
-    wanted = {"a": means, "b": np.maximum(2 * means - means.max(), 0.0), "c": np.full(len(means), means.min())}[scenario]
+    wanted = {"a": means, "b": np.maximum(2 * means - means.max(), 0.0), "c": np.full(len(means), means.min())}[
+        scenario
+    ]
     return scores * (wanted / means)[:, None]
 
 

@@ -315,7 +315,9 @@ class Engine:
         for run in self.state.runs.values():
             if run.phase in ("waiting", "interrupted", "running"):
                 rung = self._standings.rung(run)
-                reason = "the budget of hours was used up" if self.state.stop else f"not promoted at {rung}"
+                reason = (
+                    "the budget of hours was used up" if self.state.stop else self._scheduler.left_behind.format(rung)
+                )
                 self._journal.stage("run_ended", run=run.id, state="stopped", reason=reason)
                 self._keeper.changed(run.id)
         self._commit()

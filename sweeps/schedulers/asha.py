@@ -124,6 +124,8 @@ class ASHAScheduler:
         ValueError: if the milestones do not ascend, or eta or finalists is too small.
     """
 
+    left_behind = "not promoted at {}"
+
     def __init__(self, milestones: tuple[int, ...], eta: int = 3, finalists: int = 1) -> None:
         if not milestones or list(milestones) != sorted(set(milestones)) or milestones[0] < 1:
             raise ValueError(f"milestones must ascend from at least 1, but got {milestones}")

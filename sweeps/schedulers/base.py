@@ -83,9 +83,15 @@ class SweepView:
 
 
 class Scheduler(Protocol):
-    """Decides from the view alone, so that a fold of the ledger gives the same decisions."""
+    """Decides from the view alone, so that a fold of the ledger gives the same decisions.
+
+    Attributes:
+        milestones: where it looks at runs, ascending; the last is the total.
+        left_behind: why a run that still waits when all is over ended, with `{}` for its rung.
+    """
 
     milestones: tuple[int, ...]
+    left_behind: str
 
     def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
         """Decisions after `run` reported at a milestone; `view` already holds the report. Exactly one concerns `run`."""
@@ -102,6 +108,8 @@ class Scheduler(Protocol):
 
 class RunToEnd:
     """`early_terminate: none`: every run goes to the pipeline's total; milestones only report."""
+
+    left_behind = "not promoted at {}"
 
     def __init__(self, total: int) -> None:
         self.milestones: tuple[int, ...] = (total,)

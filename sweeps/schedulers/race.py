@@ -40,6 +40,8 @@ class RaceScheduler:
         ValueError: if the milestones do not ascend, or finalists is too small.
     """
 
+    left_behind = "shown not to be the best after {} questions"
+
     def __init__(self, milestones: tuple[int, ...], alpha: float = 0.05, finalists: int = 1) -> None:
         if not milestones or list(milestones) != sorted(set(milestones)) or milestones[0] < 1:
             raise ValueError(f"milestones must ascend from at least 1, but got {milestones}")
@@ -92,7 +94,7 @@ class RaceScheduler:
         return (trials,) * len(self.milestones)
 
     def _reason(self, run: Run) -> str:
-        return f"shown not to be the best after {self._out[run.id]} questions"
+        return self.left_behind.format(self._out[run.id])
 
     def _rung(self, view: SweepView) -> int | None:
         """The highest block below the last that all who are in have answered, the race brought up to it; None for none."""

@@ -62,7 +62,7 @@ def play(scheduler, curves, fails=frozenset(), more_after=True):
             return {r.order: max(r.values, default=0) for r in runs}
 
 
-@pytest.fixture(params=["none", "asha"])
+@pytest.fixture(params=["none", "asha"])  # race compares items: tests/unit/test_racing.py
 def scheduler(request):
     config = {"none": NoneConfig(), "asha": ASHAConfig(min=1, eta=3)}[request.param]
     return build_scheduler(config, RUNGS, 2)
