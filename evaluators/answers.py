@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from evaluators.base import Direction, Score, Split
 
@@ -130,6 +130,7 @@ class Tools:
     documents: Mapping[str, str] = field(default_factory=dict)
 
 
+@runtime_checkable
 class AnswerEvaluator(Protocol):
     """Scores what a RAG configuration made of questions.
 

@@ -213,6 +213,25 @@ def smallest_difference(se: float, clusters: int | None = None, *, alpha: float 
     return float(special.nctdtrinc(clusters - 1, 1 - power, critical)) * se
 
 
+def items_to_tell(result: Paired, *, alpha: float = 0.05, power: float = 0.8) -> float:
+    """Items in all from which a paired comparison would find its present difference with probability `power`.
+
+    The difference is taken for the true one, which flatters where it was chosen for being large; NaN where nothing is
+    known, infinite where there is no difference at all.
+
+    Args:
+        result: the comparison so far.
+        alpha: level of the two-sided test, before any adjustment.
+        power: probability of finding it.
+    """
+    if result.clusters < 2 or not math.isfinite(result.se) or not math.isfinite(result.difference):
+        return math.nan
+    if result.difference == 0:
+        return math.inf
+    reach = float(special.ndtri(1 - alpha / 2) + special.ndtri(power))
+    return result.n * (reach * result.se / result.difference) ** 2
+
+
 def smallest_share_difference(rows: int, *, discordant: float = 0.5, alpha: float = 0.05, power: float = 0.8) -> float:
     """What a split of `rows` rows can show between two shares (exact match), before anything is measured.
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.base import Direction
-from evaluators.statistics import Paired, Side, holm, paired
+from evaluators.statistics import Paired, Side, holm, items_to_tell, paired
 from sweeps.board import ALPHA, Measured, Row, aligned, score_text
+from sweeps.effects import Effect, Trial, effects, lines
 from sweeps.front import numbered
 from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items
 from sweeps.ledger import StoredItems, number
@@ -93,6 +94,7 @@ class Pair:
             "p_holm": number(self.p),
             "p_against_best": None if self.against_best is None else number(self.against_best),
             "better": self.better,
+            "items_to_tell": number(items_to_tell(self.result)),
         }
 
 
@@ -123,6 +125,8 @@ class Comparisons:
 
     blocks: tuple[Comparison, ...]
     front: tuple[str, ...] = ()
+    effects: tuple[tuple[str, str, tuple[Effect, ...]], ...] = ()
+    """(sweep, metric, effects of its axes), for every metric with items."""
 
 
 def compare_all(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA) -> Comparisons:
@@ -137,15 +141,31 @@ def compare_all(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA
         raise CompareError(f"sweeps with different metrics can't be compared: {said}")
     [wanted] = metrics
     rows = [(source, row) for source in sources for row in _best_rows(source, top)]
+    axes = tuple(
+        (source.name, metric.name, found)
+        for source in sources
+        for metric in wanted
+        if metric.scored and (found := _effects(source, metric, alpha))
+    )
     if len(wanted) == 1:
-        return Comparisons((_compare(sources, rows, wanted[0], alpha),))
+        return Comparisons((_compare(sources, rows, wanted[0], alpha),), effects=axes)
     blocks = tuple(
         _compare(sources, rows, metric, alpha) if metric.scored else _side_by_side(sources, rows, metric, alpha)
         for metric in wanted
     )
     fronts = numbered([row for _, row in rows], wanted)
     on_front = [_label(sources, *entry) for entry, front in zip(rows, fronts, strict=True) if front == 1]
-    return Comparisons(blocks, tuple(on_front))
+    return Comparisons(blocks, tuple(on_front), axes)
+
+
+def _effects(source: Source, metric: Metric, alpha: float) -> tuple[Effect, ...]:
+    """What the sweep's axes are worth, over all trials that have item scores."""
+    trials = []
+    for row in leaderboard(source.state, source.items, source.plan).trials:
+        stored = trial_items(row, source.items, metric.name)
+        if stored is not None:
+            trials.append(Trial(row.parameters, stored))
+    return tuple(effects(trials, metric.direction, alpha=alpha)) if len(trials) > 1 else ()
 
 
 def compare(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA) -> Comparison:
@@ -202,9 +222,13 @@ def _names(metrics: Sequence[Metric]) -> str:
 
 def all_to_json(comparisons: Comparisons) -> dict[str, Any]:
     """JSON-ready; with one metric its comparison alone."""
+    axes = [
+        {"sweep": sweep, "metric": metric, "effects": [effect.record() for effect in found]}
+        for sweep, metric, found in comparisons.effects
+    ]
     if len(comparisons.blocks) == 1:
-        return to_json(comparisons.blocks[0])
-    return {"metrics": [to_json(block) for block in comparisons.blocks], "front": list(comparisons.front)}
+        return {**to_json(comparisons.blocks[0]), "axes": axes}
+    return {"axes": axes, "metrics": [to_json(block) for block in comparisons.blocks], "front": list(comparisons.front)}
 
 
 def all_to_text(comparisons: Comparisons, width: int | None = None) -> str:
@@ -213,6 +237,12 @@ def all_to_text(comparisons: Comparisons, width: int | None = None) -> str:
     if len(blocks) > 1:
         names = ", ".join(comparisons.front)
         blocks.append(f"front by the values, none worse than another on every metric: {names}")
+    for sweep, metric, found in comparisons.effects:
+        head = ["axis", "change", f"{metric} (95 %)", "p (Holm)", "", "n", "trials"]
+        title = (
+            f"what each axis of {sweep} is worth on {metric}, averaged over the rest, on the items that all answered"
+        )
+        blocks.append("\n".join([title, *aligned(head, lines(found, metric), width)]))
     return "\n\n".join(blocks)
 
 
@@ -237,7 +267,7 @@ def to_text(comparison: Comparison, width: int | None = None) -> str:
     best, *others = comparison.contestants
     better = "lower" if comparison.direction == "minimize" else "higher"
     against = {pair.right: pair for pair in comparison.pairs if pair.left == best.name}
-    rows = [["=", best.name, str(best.rung), score_text(best.score), "best", ""]]
+    rows = [["=", best.name, str(best.rung), score_text(best.score), "best", "", ""]]
     for other in others:
         pair = against[other.name]
         p = "" if math.isnan(pair.against_best or 0.0) else f"{pair.against_best:.3g}"
@@ -248,14 +278,19 @@ def to_text(comparison: Comparison, width: int | None = None) -> str:
             score_text(other.score),
             _behind(pair.result),
             p,
+            _needed(pair.result) if other.tied else "",
         ]
         rows.append(row)
     percent = f"{100 * (1 - comparison.alpha):g} %"
     lines = [f"{comparison.metric} ({better} is better), each minus the best, paired on the same items"]
-    lines += aligned(["=", "trial", "rung", comparison.metric, f"difference ({percent})", "p (Holm)"], rows, width)
+    lines += aligned(
+        ["=", "trial", "rung", comparison.metric, f"difference ({percent})", "p (Holm)", "to tell"], rows, width
+    )
     if others:
         tied = len(comparison.tied_best)
         told = "the best stands alone" if tied == 1 else f"{tied} can't be told from the best (marked =)"
+        if tied > 1:
+            told += "; to tell: items that would show the present difference, if it is real, 4 times in 5"
         apart = sum(pair.better != "neither" for pair in comparison.pairs)
         lines.append(f"{told}; of all {len(comparison.pairs)} pairs {apart} can be told apart")
     lines += [f"left out: {name}: {reason}" for name, reason in comparison.left_out]
@@ -302,6 +337,14 @@ def _judge(
         if pair.against_best is not None
     }
     return tuple(replace(c, tied=tied.get(c.name, True)) for c, _ in entries), tuple(pairs)
+
+
+def _needed(result: Paired) -> str:
+    """Items in all that would tell a pair apart."""
+    wanted = items_to_tell(result)
+    if math.isnan(wanted):
+        return ""
+    return f"{math.ceil(wanted):,}" if wanted < 1e7 else "never"
 
 
 def _behind(result: Paired) -> str:

@@ -19,7 +19,7 @@ from evaluators import build_evaluator, parse_evaluator
 from evaluators.answers import Answered, AnswerEvaluator, Passage, Question, Tools
 from evaluators.base import Report, Score, Split
 from evaluators.config import EvaluatorConfig, RetrievalConfig
-from pipelines.calls import Calls
+from pipelines.calls import Calls, make_calls
 from pipelines.config import RagConfig, parse_pipeline
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.rag.bench import Bench
@@ -37,7 +37,7 @@ class RagPipeline:
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
         """Answer questions from `task.start_resource` on, reporting at every milestone."""
         config = typed(task.config)
-        calls = calls_of(task.services, f"{task.trial}/{task.seed}/{task.attempt}")
+        calls = make_calls(task.services, f"{task.trial}/{task.seed}/{task.attempt}", task.devices)
         bench = Bench(config, calls, task.seed, task.services.cache)
         questions = splits_of(config, bench).tune
         done: list[Answered] = []
@@ -64,7 +64,7 @@ class RagPipeline:
     def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
         """Score the configuration on a split; a RAG configuration has no weights, so `job.model` says nothing."""
         config = typed(job.config)
-        calls = calls_of(job.services, f"evaluate/{os.getpid()}/{threading.get_ident()}")
+        calls = make_calls(job.services, f"evaluate/{os.getpid()}/{threading.get_ident()}", job.devices)
         bench = Bench(config, calls, 0, job.services.cache)
         questions = splits_of(config, bench).of(job.split)
         configs = [parse_evaluator(entry) for entry in job.evaluators]
@@ -113,18 +113,10 @@ def score(
     """Scores of several evaluators; `limit` keeps the first questions."""
     scores: list[Score] = []
     for config in configs:
-        evaluator = build_evaluator(config)
-        assert hasattr(evaluator, "evaluate_answers"), f"{config!r} can't score answers; the door has checked it"
-        scorer: AnswerEvaluator = evaluator
+        scorer: Any = build_evaluator(config)
+        assert isinstance(scorer, AnswerEvaluator), f"{config!r} can't score answers; the door has checked it"
         scores += scorer.evaluate_answers(answered[: _limit(config, len(answered))], split, tools)
     return tuple(scores)
-
-
-def calls_of(services: Services, owner: str) -> Calls:
-    """The lease's way to models."""
-    from pipelines.hosts import make_calls
-
-    return make_calls(services, owner)
 
 
 def tools_of(services: Services, config: RagConfig, bench: Bench, calls: Calls) -> Tools:
