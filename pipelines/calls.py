@@ -13,14 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, Protocol
 
-from pipelines.memo import Call, Cost, Memo, compute
+from pipelines.memo import Call, Cost, Memo, Unanswered, compute
 from pipelines.stage import Devices, Services
 
+Answers = list[tuple[bytes | Unanswered, Cost]]
+"""What a model says to a batch: a value and what it cost, for each item."""
 Role = Literal["embedder", "reranker", "generator", "judge"]
 """Whose work a resident model does; `hosts:` of the sweep file gives each its resources."""
 
-MODELS: dict[str, str] = {}
-"""Kind of a model spec -> "module:class" with `identify(spec)` and `load(spec, devices)`."""
+MODELS: dict[str, str] = {
+    "openai_chat": "pipelines.chat:ChatEndpoint",
+}
+"""Kind of a model spec -> "module:class" with `identify(spec)` and `load(spec, devices, services)`."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Identity:
 class Model(Protocol):
     """A loaded model. One thread at a time calls it, unless its kind is `remote`."""
 
-    def answer(self, method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> list[tuple[bytes, Cost]]:
-        """One (value, cost) an item, in order; items and parameters are JSON.
+    def answer(self, method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> Answers:
+        """One (value, cost) an item, in order, the value `Unanswered` where there is none; items and parameters are JSON.
 
         An item's neighbours never change its answer beyond rounding, and sampled answers not at all.
 
@@ -92,9 +96,7 @@ class Host(Protocol):
     Calls of many trials are batched; a dead host is started again and asked again, so no request is lost.
     """
 
-    def ask(
-        self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]
-    ) -> list[tuple[bytes, Cost]]:
+    def ask(self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> Answers:
         """As `Model.answer`."""
         ...
 
@@ -104,6 +106,10 @@ def kind_of(spec: Mapping[str, Any]) -> type[Kind]:
     module, _, name = MODELS[str(spec["kind"])].partition(":")
     found: type[Kind] = getattr(importlib.import_module(module), name)
     return found
+
+
+class NoAnswer(RuntimeError):
+    """A model gave no answer where every one is needed."""
 
 
 def role_of(spec: Mapping[str, Any]) -> Role:
@@ -190,7 +196,7 @@ class Calls:
         counted: Counter[str] = Counter()
         fresh: list[Cost] = []
         if self._memo is None:
-            answers = self._host.ask(spec, method, items, settings)
+            answers = answered(self._host.ask(spec, method, items, settings))
             self._count(stage, len(items), len(items), [cost for _, cost in answers], [cost for _, cost in answers])
             return [value for value, _ in answers]
         who = self.identity(spec)
@@ -206,7 +212,7 @@ class Calls:
 
         def missing(asked: list[Call]) -> list[tuple[bytes, Cost]]:
             counted["computed"] += len(asked)
-            found = self._host.ask(spec, method, [call.input for call in asked], settings)
+            found = answered(self._host.ask(spec, method, [call.input for call in asked], settings))
             fresh.extend(cost for _, cost in found)
             return found
 
@@ -223,6 +229,19 @@ class Calls:
             spent=total([before.spent, *spent]),
             fresh=total([before.fresh, *fresh]),
         )
+
+
+def answered(answers: Answers) -> list[tuple[bytes, Cost]]:
+    """The answers where all are there.
+
+    Raises:
+        NoAnswer: where one is not.
+    """
+    found = [(value, cost) for value, cost in answers if not isinstance(value, Unanswered)]
+    if len(found) < len(answers):
+        reason = next(value.reason for value, _ in answers if isinstance(value, Unanswered))
+        raise NoAnswer(f"{len(answers) - len(found)} of {len(answers)} calls have no answer: {reason}")
+    return found
 
 
 def total(costs: Sequence[Cost]) -> Cost:

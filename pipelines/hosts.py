@@ -20,8 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.calls import Kind, Model, kind_of
-from pipelines.memo import Cost
+from pipelines.calls import Answers, Kind, Model, kind_of
 from pipelines.stage import Devices, Services
 
 KEPT = 4
@@ -34,8 +33,6 @@ LINGER_SECONDS = 0.5
 """A model that was asked so recently is not put away for another one: its caller is about to ask again."""
 REMOTE_THREADS = 64
 """Requests to endpoints that wait or run at once in one process; each endpoint has a bound of its own below it."""
-
-Answers = list[tuple[bytes, Cost]]
 
 
 @dataclass(eq=False)

@@ -64,6 +64,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """No answer to one call, for good and not for want of trying; it is counted, and never stored.
+
+    Attributes:
+        reason: for people; no key and no secret in it.
+    """
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Claim:
     """Answer to `claim` for one key.
 
