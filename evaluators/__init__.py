@@ -17,6 +17,7 @@ EVALUATORS: dict[str, str] = {
     "perplexity": "evaluators.perplexity:PerplexityEvaluator",
     "exact_match": "evaluators.exact:ExactMatchEvaluator",
     "json_fields": "evaluators.exact:JSONFieldsEvaluator",
+    "retrieval": "evaluators.retrieval:RetrievalEvaluator",
 }
 
 Asked = TypeVar("Asked")

@@ -163,7 +163,7 @@ def _parts(datasets: Datasets, seed: int, train: Index, kept: NDArray[np.int64])
     ranges = _ranges(datasets)
     if ranges:
         units, which = np.unique(train.group[kept], return_inverse=True)
-        place = np.array([_unit(seed, f"{int(group):016x}") for group in units])[which]
+        place = np.array([unit(seed, f"{int(group):016x}") for group in units])[which]
         for name, (low, high) in ranges.items():
             chosen = left & (low <= place) & (place < high)
             parts[name] = kept[chosen]
@@ -336,7 +336,7 @@ def _keep(cache: dict[Any, Any], key: Any, value: Any) -> None:
     cache[key] = value
 
 
-def _unit(seed: int, group: str) -> float:
+def unit(seed: int, group: str) -> float:
     """A number in [0, 1) from the seed and the group."""
     digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -5,9 +5,19 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    ".md": "pipelines.rag.corpus_text:read_text",
+    ".markdown": "pipelines.rag.corpus_text:read_text",
+    ".txt": "pipelines.rag.corpus_text:read_text",
+    ".html": "pipelines.rag.corpus_html:read_html",
+    ".htm": "pipelines.rag.corpus_html:read_html",
+    ".pdf": "pipelines.rag.corpus_pdf:read_pdf",
+    ".jsonl": "pipelines.rag.corpus_jsonl:read_rows",
+}
 """Suffix of a corpus file -> what reads its documents."""
-CHUNKERS: dict[str, str] = {}
+CHUNKERS: dict[str, str] = {
+    "fixed_characters": "pipelines.rag.chunk_fixed:FixedCharactersChunker",
+}
 """`chunk.type` -> its class."""
 EMBEDDERS: dict[str, str] = {}
 """`type` of an embedding model -> its kind of resident model."""

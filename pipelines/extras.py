@@ -1,0 +1,32 @@
+"""Packages that not every installation has: one that is missing names the setting that wanted it, and its install line."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from pipelines.stage import UserError
+
+EXTRA = "rag"
+"""The extra of our own distribution that brings them."""
+
+
+def needs(package: str, setting: str) -> ModuleType:
+    """Import a package of the extra.
+
+    Args:
+        package: as it is imported: `sentence_transformers`.
+        setting: what in the sweep file wanted it: `retrieve.embedding_model: wordllama`.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package.partition(".")[0]:
+            raise
+        raise UserError(
+            f"{setting} needs the package {package.replace('_', '-')}, which is not installed: "
+            f"pip install 'stockpot[{EXTRA}]'"
+        ) from None
