@@ -316,7 +316,6 @@ def _count_rows(datasets: Datasets, config: AnyPipeline, draft: Draft) -> int:
 
 def _count_questions(config: RagConfig, draft: Draft) -> int:
     from pipelines.rag.questions import count_tune
-
     from pipelines.stage import UserError
 
     key = config.questions_section.model_dump_json()
