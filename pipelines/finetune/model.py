@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import importlib.util
 import json
 import re
 import shutil
@@ -25,9 +24,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.finetune.adapters import attach
+from pipelines.packages import PACKAGE, package_path
 from pipelines.stage import UserError
 
-PACKAGE = "package://"
 _CONVERSION = 1
 _HUB_SECONDS = 5.0
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -164,17 +163,12 @@ def file_hash(path: Path) -> str:
 
 
 def _package_path(source: str) -> Path:
-    """Where `package://module/path` lies, without importing the package: only the top-level name is looked up."""
-    name, _, rest = source.removeprefix(PACKAGE).partition("/")
-    top, *inner = name.split(".")
     try:
-        spec = importlib.util.find_spec(top) if top else None
-    except ValueError:
-        spec = None
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError(f"base_model: {source}: no package {top!r} is installed here (pip install it where trials run)")
-    roots = [Path(location, *inner) / rest for location in spec.submodule_search_locations]
-    return next((path for path in roots if path.exists()), roots[0])
+        return package_path(source)
+    except LookupError as error:
+        raise UserError(
+            f"base_model: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
+        ) from None
 
 
 def _resolve_folder(folder: Path, cache: Path, trust_remote_code: bool) -> Path:

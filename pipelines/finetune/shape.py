@@ -11,7 +11,6 @@ Example:
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import mmap
@@ -23,7 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "package://"
+from pipelines.packages import PACKAGE, package_path
+
 MOST_HEADER_BYTES = 1 << 28
 """A header that says it is longer than this is no header."""
 _LAYER = re.compile(r"\.(\d+)\.")
@@ -133,14 +133,10 @@ def _read(source: str, depth: int) -> ModelShape:
 
 
 def _package_path(source: str) -> Path:
-    name, _, rest = source.removeprefix(PACKAGE).partition("/")
-    top, *inner = name.split(".")
-    spec = importlib.util.find_spec(top) if top else None
-    places = [] if spec is None else list(spec.submodule_search_locations or ())
-    if not places:
-        raise ShapeUnknown(f"the package of {source} is not installed here")
-    found = [Path(place, *inner) / rest for place in places]
-    return next((path for path in found if path.exists()), found[0])
+    try:
+        return package_path(source)
+    except LookupError:
+        raise ShapeUnknown(f"the package of {source} is not installed here") from None
 
 
 def _snapshot(source: str) -> Path:

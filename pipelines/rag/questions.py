@@ -48,7 +48,7 @@ class QuestionSplits:
     test: tuple[Question, ...] = ()
     warnings: tuple[str, ...] = ()
 
-    def rows(self, split: str) -> tuple[Question, ...]:
+    def of(self, split: str) -> tuple[Question, ...]:
         """The questions of a split by its name."""
         found: tuple[Question, ...] = getattr(self, split)
         return found

