@@ -8,18 +8,20 @@ versions) is found without loading it, so that a hit never loads anything.
 from __future__ import annotations
 
 import importlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from pipelines.memo import Call, Cost, Memo, Unanswered, compute
+from pipelines.computing import Settled, settle
+from pipelines.memo import Call, Cost, Memo, Unanswered
 from pipelines.stage import Devices, Services
 
 Answers = list[tuple[bytes | Unanswered, Cost]]
 """What a model says to a batch: a value and what it cost, for each item."""
 Role = Literal["embedder", "reranker", "generator", "judge"]
 """Whose work a resident model does; `hosts:` of the sweep file gives each its resources."""
+
+REASONS_KEPT = 3
 
 MODELS: dict[str, str] = {
     "openai_chat": "pipelines.chat:ChatEndpoint",
@@ -139,14 +141,31 @@ class Usage:
     Attributes:
         calls: in all.
         computed: those that nobody had computed before.
-        spent: what all of them cost when they were computed.
+        unanswered: those that have no answer.
+        spent: what all of them cost when they were computed, whoever computed them.
         fresh: what was computed now alone.
+        reasons: why calls have no answer, each once, the first few.
     """
 
     calls: int = 0
     computed: int = 0
+    unanswered: int = 0
     spent: Cost = field(default_factory=Cost)
     fresh: Cost = field(default_factory=Cost)
+    reasons: tuple[str, ...] = ()
+
+    def with_all(self, settled: Sequence[Settled]) -> Usage:
+        """These calls counted too."""
+        fresh = [one.cost for one in settled if one.fresh]
+        lacking = [one.value.reason for one in settled if isinstance(one.value, Unanswered)]
+        return Usage(
+            self.calls + len(settled),
+            self.computed + len(fresh),
+            self.unanswered + len(lacking),
+            sum((one.cost for one in settled), self.spent),
+            sum(fresh, self.fresh),
+            tuple(dict.fromkeys([*self.reasons, *lacking]))[:REASONS_KEPT],
+        )
 
 
 class Calls:
@@ -183,7 +202,7 @@ class Calls:
         items: Sequence[Any],
         parameters: Mapping[str, Any] | None = None,
     ) -> list[bytes]:
-        """Answers in order: those the memo has, and one batch to the host for the others.
+        """Answers in order: those the memo has, and the host's for the others, in batches.
 
         Args:
             stage: what it is for, in `usage`.
@@ -191,61 +210,41 @@ class Calls:
             method: what is asked of it (`embed`, `scores`, `generate`, ...).
             items: one question each, JSON; everything that changes one answer alone.
             parameters: what changes all answers, JSON.
+
+        Raises:
+            NoAnswer: where a call has no answer.
         """
+        found = self.ask_each(stage, spec, method, items, parameters)
+        lacking = sum(value is None for value in found)
+        if lacking:
+            reason = next(iter(self.usage[stage].reasons), "no reason was given")
+            raise NoAnswer(f"{lacking} of {len(found)} calls of {stage} have no answer: {reason}")
+        return [value for value in found if value is not None]
+
+    def ask_each(
+        self,
+        stage: str,
+        spec: Mapping[str, Any],
+        method: str,
+        items: Sequence[Any],
+        parameters: Mapping[str, Any] | None = None,
+    ) -> list[bytes | None]:
+        """As `ask`, None for what has no answer; `usage` counts those and has their reasons."""
         settings = dict(parameters or {})
-        counted: Counter[str] = Counter()
-        fresh: list[Cost] = []
         if self._memo is None:
-            answers = answered(self._host.ask(spec, method, items, settings))
-            self._count(stage, len(items), len(items), [cost for _, cost in answers], [cost for _, cost in answers])
-            return [value for value, _ in answers]
+            answers = self._host.ask(spec, method, items, settings)
+            settled = [Settled(value, cost, fresh=True) for value, cost in answers]
+        else:
+            settled = settle(
+                self._memo,
+                [self._call(spec, method, item, settings) for item in items],
+                lambda calls: self._host.ask(spec, method, [call.input for call in calls], settings),
+                self._owner,
+            )
+        self.usage[stage] = self.usage.get(stage, Usage()).with_all(settled)
+        return [None if isinstance(one.value, Unanswered) else one.value for one in settled]
+
+    def _call(self, spec: Mapping[str, Any], method: str, item: Any, settings: Mapping[str, Any]) -> Call:
         who = self.identity(spec)
-        known = {
-            "kind": method,
-            "function": who.function,
-            "model": who.model,
-            "tokenizer": who.tokenizer,
-            "dtype": who.dtype,
-            "parameters": {**settings, "versions": dict(who.versions)},
-        }
-        calls = [Call(input=item, **known) for item in items]  # type: ignore[arg-type]
-
-        def missing(asked: list[Call]) -> list[tuple[bytes, Cost]]:
-            counted["computed"] += len(asked)
-            found = answered(self._host.ask(spec, method, [call.input for call in asked], settings))
-            fresh.extend(cost for _, cost in found)
-            return found
-
-        values = compute(self._memo, calls, missing, self._owner)
-        self._count(stage, len(items), counted["computed"], fresh, fresh)
-        return values
-
-    def _count(self, stage: str, asked: int, computed: int, spent: Sequence[Cost], fresh: Sequence[Cost]) -> None:
-        before = self.usage.get(stage, Usage())
-        self.usage[stage] = replace(
-            before,
-            calls=before.calls + asked,
-            computed=before.computed + computed,
-            spent=total([before.spent, *spent]),
-            fresh=total([before.fresh, *fresh]),
-        )
-
-
-def answered(answers: Answers) -> list[tuple[bytes, Cost]]:
-    """The answers where all are there.
-
-    Raises:
-        NoAnswer: where one is not.
-    """
-    found = [(value, cost) for value, cost in answers if not isinstance(value, Unanswered)]
-    if len(found) < len(answers):
-        reason = next(value.reason for value, _ in answers if isinstance(value, Unanswered))
-        raise NoAnswer(f"{len(answers) - len(found)} of {len(answers)} calls have no answer: {reason}")
-    return found
-
-
-def total(costs: Sequence[Cost]) -> Cost:
-    """The sum."""
-    return Cost(
-        sum(cost.seconds for cost in costs), sum(cost.tokens for cost in costs), sum(cost.price for cost in costs)
-    )
+        parameters = {**settings, "versions": dict(who.versions)}
+        return Call(method, who.function, who.model, who.tokenizer, who.dtype, item, parameters)

@@ -25,8 +25,9 @@ import torch
 from transformers import DynamicCache
 
 from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Messages, RowLoss
+from pipelines.computing import compute
 from pipelines.finetune.data import IGNORED, Encoded, encode, encode_prompt, tokenize
-from pipelines.memo import Call, Cost, Memo, compute
+from pipelines.memo import Call, Cost, Memo
 
 FUNCTION = 1
 """Version of what is computed here, in the memo's keys; raise it when an answer changes."""

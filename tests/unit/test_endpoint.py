@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from fake_endpoint import FakeEndpoint, Trouble
 
-from pipelines.calls import make_calls
+from pipelines.calls import Calls
 from pipelines.chat import ChatEndpoint, read_completion, unpack
 from pipelines.endpoint import EndpointClient, Pace, public_address, read_embeddings, read_key, retry_after
+from pipelines.hosts import LocalHost
 from pipelines.memo import Cost, Unanswered
 from pipelines.stage import Devices, Services, UserError
 
@@ -311,5 +312,7 @@ def test_the_memos_key_depends_on_address_and_name_and_on_no_key() -> None:
 
 def test_a_host_asks_it(server: FakeEndpoint) -> None:
     spec = {**SPEC, "base_url": server.address}
-    found = make_calls(Services(), "me").ask("generate", spec, "generate", [HELLO], {"max_new_tokens": 4})
+    host = LocalHost()
+    found = Calls(host, None, "me").ask("generate", spec, "generate", [HELLO], {"max_new_tokens": 4})
     assert [unpack(value).text for value in found] == ["HELLO"]
+    host.close()

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.memo import Call, Cost, LocalMemo, Memo, compute, open_memo
+from pipelines import computing
+from pipelines.computing import Settled, compute, settle
+from pipelines.memo import Call, Cost, Entry, LocalMemo, Memo, Unanswered, open_memo
 
 COST = Cost(1.5, 20, 0.25)
 
@@ -51,6 +53,10 @@ def memo(open_store: Callable[[], Memo]) -> Memo:
     return open_store()
 
 
+def put(memo: Memo, key: str, owner: str, value: bytes, cost: Cost, kind: str = "") -> None:
+    memo.fulfil([Entry(key, value, cost, kind)], owner)
+
+
 def states(memo: Memo, keys: Sequence[str], owner: str) -> list[str]:
     return [claim.state for claim in memo.claim(keys, owner)]
 
@@ -61,14 +67,14 @@ class TestContract:
     def test_a_key_is_computed_once(self, memo: Memo) -> None:
         assert states(memo, ["k"], "a") == ["yours"]
         assert states(memo, ["k"], "b") == ["wait"]
-        memo.fulfil("k", "a", b"value", COST)
+        put(memo, "k", "a", b"value", COST)
         for owner in ("a", "b"):
             [claim] = memo.claim(["k"], owner)
             assert (claim.state, claim.value, claim.cost) == ("hit", b"value", COST)
 
     def test_answers_come_in_order_and_keys_are_apart(self, memo: Memo) -> None:
         memo.claim(["x"], "a")
-        memo.fulfil("x", "a", b"", Cost())
+        put(memo, "x", "a", b"", Cost())
         memo.claim(["y"], "other")
         assert states(memo, ["z", "x", "y", "z"], "a") == ["yours", "hit", "wait", "yours"]
         assert memo.claim(["x"], "a")[0].value == b""
@@ -80,18 +86,18 @@ class TestContract:
         keys = [f"k{i}" for i in range(1203)]
         assert set(states(memo, keys, "a")) == {"yours"}
         for key in keys[::2]:
-            memo.fulfil(key, "a", key.encode(), Cost())
+            put(memo, key, "a", key.encode(), Cost())
         claims = memo.claim(keys, "b")
         assert [c.value for c in claims] == [k.encode() if i % 2 == 0 else None for i, k in enumerate(keys)]
         assert {c.state for c in claims[1::2]} == {"wait"}
 
     def test_a_released_claim_is_anybodys(self, memo: Memo) -> None:
         memo.claim(["k"], "a")
-        memo.release("k", "b")
+        memo.release(["k"], "b")
         assert states(memo, ["k"], "b") == ["wait"]
-        memo.release("k", "a")
+        memo.release(["k"], "a")
         assert states(memo, ["k"], "b") == ["yours"]
-        memo.release("never claimed", "a")
+        memo.release(["never claimed"], "a")
 
     def test_a_dead_owners_claim_expires(self, memo: Memo, clock: Clock) -> None:
         memo.claim(["k"], "dead")
@@ -112,28 +118,52 @@ class TestContract:
         memo.claim(["k"], "slow")
         clock.now += 31
         memo.claim(["k"], "quick")
-        memo.fulfil("k", "quick", b"first", Cost())
-        memo.fulfil("k", "slow", b"second", Cost())
+        put(memo, "k", "quick", b"first", Cost())
+        put(memo, "k", "slow", b"second", Cost())
         assert memo.claim(["k"], "c")[0].value == b"first"
+        assert memo.stats().repeated == 1
 
     def test_values_survive_reopening_and_claims_do_not_block(self, open_store: Callable[[], Memo]) -> None:
         first = open_store()
         first.claim(["k", "left"], "a")
-        first.fulfil("k", "a", os.urandom(3_000_000), COST)
+        put(first, "k", "a", os.urandom(3_000_000), COST)
         value = first.claim(["k"], "a")[0].value
         first.close()  # type: ignore[attr-defined]
         second = open_store()
         assert second.claim(["k"], "b")[0].value == value
         assert states(second, ["left"], "b") == ["yours"]
 
+    def test_no_more_is_claimed_than_wanted(self, memo: Memo) -> None:
+        keys = list("abcd")
+        claims = [claim.state for claim in memo.claim([*keys, "a"], "me", most=2)]
+        assert claims == ["yours", "yours", "later", "later", "yours"]
+        assert states(memo, keys, "other") == ["wait", "wait", "yours", "yours"]
+        assert [claim.state for claim in memo.claim(keys, "me", most=3)] == ["yours", "yours", "wait", "wait"]
+
+    def test_renewing_keeps_ones_own_claims_alone(self, memo: Memo, clock: Clock) -> None:
+        memo.claim(["k"], "a")
+        clock.now += 29
+        memo.renew(["k", "never claimed"], "a")
+        clock.now += 20
+        memo.renew(["k"], "b")
+        clock.now += 9
+        assert states(memo, ["k", "never claimed"], "b") == ["wait", "yours"]
+        clock.now += 2
+        assert states(memo, ["k"], "b") == ["yours"]
+
+    def test_many_are_stored_at_once(self, memo: Memo) -> None:
+        memo.claim(["a", "b"], "me")
+        memo.fulfil([Entry("a", b"1", COST), Entry("b", b"2", COST)], "me")
+        assert [claim.value for claim in memo.claim(["a", "b"], "other")] == [b"1", b"2"]
+
     def test_statistics_count(self, memo: Memo) -> None:
         memo.claim(["a", "b", "a"], "x")
         memo.claim(["b"], "y")
-        memo.fulfil("a", "x", b"12345", COST)
+        put(memo, "a", "x", b"12345", COST)
         memo.claim(["a", "a"], "y")
         memo.claim(["a"], "y")
         stats = memo.stats()
-        assert (stats.hits, stats.misses, stats.waits, stats.corrupt) == (2, 2, 1, 0)
+        assert (stats.hits, stats.misses, stats.waits, stats.corrupt, stats.repeated) == (2, 2, 1, 0, 0)
         assert (stats.entries, stats.bytes) == (1, 5)
         assert stats.saved == Cost(3.0, 40, 0.5)
 
@@ -218,6 +248,86 @@ class TestCompute:
             compute(memo, [call("a"), call("b")], lambda calls: [(b"", Cost())], "me")
         assert states(memo, [call("a").key], "other") == ["yours"]
 
+    def test_what_others_computed_has_its_cost_and_is_not_fresh(self, memo: Memo) -> None:
+        put(memo, call("a").key, "other", b"theirs", Cost(2.0, 7, 0.5))
+        mine = Cost(1.0, 3, 0.25)
+        assert settle(memo, [call("b"), call("a")], lambda calls: [(b"mine", mine)], "me") == [
+            Settled(b"mine", mine, fresh=True),
+            Settled(b"theirs", Cost(2.0, 7, 0.5), fresh=False),
+        ]
+
+    def test_what_has_no_answer_is_told_and_not_stored(self, memo: Memo) -> None:
+        gone = Unanswered("it is down")
+        asked = [call("a"), call("b")]
+        found = settle(memo, asked, lambda calls: [(gone, Cost(1.0)), (b"b", COST)], "me")
+        assert [one.value for one in found] == [gone, b"b"]
+        assert memo.stats().entries == 1
+        assert states(memo, [one.key for one in asked], "other") == ["yours", "hit"]
+
+    def test_thousands_go_in_growing_batches_of_a_few_seconds(self, memo: Memo) -> None:
+        sizes: list[int] = []
+
+        def answer(calls: list[Call]) -> list[tuple[bytes, Cost]]:
+            sizes.append(len(calls))
+            return [(c.input.encode(), Cost(0.005)) for c in calls]
+
+        calls = [call(str(i)) for i in range(7000)]
+        assert compute(memo, calls, answer, "me") == [c.input.encode() for c in calls]
+        assert sizes[:4] == [8, 32, 128, 512]
+        assert sum(sizes) == 7000
+        assert max(sizes) <= 2048
+
+    def test_slow_calls_go_in_small_batches(self, memo: Memo) -> None:
+        sizes: list[int] = []
+
+        def answer(calls: list[Call]) -> list[tuple[bytes, Cost]]:
+            sizes.append(len(calls))
+            time.sleep(0.02)
+            return [(c.input.encode(), Cost(2.0)) for c in calls]
+
+        def batches(seconds: float) -> list[int]:
+            sizes.clear()
+            patch.setattr(computing, "BATCH_SECONDS", seconds)
+            compute(memo, [call(f"{seconds} {i}") for i in range(40)], answer, "me")
+            return list(sizes)
+
+        with pytest.MonkeyPatch.context() as patch:
+            assert batches(0.01) == [8, 8, 8, 8, 8]
+            assert batches(100.0) == [8, 32]
+
+    def test_two_callers_share_the_work(self, memo: Memo) -> None:
+        computed: dict[str, list[str]] = {"x": [], "y": []}
+
+        def work(name: str) -> None:
+            def answer(calls: list[Call]) -> list[tuple[bytes, Cost]]:
+                time.sleep(0.01)
+                computed[name] += [c.input for c in calls]
+                return [(c.input.encode(), Cost(1.0)) for c in calls]
+
+            compute(memo, [call(str(i)) for i in range(96)], answer, name)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in computed]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert sorted(computed["x"] + computed["y"], key=int) == [str(i) for i in range(96)]
+        assert min(map(len, computed.values())) >= 16
+
+    def test_a_slow_owner_keeps_its_claims(self, memo: Memo, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(computing, "RENEW_SECONDS", 0.01)
+        seen: list[str] = []
+
+        def answer(calls: list[Call]) -> list[tuple[bytes, Cost]]:
+            for _ in range(3):
+                clock.now += 20
+                time.sleep(0.1)
+                seen.extend(states(memo, [c.key for c in calls], "other"))
+            return [(b"v", Cost())] * len(calls)
+
+        assert compute(memo, [call("a")], answer, "me") == [b"v"]
+        assert seen == ["wait"] * 3
+
     def test_takes_over_from_a_dead_owner(self, memo: Memo, clock: Clock) -> None:
         memo.claim([call("a").key], "dead")
         timer = threading.Timer(0.05, lambda: setattr(clock, "now", clock.now + 31))
@@ -231,7 +341,7 @@ class TestCompute:
         memo.claim([call("b").key], "other")
 
         def answer(calls: list[Call]) -> list[tuple[bytes, Cost]]:
-            memo.fulfil(call("b").key, "other", b"theirs", Cost())
+            put(memo, call("b").key, "other", b"theirs", Cost())
             return [(b"mine", Cost())] * len(calls)
 
         assert compute(memo, [call("a"), call("b")], answer, "me") == [b"mine", b"theirs"]
@@ -241,7 +351,7 @@ def fill(folder: Path, count: int = 40) -> dict[str, bytes]:
     values = {f"key-{i:03d}": bytes([i]) * (50 + 97 * i) for i in range(count)}
     with LocalMemo(folder) as memo:
         for key, value in values.items():
-            memo.fulfil(key, "a", value, COST, "generate")
+            put(memo, key, "a", value, COST, "generate")
     return values
 
 
@@ -273,7 +383,7 @@ def test_a_damaged_entry_is_a_miss_with_a_warning_and_replaced(
         assert states(memo, ["key-006", "key-007", "key-008"], "b") == ["hit", "yours", "hit"]
         assert "key-007" in caplog.text
         assert memo.stats().corrupt == 1
-        memo.fulfil("key-007", "b", values["key-007"], COST)
+        put(memo, "key-007", "b", values["key-007"], COST)
         assert memo.claim(["key-007"], "c")[0].value == values["key-007"]
         assert memo.stats().entries == len(values)
 
@@ -298,11 +408,11 @@ def test_no_damaged_byte_gives_a_wrong_value_or_an_error(seed: int, tmp_path: Pa
                 assert claim.cost == COST
             else:
                 assert claim.state == "yours"
-                memo.fulfil(key, "b", value, COST)
+                put(memo, key, "b", value, COST)
         for key, value in values.items():
             [claim] = memo.claim([key], "b")
             if claim.state != "hit":  # the page was found broken while it was written: what is left works
-                memo.fulfil(key, "b", value, COST)
+                put(memo, key, "b", value, COST)
                 [claim] = memo.claim([key], "b")
             assert claim.value == value
 
@@ -323,10 +433,10 @@ def test_a_second_process_keeps_what_the_first_has_mended(tmp_path: Path) -> Non
     try:
         error = sqlite3.DatabaseError("database disk image is malformed")
         first._db.close()
-        first._set_aside(error)
-        first.fulfil("new", "a", b"new", COST)
+        first._db._set_aside(error)
+        put(first, "new", "a", b"new", COST)
         second._db.close()
-        second._reopen(error)
+        second._db._reopen(error)
         assert second.claim(["new"], "b")[0].value == b"new"
         assert states(second, list(values)[:2], "b") == ["yours", "yours"]
     finally:
@@ -348,23 +458,41 @@ def test_a_store_that_can_not_be_written_costs_an_answer_not_the_trial(
     with LocalMemo(tmp_path) as memo:
         memo.claim(["k"], "a")
         memo._db.execute("PRAGMA query_only = ON")
-        memo.fulfil("k", "a", b"v", COST)
+        put(memo, "k", "a", b"v", COST)
         assert "readonly" in caplog.text
         assert states(memo, ["k"], "b") == ["yours"]
 
 
+def test_kinds_are_counted_and_the_counters_stay(tmp_path: Path) -> None:
+    with LocalMemo(tmp_path) as memo:
+        put(memo, "a", "me", b"123", Cost(1.0, 10, 0.5), "embed")
+        put(memo, "b", "me", b"4567", Cost(2.0, 20, 0.0), "embed")
+        put(memo, "c", "me", b"8", Cost(4.0), "generate")
+        put(memo, "c", "other", b"9", Cost(4.0), "generate")
+        memo.claim(["a", "b", "c", "d"], "me")
+        memo.claim(["a"], "me")
+    with LocalMemo(tmp_path) as memo:
+        memo.claim(["a"], "me")
+        found = memo.kinds()
+    embed, generate = found["embed"], found["generate"]
+    assert (embed.entries, embed.bytes, embed.cost) == (2, 7, Cost(3.0, 30, 0.5))
+    assert (embed.hits, embed.saved, embed.repeated) == (4, Cost(5.0, 50, 1.5), 0)
+    assert (generate.entries, generate.hits, generate.saved, generate.repeated) == (1, 1, Cost(4.0), 1)
+    assert embed.oldest > 1e9
+
+
 def test_two_processes_share_entries(tmp_path: Path) -> None:
     with LocalMemo(tmp_path) as here, LocalMemo(tmp_path) as there:
-        here.fulfil("k", "a", b"v", COST)
+        put(here, "k", "a", b"v", COST)
         assert there.claim(["k"], "b")[0].value == b"v"
 
 
 WRITER = """
 import sys
-from pipelines.memo import Cost, LocalMemo
+from pipelines.memo import Cost, Entry, LocalMemo
 memo = LocalMemo(sys.argv[1])
 for i in range(100000):
-    memo.fulfil(f"k{i}", "w", str(i).encode() * 400, Cost(1.0))
+    memo.fulfil([Entry(f"k{i}", str(i).encode() * 400, Cost(1.0))], "w")
     print(i, flush=True)
 """
 

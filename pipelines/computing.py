@@ -1,0 +1,152 @@
+"""Answers to calls: from the memo where they are, computed once where they are not, and never by two callers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.memo import Call, Cost, Entry, Memo, Unanswered
+
+WINDOW = 2048
+"""Keys that the memo is asked for at once."""
+FIRST = 8
+"""Calls of the first batch; the next ones are as large as fit into `BATCH_SECONDS`."""
+BATCH_SECONDS = 5.0
+"""What is computed is stored, and others get their turn, about so often."""
+GROWTH = 4
+RENEW_SECONDS = 60.0
+"""A caller that is still computing says so, so that its claims don't go to others."""
+LONGEST_POLL_SECONDS = 0.25
+
+Missing = Callable[[list[Call]], Sequence[tuple[bytes | Unanswered, Cost]]]
+"""Computes calls: one (value, cost) a call, in order."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """One call's answer.
+
+    Attributes:
+        value: the answer, or why there is none.
+        cost: of computing it, whenever that was.
+        fresh: whether this caller has computed it now.
+    """
+
+    value: bytes | Unanswered
+    cost: Cost
+    fresh: bool
+
+
+def settle(
+    memo: Memo, calls: Sequence[Call], compute_missing: Missing, owner: str, *, poll_seconds: float = 0.01
+) -> list[Settled]:
+    """Answers to the calls in order, computing in batches what nobody has and waiting for what others compute.
+
+    What is claimed is computed before anything is waited for, so that two callers never wait for each other; a claim
+    whose owner died expires and is computed here. Few keys are claimed at a time: several callers that ask the same
+    share the work, and what was computed stays when this process dies.
+
+    Args:
+        memo: the store.
+        calls: what is asked; equal ones are computed once.
+        compute_missing: computes a batch; `Unanswered` calls are not stored.
+        owner: unique among those that run at the same time (worker and thread).
+        poll_seconds: first pause between questions while others compute.
+
+    Raises:
+        ValueError: if `compute_missing` answers with another number of values than it was asked for.
+    """
+    keys = [call.key for call in calls]
+    waiting = dict(zip(keys, calls, strict=True))
+    settled: dict[str, Settled] = {}
+    size, idle, pause = FIRST, 0, poll_seconds
+    while waiting:
+        asked = list(itertools.islice(waiting, WINDOW))
+        claims = dict(zip(asked, memo.claim(asked, owner, size), strict=True))
+        for key, claim in claims.items():
+            if claim.value is not None:
+                settled[key] = Settled(claim.value, claim.cost or Cost(), fresh=False)
+        mine = {key: waiting[key] for key in asked if claims[key].state == "yours"}
+        if mine:
+            began = time.monotonic()
+            computed = _computed(memo, mine, compute_missing, owner)
+            settled.update(computed)
+            size = _next_size(len(mine), time.monotonic() - began, computed.values())
+        got = [key for key in asked if key in settled]
+        for key in asked:  # what others compute goes to the back of the queue
+            call = waiting.pop(key) if key in settled or claims[key].state == "wait" else None
+            if call is not None and key not in settled:
+                waiting[key] = call
+        idle = 0 if got else idle + len(asked)
+        if waiting and idle >= len(waiting):
+            time.sleep(pause)
+            idle, pause = 0, min(pause * 1.5, LONGEST_POLL_SECONDS)
+        elif got:
+            pause = poll_seconds
+    return [settled[key] for key in keys]
+
+
+def compute(
+    memo: Memo,
+    calls: Sequence[Call],
+    compute_missing: Callable[[list[Call]], Sequence[tuple[bytes, Cost]]],
+    owner: str,
+    *,
+    poll_seconds: float = 0.01,
+) -> list[bytes]:
+    """The values of `settle`, where every call has one."""
+    found = settle(memo, calls, compute_missing, owner, poll_seconds=poll_seconds)
+    return [one.value for one in found if isinstance(one.value, bytes)]
+
+
+def _next_size(count: int, seconds: float, computed: Collection[Settled]) -> int:
+    """Calls of the next batch, from what this one took, waiting for other callers left out where models tell."""
+    told = sum(one.cost.seconds for one in computed)
+    took = min(seconds, told) if told else seconds
+    fitting = count * BATCH_SECONDS / max(took, 1e-6)
+    return int(max(FIRST, min(fitting, count * GROWTH, WINDOW)))
+
+
+def _computed(memo: Memo, calls: Mapping[str, Call], compute_missing: Missing, owner: str) -> dict[str, Settled]:
+    """Compute and store what was claimed; claims that got no value, for whatever reason, are given back."""
+    open_claims = list(calls)
+    try:
+        with _renewing(memo, open_claims, owner):
+            answers = compute_missing(list(calls.values()))
+        if len(answers) != len(calls):
+            raise ValueError(f"compute_missing must answer every call, but got {len(answers)} for {len(calls)}")
+        found = {key: Settled(value, cost, fresh=True) for key, (value, cost) in zip(calls, answers, strict=True)}
+        entries = [
+            Entry(key, one.value, one.cost, calls[key].kind)
+            for key, one in found.items()
+            if isinstance(one.value, bytes)
+        ]
+        if entries:
+            memo.fulfil(entries, owner)
+        stored = {entry.key for entry in entries}
+        open_claims = [key for key in open_claims if key not in stored]
+        return found
+    finally:
+        if open_claims:
+            memo.release(open_claims, owner)
+
+
+@contextlib.contextmanager
+def _renewing(memo: Memo, keys: Sequence[str], owner: str) -> Iterator[None]:
+    """Renew claims now and then while they are computed."""
+    done = threading.Event()
+
+    def renew() -> None:
+        while not done.wait(RENEW_SECONDS):
+            memo.renew(keys, owner)
+
+    thread = threading.Thread(target=renew, name="renew-claims", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
