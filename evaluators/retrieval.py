@@ -27,7 +27,9 @@ Nothing retrieved scores 0; a question without gold of a kind is NaN there.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 
 from evaluators.answers import Answered, Passage, Question, Tools
@@ -68,15 +70,14 @@ class RetrievalEvaluator:
         lists = {"": one.context}
         lists |= {f".at_{k}": one.ranked[:k] for k in self.config.k}
         lists |= {f".at_{n}_characters": first_characters(one.ranked, n) for n in self.config.characters}
-        scored = {cut: judge(one.question, passages) for cut, passages in lists.items()}
-        return {name + cut: value for cut, values in scored.items() for name, value in values.items()}
-
-
-def judge(question: Question, passages: Sequence[Passage]) -> dict[str, float]:
-    """All metrics of one list, without their cut; NaN where the question has no such gold."""
-    spans = judge_spans(question, passages) if question.spans else (math.nan,) * len(_SPANS)
-    documents = judge_documents(question.documents, [passage.document for passage in passages])
-    return {**dict(zip(_SPANS, spans, strict=True)), **dict(zip(_DOCUMENTS, documents, strict=True))}
+        spans = _judge_beginnings(one.question, one.ranked, list(lists.values()))
+        found: dict[str, float] = {}
+        for (cut, passages), values in zip(lists.items(), spans, strict=True):
+            documents = judge_documents(one.question.documents, [passage.document for passage in passages])
+            found |= {
+                name + cut: value for name, value in zip((*_SPANS, *_DOCUMENTS), (*values, *documents), strict=True)
+            }
+        return found
 
 
 def first_characters(ranked: Sequence[Passage], n: int) -> tuple[Passage, ...]:
@@ -97,11 +98,36 @@ def first_characters(ranked: Sequence[Passage], n: int) -> tuple[Passage, ...]:
 
 
 def judge_spans(question: Question, passages: Sequence[Passage]) -> tuple[float, ...]:
-    """(recall, precision, IoU, MRR, nDCG, MAP) over the characters of the question's spans."""
+    """(recall, precision, IoU, MRR, nDCG, MAP) over the characters of the question's spans; NaN where it has none."""
+    return _judge_beginnings(question, passages, [passages])[0]
+
+
+def _judge_beginnings(
+    question: Question, ranked: Sequence[Passage], lists: Sequence[Sequence[Passage]]
+) -> list[tuple[float, ...]]:
+    """`judge_spans` of several lists; what they begin with of the ranked list is walked once for all of them."""
+    if not question.spans:
+        return [(math.nan,) * len(_SPANS) for _ in lists]
+    shared = [_shared_beginning(ranked, passages) for passages in lists]
+    found: list[tuple[float, ...]] = [()] * len(lists)
     walk = _Walk(question)
-    for passage in passages:
-        walk.take(passage)
-    return walk.scores()
+    for length in range(max(shared, default=0) + 1):
+        for number in (i for i, own in enumerate(shared) if own == length):
+            branch = walk.copy() if length < len(lists[number]) else walk
+            for passage in lists[number][length:]:
+                branch.take(passage)
+            found[number] = branch.scores()
+        if length < len(ranked):
+            walk.take(ranked[length])
+    return found
+
+
+def _shared_beginning(ranked: Sequence[Passage], passages: Sequence[Passage]) -> int:
+    """How many passages of a list are those that the ranked list begins with."""
+    return next(
+        (i for i, (a, b) in enumerate(zip(ranked, passages, strict=False)) if a is not b),
+        min(len(ranked), len(passages)),
+    )
 
 
 def judge_documents(gold: Sequence[str], retrieved: Sequence[str]) -> tuple[float, ...]:
@@ -139,6 +165,13 @@ class _Walk:
         self._rank = self._relevant = self._first = 0
         self._covered = self._retrieved = 0
         self._gain = self._precisions = 0.0
+
+    def copy(self) -> _Walk:
+        """One that can go on otherwise."""
+        made = copy(self)
+        made._held = list(self._held)
+        made._seen = {document: list(ranges) for document, ranges in self._seen.items()}
+        return made
 
     def take(self, passage: Passage) -> None:
         """Count the next passage of the list."""
@@ -200,12 +233,16 @@ def _join(ranges: list[Range], new: Range) -> None:
 
 def _insert(ranges: list[Range], new: Range) -> None:
     """Add a range to sorted, disjoint ones, in place."""
-    ranges.append(new)
-    ranges.sort()
-    joined: list[Range] = []
-    for one in ranges:
-        _join(joined, one)
-    ranges[:] = joined
+    start, end = new
+    first = last = bisect_left(ranges, (start, start))
+    if first and ranges[first - 1][1] >= start:
+        first -= 1
+        start = ranges[first][0]
+    while last < len(ranges) and ranges[last][0] <= end:
+        last += 1
+    if last > first:
+        end = max(end, ranges[last - 1][1])
+    ranges[first:last] = [(start, end)]
 
 
 def _without(new: Range, ranges: list[Range]) -> list[Range]:

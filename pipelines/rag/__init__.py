@@ -17,6 +17,10 @@ READERS: dict[str, str] = {
 """Suffix of a corpus file -> what reads its documents."""
 CHUNKERS: dict[str, str] = {
     "fixed_characters": "pipelines.rag.chunk_fixed:FixedCharactersChunker",
+    "fixed_tokens": "pipelines.rag.chunk_tokens:FixedTokensChunker",
+    "sentences": "pipelines.rag.chunk_sentences:SentencesChunker",
+    "recursive": "pipelines.rag.chunk_recursive:RecursiveChunker",
+    "semantic": "pipelines.rag.chunk_semantic:SemanticChunker",
 }
 """`chunk.type` -> its class."""
 EMBEDDERS: dict[str, str] = {}

@@ -13,6 +13,8 @@ import evaluators
 import evaluators.config
 import pipelines
 import pipelines.config
+import pipelines.rag
+import pipelines.rag.stages
 import pipelines.soups
 import sweeps.schedulers
 import sweeps.searchers
@@ -34,6 +36,7 @@ TABLES = {
     "EVALUATORS": (evaluators.EVALUATORS, literals(evaluators.config.AnyEvaluatorConfig)),
     "SEARCHERS": (sweeps.searchers.SEARCHERS, literals(sweeps.spec.MethodConfig)),
     "SCHEDULERS": (sweeps.schedulers.SCHEDULERS, literals(sweeps.spec.EarlyTerminateConfig)),
+    "CHUNKERS": (pipelines.rag.CHUNKERS, literals(pipelines.rag.stages.ChunkConfig)),
     "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
 }
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,8 +13,9 @@ from hypothesis import strategies as st
 
 from evaluators import build_evaluator
 from evaluators.answers import Answered, Passage, Question, Span, Tools
+from evaluators.base import Score
 from evaluators.config import RetrievalConfig
-from evaluators.retrieval import RetrievalEvaluator, first_characters, judge, judge_documents
+from evaluators.retrieval import RetrievalEvaluator, first_characters, judge_documents, judge_spans
 
 TEXT = "".join(chr(97 + number % 26) for number in range(400))
 
@@ -26,7 +30,11 @@ def question(*spans: tuple[str, int, int], documents: tuple[str, ...] | None = N
 
 
 def scores(gold: Question, *passages: Passage) -> dict[str, float]:
-    return judge(gold, passages)
+    return {score.name: score.value for score in evaluate([Answered(gold, (), passages)])}
+
+
+def evaluate(answered: Sequence[Answered], **settings: tuple[int, ...]) -> tuple[Score, ...]:
+    return RetrievalEvaluator(RetrievalConfig(**settings)).evaluate_answers(answered, "tune", Tools())
 
 
 def test_characters_by_hand() -> None:
@@ -141,11 +149,38 @@ def test_no_list_beats_one_whole_document_after_the_other(
         assert scores(question(*gold), *(passage(*one) for one in found))[name] <= 1 + 1e-12
 
 
+ORACLE = json.loads((Path(__file__).resolve().parents[1] / "oracles" / "retrieval.json").read_text(encoding="utf-8"))
+
+
+def test_documents_agree_with_ranx() -> None:
+    assert len(ORACLE["documents"]) >= 50
+    for case in ORACLE["documents"]:
+        found = dict(
+            zip(
+                ("recall", "precision", "mrr", "ndcg", "map"),
+                judge_documents(case["gold"], case["retrieved"]),
+                strict=True,
+            )
+        )
+        assert found == pytest.approx(case["values"])
+
+
+def test_spans_agree_with_ranx_where_a_passage_is_a_span() -> None:
+    """One span a document, and its length as its grade: then passages are what ranx calls documents."""
+    assert len(ORACLE["spans"]) >= 50
+    for case in ORACLE["spans"]:
+        gold = question(*((document, 50, 50 + length) for document, length in case["gold"].items()))
+        lengths = {**dict.fromkeys(case["ranked"], 30), **case["gold"]}
+        found = scores(gold, *(passage(document, 50, 50 + lengths[document]) for document in case["ranked"]))
+        for name in ("mrr", "ndcg", "map"):
+            assert found[f"span_{name}"] == pytest.approx(case["values"][name])
+
+
 def test_evaluator_reports_every_cut_alike_and_aligns_its_items() -> None:
     gold = (question(("a", 0, 100), name="one"), question(documents=(), name="two"))
     ranked = (passage("b", 0, 100), passage("a", 0, 50), passage("a", 50, 100))
     answered = [Answered(one, ranked, ranked[:1]) for one in gold]
-    found = RetrievalEvaluator(RetrievalConfig(k=(2,), characters=(175,))).evaluate_answers(answered, "tune", Tools())
+    found = evaluate(answered, k=(2,), characters=(175,))
     by_name = {score.name: score for score in found}
     assert len(by_name) == 11 * 3
     assert set(by_name) == set(RetrievalConfig(k=(2,), characters=(175,)).reports())
@@ -158,6 +193,33 @@ def test_evaluator_reports_every_cut_alike_and_aligns_its_items() -> None:
         assert score.items is not None
         assert math.isnan(score.items[1])
     assert by_name["document_precision.at_2"].value == 0.5
+
+
+@given(
+    st.lists(ranges, min_size=1, max_size=4),
+    st.lists(ranges, max_size=9),
+    st.integers(0, 5),
+    st.integers(1, 9),
+    st.integers(1, 200),
+    st.sampled_from(("beginning", "cut", "other")),
+)
+def test_cuts_that_share_a_walk_are_scored_as_alone(
+    gold: list[tuple[str, int, int]],
+    found: list[tuple[str, int, int]],
+    k: int,
+    at: int,
+    characters: int,
+    kind: str,
+) -> None:
+    ranked = tuple(passage(*one) for one in found)
+    context = {"beginning": ranked[:k], "cut": first_characters(ranked, 40 * k + 1), "other": ranked[1 : k + 1]}[kind]
+    one = Answered(question(*gold), ranked, context)
+    by_name = {score.name: score.value for score in evaluate([one], k=(at,), characters=(characters,))}
+    names = [name for name in RetrievalConfig.metrics if name.startswith("span_")]
+    cuts = {"": context, f".at_{at}": ranked[:at], f".at_{characters}_characters": first_characters(ranked, characters)}
+    for cut, passages in cuts.items():
+        alone = judge_spans(one.question, passages)
+        assert [by_name[name + cut] for name in names] == pytest.approx(list(alone), abs=1e-6)
 
 
 def test_table_builds_it() -> None:
