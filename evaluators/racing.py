@@ -120,7 +120,7 @@ class Race:
         if self.asked == 0 and len(x) > 1 and not np.isnan(x).all():
             share = np.full(len(x), FIRST_BET)
             others = np.nansum(x) - np.nan_to_num(x)
-            difference = others / max(1, np.count_nonzero(~np.isnan(x)) - 1) - x
+            difference = others / max(1, int(np.count_nonzero(~np.isnan(x))) - 1) - x
         gain = np.where(np.isnan(difference) | ~self.alive, 0.0, share * np.nan_to_num(difference))
         self._wealth += np.log1p(gain)
         self.evidence = np.maximum(self.evidence, self._wealth)
