@@ -8,7 +8,8 @@ versions) is found without loading it, so that a hit never loads anything.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -25,6 +26,9 @@ REASONS_KEPT = 3
 
 MODELS: dict[str, str] = {
     "openai_chat": "pipelines.chat:ChatEndpoint",
+    "openai_embeddings": "pipelines.rag.embed_endpoint:EmbeddingEndpointModel",
+    "sentence_transformers": "pipelines.rag.embed_sentences:SentenceTransformers",
+    "wordllama": "pipelines.rag.embed_wordllama:WordLlama",
 }
 """Kind of a model spec -> "module:class" with `identify(spec)` and `load(spec, devices, services)`."""
 
@@ -243,6 +247,40 @@ class Calls:
             )
         self.usage[stage] = self.usage.get(stage, Usage()).with_all(settled)
         return [None if isinstance(one.value, Unanswered) else one.value for one in settled]
+
+    def once(
+        self,
+        stage: str,
+        kind: str,
+        function: int,
+        identity: Mapping[str, Any],
+        items: Sequence[Any],
+        compute_missing: Callable[[list[Any]], Sequence[bytes]],
+    ) -> list[bytes]:
+        """Answers that this process computes itself (a retrieval list): those the memo has, and the others in one batch.
+
+        Args:
+            stage: what it is for, in `usage`.
+            kind: of the memo's entries.
+            function: version of what computes them.
+            identity: everything all answers depend on, JSON.
+            items: one question each, JSON.
+            compute_missing: one value an item, in order.
+        """
+
+        def missing(calls: Sequence[Call]) -> Answers:
+            began = time.perf_counter()
+            found = compute_missing([call.input for call in calls])
+            cost = Cost((time.perf_counter() - began) / max(1, len(calls)))
+            return [(value, cost) for value in found]
+
+        calls = [Call(kind, function, "", "", "", item, identity) for item in items]
+        if self._memo is None:
+            settled = [Settled(value, cost, fresh=True) for value, cost in (missing(calls) if calls else [])]
+        else:
+            settled = settle(self._memo, calls, missing, self._owner)
+        self.usage[stage] = self.usage.get(stage, Usage()).with_all(settled)
+        return [one.value for one in settled if not isinstance(one.value, Unanswered)]
 
     def _call(self, spec: Mapping[str, Any], method: str, item: Any, settings: Mapping[str, Any]) -> Call:
         who = self.identity(spec)

@@ -23,11 +23,25 @@ CHUNKERS: dict[str, str] = {
     "semantic": "pipelines.rag.chunk_semantic:SemanticChunker",
 }
 """`chunk.type` -> its class."""
-EMBEDDERS: dict[str, str] = {}
+EMBEDDERS: dict[str, str] = {
+    "sentence_transformers": "sentence_transformers",
+    "wordllama": "wordllama",
+    "openai": "openai_embeddings",
+}
 """`type` of an embedding model -> its kind of resident model."""
-STORES: dict[str, str] = {}
+STORES: dict[str, str] = {
+    "faiss_flat": "pipelines.rag.index_faiss:FlatStore",
+    "faiss_hnsw": "pipelines.rag.index_faiss:HNSWStore",
+    "faiss_ivf": "pipelines.rag.index_faiss:IVFStore",
+    "chroma": "pipelines.rag.index_chroma:ChromaStore",
+}
 """`store.type` -> its class."""
-RETRIEVERS: dict[str, str] = {}
+RETRIEVERS: dict[str, str] = {
+    "bm25": "pipelines.rag.retrieve_bm25:BM25Retriever",
+    "dense": "pipelines.rag.retrieve_dense:DenseRetriever",
+    "hybrid": "pipelines.rag.retrieve_dense:HybridRetriever",
+    "mmr": "pipelines.rag.retrieve_dense:MMRRetriever",
+}
 """`retrieve.type` -> its class."""
 RERANKERS: dict[str, str] = {}
 """`rerank.type` -> its class."""

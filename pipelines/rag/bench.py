@@ -69,6 +69,8 @@ class Bench:
 
     def answered(self, found: Sequence[Answered]) -> list[Answered]:
         """The same with answers, which are asked for in one batch; None where the generator gave up."""
+        if not found:
+            return []
         from pipelines.rag.generate import build_generator
 
         generator = build_generator(self.config.generate, self.calls, self._seed, self._cache)
