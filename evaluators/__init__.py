@@ -18,6 +18,7 @@ EVALUATORS: dict[str, str] = {
     "exact_match": "evaluators.exact:ExactMatchEvaluator",
     "json_fields": "evaluators.exact:JSONFieldsEvaluator",
     "retrieval": "evaluators.retrieval:RetrievalEvaluator",
+    "token_f1": "evaluators.answer_words:TokenF1Evaluator",
 }
 
 Asked = TypeVar("Asked")

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from evaluators.base import Direction, Score, Split
+from evaluators.base import Direction, ItemSet, Score, Split
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,6 +77,12 @@ class Answered:
     ranked: tuple[Passage, ...]
     context: tuple[Passage, ...]
     answer: str | None = None
+
+
+def question_set(answered: Sequence[Answered]) -> ItemSet:
+    """The questions as an item set."""
+    questions = [one.question for one in answered]
+    return ItemSet(tuple(question.id for question in questions), groups=tuple(question.group for question in questions))
 
 
 @dataclass(frozen=True)

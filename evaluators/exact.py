@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from evaluators import first_rows
+from evaluators.answers import Answered, Tools, question_set
 from evaluators.base import (
     Direction,
     Example,
@@ -50,6 +51,16 @@ class ExactMatchEvaluator:
             for row, answer in zip(rows, answers, strict=True)
         ]
         return (summarise("exact_match", split, "maximize", _item_set(rows), items),)
+
+    def evaluate_answers(self, answered: Sequence[Answered], split: Split, tools: Tools) -> tuple[Score, ...]:
+        """The same of answers to questions; without an answer or a reference a question is unscored."""
+        items = [
+            math.nan
+            if one.answer is None or one.question.answer is None
+            else self.judge(one.answer, one.question.answer)
+            for one in answered
+        ]
+        return (summarise("exact_match", split, "maximize", question_set(answered), items),)
 
     def judge(self, answer: str, reference: str) -> float:
         """1, 0, or NaN when the reference can't be read."""
