@@ -66,3 +66,44 @@ def read_rag(config: RagConfig) -> tuple[dict[str, str], list[str]]:
         if path is not None:
             pins[path] = question_hash(path)
     return pins, [*corpus.warnings, *splits.warnings]
+
+
+def needs_rag(config: RagConfig) -> dict[str, Any]:
+    """What `check --data` says of a RAG sweep, JSON: its corpus, its questions, and what each split can show.
+
+    Args:
+        config: paths absolute.
+
+    Raises:
+        UserError: as `read_rag`.
+    """
+    from pipelines.rag.corpus import load_corpus
+    from pipelines.rag.questions import load_questions
+    from sweeps.splitsizes import smallest
+
+    corpus = load_corpus(config.corpus_section)
+    questions = load_questions(config.questions_section, corpus, config.seed_data)
+    splits: dict[str, Any] = {}
+    for name in ("tune", "select", "test"):
+        found = getattr(questions, name)
+        if found or name == "tune":
+            groups = len({question.group for question in found})
+            splits[name] = {"rows": len(found), "exact": True, "groups": groups, **smallest(groups, exact=True)}
+    gold = [question for split in ("tune", "select", "test") for question in getattr(questions, split)]
+    return {
+        "memory": None,
+        "disk": None,
+        "splits": splits,
+        "warnings": [],
+        "rows": {name: split["rows"] for name, split in splits.items()},
+        "duplicates": None,
+        "corpus": {
+            "documents": len(corpus.documents),
+            "characters": sum(len(document.text) for document in corpus.documents),
+        },
+        "gold": {
+            "spans": sum(bool(question.spans) for question in gold),
+            "documents": sum(bool(question.documents) for question in gold),
+            "answers": sum(question.answer is not None for question in gold),
+        },
+    }

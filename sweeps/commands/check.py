@@ -46,9 +46,13 @@ def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, 
         address: a Ray cluster's; None for this machine.
         data: whether to use all rows.
     """
-    from pipelines.config import SFTConfig
+    from pipelines.config import RagConfig, SFTConfig
 
     config = loaded.spec.pipeline
+    if isinstance(config, RagConfig) and data:
+        from sweeps.rag_data import needs_rag
+
+        return needs_rag(config)
     if not isinstance(config, SFTConfig):
         empty: dict[str, Any] = {"memory": None, "disk": None, "splits": None, "warnings": []}
         return empty | ({"rows": None, "duplicates": None} if data else {})
@@ -118,6 +122,8 @@ def _describe(told: Mapping[str, Any], *, here: bool) -> str:
         from sweeps.commands.needs import lines as told_needs
 
         lines += told_needs(told, here=here)
+    elif told["pipeline"] == "rag":
+        lines.append("  rows     check --data reads corpus and questions")
     elif "rows" in told:
         lines.append("  rows     the pipeline reads its own")
     lines.append(f"  folder   {told['folder']}")

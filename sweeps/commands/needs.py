@@ -28,8 +28,10 @@ def lines(found: Mapping[str, Any], *, here: bool) -> Iterator[str]:
         yield from _memory(found["memory"], here)
     if found["disk"] is not None:
         yield _disk(found["disk"])
+    if found.get("corpus"):
+        yield _corpus(found["corpus"], found["gold"])
     if found["splits"]:
-        yield from _splits(found["splits"])
+        yield from _splits(found["splits"], "row" if found.get("corpus") is None else "question")
     if found.get("duplicates"):
         yield from _duplicates(found["duplicates"])
 
@@ -76,7 +78,18 @@ def _disk(disk: Mapping[str, Any]) -> str:
     return f"  disk     at most about {gigabytes(disk['total'])}: {each}, {', '.join(parts)}{free}"
 
 
-def _splits(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _corpus(corpus: Mapping[str, int], gold: Mapping[str, int]) -> str:
+    counts = ", ".join(f"{gold[kind]:,} with {name}" for kind, name in _GOLD.items() if gold[kind])
+    return (
+        f"  corpus   {corpus['documents']:,} document{'s' * (corpus['documents'] != 1)}, {corpus['characters']:,} characters; "
+        f"questions: {counts or 'none has any gold'}"
+    )
+
+
+_GOLD = {"spans": "gold spans", "documents": "gold documents", "answers": "a reference answer"}
+
+
+def _splits(splits: Mapping[str, Mapping[str, Any]], unit: str) -> Iterator[str]:
     """Rows, and what a split can show; the last line says what that means."""
     told = False
     for name, split in splits.items():
@@ -84,21 +97,22 @@ def _splits(splits: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         if count is None:
             yield f"  {name:8} rows unknown without --data"
             continue
-        rows = f"{'' if split['exact'] else 'about '}{count:,} row{'s' * (count != 1)}"
+        rows = f"{'' if split['exact'] else 'about '}{count:,} {unit}{'s' * (count != 1)}"
         groups = split["groups"]
-        rows += f" of {groups:,} prompts or groups" if split["exact"] and groups != count else ""
+        rows += f" of {groups:,} {'prompts or ' * (unit == 'row')}groups" if split["exact"] and groups != count else ""
         if split.get("share") is None:
             yield f"  {name:8} {rows}"
             continue
         told = True
-        sds = "" if split["sds"] is None else f", or {split['sds']:.2f} SD of loss"
+        of = "loss" if unit == "row" else "a score"
+        sds = "" if split["sds"] is None else f", or {split['sds']:.2f} SD of {of}"
         yield f"  {name:8} {rows}: shows a difference of {100 * split['share']:.0f} points of accuracy{sds}"
     if told:
         yield (
             "           (the smallest that a paired test at 5 % finds 4 times in 5: of accuracy in the worst case, two "
-            "models"
+            f"{'models' if unit == 'row' else 'trials'}"
         )
-        yield "           that disagree on half of the rows; SD is that of the rows' differences, which only runs can show)"
+        yield f"           that disagree on half of the {unit}s; SD is that of the {unit}s' differences, which only runs can show)"
 
 
 def _duplicates(duplicates: Mapping[str, Any]) -> Iterator[str]:

@@ -141,7 +141,7 @@ def test_a_race_has_its_blocks_and_its_conditions(folder: Path) -> None:
     assert "takes one seed" in problems(text(rest=f"{race}method: grid\nseeds: {{tune: [0, 1]}}"), folder)
     assert "name one metric" in problems(text(metric="[span_recall, span_iou]", rest=f"{race}method: grid"), folder)
     assert "not fewer than the 60" in problems(text(rest=race.replace("25", "60") + "method: grid"), folder)
-    sft = b"name: x\npipeline: {type: custom, import_path: 'm:C', total: 9, metrics: {a: maximize}}\nmetric: a\n"
+    sft = b"name: x\npipeline: {type: custom, import_path: 'json:C', total: 9, metrics: {a: maximize}}\nmetric: a\n"
     assert "race is over questions" in problems(sft + b"early_terminate: {type: race}\nmethod: grid\n", folder)
 
 
@@ -169,7 +169,7 @@ def test_changed_data_are_refused(name: str, folder: Path) -> None:
 def test_a_span_outside_its_document_is_refused_at_the_door(folder: Path) -> None:
     path = folder / "questions.jsonl"
     path.write_text(path.read_text().replace('"end": 32, ', '"end": 3200, ', 1))
-    with pytest.raises(SpecError, match="tests.md"):
+    with pytest.raises(SpecError, match=r"tests\.md"):
         check_data(load_text(text(), folder))
 
 
