@@ -25,6 +25,7 @@ Role = Literal["embedder", "reranker", "generator", "judge"]
 REASONS_KEPT = 3
 
 MODELS: dict[str, str] = {
+    "local_lm": "pipelines.local_lm:LocalGenerator",
     "openai_chat": "pipelines.chat:ChatEndpoint",
     "openai_embeddings": "pipelines.rag.embed_endpoint:EmbeddingEndpointModel",
     "sentence_transformers": "pipelines.rag.embed_sentences:SentenceTransformers",

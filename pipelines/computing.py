@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.memo import Call, Cost, Entry, Memo, Unanswered
 
@@ -33,7 +33,7 @@ class Settled:
     Attributes:
         value: the answer, or why there is none.
         cost: of computing it, whenever that was.
-        fresh: whether this caller has computed it now.
+        fresh: whether this caller has computed it now; of equal calls the first one alone.
     """
 
     value: bytes | Unanswered
@@ -87,7 +87,10 @@ def settle(
             idle, pause = 0, min(pause * 1.5, LONGEST_POLL_SECONDS)
         elif got:
             pause = poll_seconds
-    return [settled[key] for key in keys]
+    first = {key: place for place, key in reversed(list(enumerate(keys)))}
+    return [
+        settled[key] if first[key] == place else replace(settled[key], fresh=False) for place, key in enumerate(keys)
+    ]
 
 
 def compute(

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pipelines.finetune.adapters import attach
 from pipelines.packages import PACKAGE, package_path
 from pipelines.stage import UserError
+from pipelines.weights import content_hash, file_hash
 
 _CONVERSION = 1
 _HUB_SECONDS = 5.0
@@ -35,7 +36,6 @@ _ALTERNATIVES = (
     "Give a folder with safetensors, a GGUF file, package://module/path (a model inside an installed package) or "
     "sweep://NAME/best instead"
 )
-_HASHES: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass
@@ -132,34 +132,6 @@ def resolve(source: str, cache: Path, *, trust_remote_code: bool = False) -> Pat
     if source.startswith(PACKAGE) or not _HUB_ID.fullmatch(source) or path.suffix.lower() == ".gguf":
         raise UserError(f"base_model: {path} does not exist. {_ALTERNATIVES}")
     return _from_hub(source, trust_remote_code)
-
-
-def content_hash(folder: Path, names: str = "model") -> str:
-    """SHA-256 (hex) over the files that decide a model's answers.
-
-    Args:
-        folder: a resolved folder.
-        names: `model` for weights and their configs, `tokenizer` for the tokenizer and its chat template.
-    """
-    if names == "tokenizer":
-        wanted = [
-            p for p in folder.iterdir() if p.name.startswith(("tokenizer", "vocab", "merges", "special", "chat_"))
-        ]
-    else:
-        wanted = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("config.json")]
-        wanted = [p for p in wanted if p.name not in ("optimizer.safetensors", "tokenizer_config.json")]
-    body = {path.name: file_hash(path) for path in wanted if path.is_file()}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file, remembered in the process by place, time and size."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    if key not in _HASHES:
-        with path.open("rb") as file:
-            _HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _HASHES[key]
 
 
 def _package_path(source: str) -> Path:

@@ -27,13 +27,14 @@ from pipelines.config import SFTConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.finetune.freezing import unfreeze
-from pipelines.finetune.model import BaseModels, LoadedModel, content_hash
+from pipelines.finetune.model import BaseModels, LoadedModel
 from pipelines.finetune.optimizers import random_state, set_random_state
 from pipelines.finetune.rows import TrainRows, encode_train
 from pipelines.finetune.trainer import StepLosses, Trainer, unpatched
 from pipelines.lm import LocalLanguageModel, memoised
 from pipelines.splits import Splits, load_splits
 from pipelines.stage import Devices, EvaluationJob, OutOfMemory, Resource, Task, UserError
+from pipelines.weights import content_hash
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}

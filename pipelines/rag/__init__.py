@@ -45,8 +45,12 @@ RETRIEVERS: dict[str, str] = {
 """`retrieve.type` -> its class."""
 RERANKERS: dict[str, str] = {}
 """`rerank.type` -> its class."""
-GENERATORS: dict[str, str] = {}
-"""`generate.type` -> its class."""
+GENERATORS: dict[str, str] = {
+    "none": "pipelines.rag.generate:no_generator",
+    "local": "pipelines.rag.generate:Generator",
+    "openai": "pipelines.rag.generate:Generator",
+}
+"""`generate.type` -> what makes it."""
 
 
 def load_stage(table: dict[str, str], name: str) -> Any:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipelines.fields import Config
+from pipelines.fields import Config, wrong
 
 DEFAULT_PROMPT = (
     "Answer the question with the passages alone, as briefly as you can.\n\n{context}\n\nQuestion: {question}\nAnswer:"
@@ -146,6 +146,15 @@ class EndpointGenerator(_Asked, Endpoint):
     """For the cost column, in any one currency."""
     price_per_million_new_tokens: float = Field(default=0.0, ge=0)
     """For the cost column, in the same currency."""
+    tokenizer: str | None = None
+    """Hub id, folder, or `package://module/path` of a model whose `tokenizer.json` counts `context_tokens`."""
+
+    @model_validator(mode="after")
+    def context_tokens_need_a_tokenizer(self) -> EndpointGenerator:
+        """An endpoint does not say how it counts."""
+        if self.context_tokens is not None and self.tokenizer is None:
+            raise wrong("tokenizer", "is missing; name the model whose tokens context_tokens counts")
+        return self
 
 
 GeneratorConfig = Annotated[NoGenerator | LocalGenerator | EndpointGenerator, Field(discriminator="type")]

@@ -46,6 +46,11 @@ def load_tokenizer(source: str) -> Tokenizer:
 
 
 def token_starts(source: str, text: str) -> list[int]:
+    """`starts` of a named tokenizer."""
+    return starts(load_tokenizer(source), text) if text else []
+
+
+def starts(tokenizer: Tokenizer, text: str) -> list[int]:
     """The character each token begins at, in order; equal neighbours are tokens within one character.
 
     A character that a token shares with the one before counts to the later one, so a text cut at any of these numbers is
@@ -53,12 +58,12 @@ def token_starts(source: str, text: str) -> list[int]:
     """
     if not text:
         return []
-    starts: list[int] = []
+    found: list[int] = []
     reached = 0
-    for start, _ in load_tokenizer(source).encode(text, add_special_tokens=False).offsets:
+    for start, _ in tokenizer.encode(text, add_special_tokens=False).offsets:
         reached = max(reached, start)
-        starts.append(reached)
-    return starts
+        found.append(reached)
+    return found
 
 
 def _file(source: str) -> Path:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from tiny import save_model
 
-from pipelines.finetune.model import BaseModels, content_hash, resolve
+from pipelines.finetune.model import BaseModels, resolve
 from pipelines.stage import UserError
+from pipelines.weights import content_hash
 
 
 @pytest.fixture(scope="module")

