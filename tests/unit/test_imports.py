@@ -14,6 +14,7 @@ import evaluators.config
 import pipelines
 import pipelines.config
 import pipelines.rag
+import pipelines.rag.models
 import pipelines.rag.stages
 import pipelines.soups
 import sweeps.schedulers
@@ -37,6 +38,7 @@ TABLES = {
     "SEARCHERS": (sweeps.searchers.SEARCHERS, literals(sweeps.spec.MethodConfig)),
     "SCHEDULERS": (sweeps.schedulers.SCHEDULERS, literals(sweeps.spec.EarlyTerminateConfig)),
     "CHUNKERS": (pipelines.rag.CHUNKERS, literals(pipelines.rag.stages.ChunkConfig)),
+    "GENERATORS": (pipelines.rag.GENERATORS, literals(pipelines.rag.models.GeneratorConfig)),
     "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
 }
 
