@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -190,7 +191,14 @@ class Calls:
         self._memo = memo
         self._owner = owner
         self._identities: dict[str, Identity] = {}
+        self._stage: str | None = None
         self.usage: dict[str, Usage] = {}
+
+    def under(self, stage: str) -> Calls:
+        """The same way, but all that is asked on it counts as one stage: a retriever's and a grader's in a corrective loop."""
+        made = copy(self)
+        made._stage = stage
+        return made
 
     def identity(self, spec: Mapping[str, Any]) -> Identity:
         """Of a model, found once."""
@@ -222,7 +230,7 @@ class Calls:
         found = self.ask_each(stage, spec, method, items, parameters)
         lacking = sum(value is None for value in found)
         if lacking:
-            reason = next(iter(self.usage[stage].reasons), "no reason was given")
+            reason = next(iter(self.usage[self._stage or stage].reasons), "no reason was given")
             raise NoAnswer(f"{lacking} of {len(found)} calls of {stage} have no answer: {reason}")
         return [value for value in found if value is not None]
 
@@ -246,7 +254,7 @@ class Calls:
                 lambda calls: self._host.ask(spec, method, [call.input for call in calls], settings),
                 self._owner,
             )
-        self.usage[stage] = self.usage.get(stage, Usage()).with_all(settled)
+        self._count(stage, settled)
         return [None if isinstance(one.value, Unanswered) else one.value for one in settled]
 
     def once(
@@ -280,8 +288,12 @@ class Calls:
             settled = [Settled(value, cost, fresh=True) for value, cost in (missing(calls) if calls else [])]
         else:
             settled = settle(self._memo, calls, missing, self._owner)
-        self.usage[stage] = self.usage.get(stage, Usage()).with_all(settled)
+        self._count(stage, settled)
         return [one.value for one in settled if not isinstance(one.value, Unanswered)]
+
+    def _count(self, stage: str, settled: Sequence[Settled]) -> None:
+        counted = self._stage or stage
+        self.usage[counted] = self.usage.get(counted, Usage()).with_all(settled)
 
     def _call(self, spec: Mapping[str, Any], method: str, item: Any, settings: Mapping[str, Any]) -> Call:
         who = self.identity(spec)
