@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from evaluators.answers import Passage
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -39,6 +41,11 @@ class Hit:
 
     chunk: int
     score: float
+
+
+def passage_of(chunk: Chunk, score: float) -> Passage:
+    """A chunk as a passage."""
+    return Passage(chunk.document, chunk.start, chunk.end, chunk.text, score)
 
 
 class Chunker(Protocol):

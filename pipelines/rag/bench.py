@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, Any
 from evaluators.answers import Answered, Passage, Question
 from pipelines.calls import Calls
 from pipelines.rag import RERANKERS, load_stage
-from pipelines.rag.base import Chunk, Retriever
+from pipelines.rag.base import Chunk, Retriever, passage_of
 from pipelines.rag.config import Corpus, RagConfig
 from pipelines.rag.context import cut
+from pipelines.rag.correct import Corrector
+from pipelines.rag.correct_build import build_corrector
+from pipelines.rag.stages import Corrective
 
 if TYPE_CHECKING:
     from pipelines.rag.corpus import CorpusText
@@ -49,6 +52,7 @@ class Bench:
         self.corpus = corpus_of(config.corpus_section)
         self.chunks = chunks_of(config, self.corpus, calls)
         self._retriever: Retriever | None = None
+        self._corrector: Corrector | None = None
 
     def retrieved(self, questions: Sequence[Question], cuts: Sequence[int] = (), characters: int = 0) -> list[Answered]:
         """Ranked lists and contexts, without answers.
@@ -63,8 +67,7 @@ class Bench:
         lists = self._find(texts, depth)
         found = []
         for question, ranked in zip(questions, lists, strict=True):
-            ranked, kept = self._corrected(question.text, self._reranked(question.text, ranked))
-            found.append(Answered(question, tuple(ranked), tuple(self._cut(kept))))
+            found.append(self._settled(question, self._reranked(question.text, ranked)))
         return found
 
     def answered(self, found: Sequence[Answered]) -> list[Answered]:
@@ -83,6 +86,8 @@ class Bench:
         """How many passages a list must have for context, reranker and evaluators."""
         retrieve = self.config.retrieve
         wanted = [DEPTH, *cuts, retrieve.top_k or 5, getattr(self.config.rerank, "candidates", 0)]
+        if isinstance(self.config.correct, Corrective):
+            wanted.append(self.config.correct.grader.candidates)
         budget = retrieve.context_budget
         length = statistics.median(len(chunk.text) for chunk in self.chunks) if self.chunks else 1
         for most in (characters, 0 if budget is None else budget.characters or 5 * (budget.tokens or 0)):
@@ -114,20 +119,15 @@ class Bench:
         worst = float("-inf")
         return [*sorted(scored, key=lambda one: -(one.score if one.score == one.score else worst)), *tail]
 
-    def _corrected(self, question: str, ranked: list[Passage]) -> tuple[list[Passage], list[Passage]]:
-        """(the ranked list, what the context is cut from)."""
-        if self.config.correct.type == "none":
-            return ranked, ranked
-        raise NotImplementedError
-
-    def _cut(self, ranked: Sequence[Passage]) -> list[Passage]:
+    def _settled(self, question: Question, ranked: list[Passage]) -> Answered:
+        """A question with its ranked list and its context, corrected where the configuration says so."""
+        if isinstance(self.config.correct, Corrective):
+            if self._corrector is None:
+                self._corrector = build_corrector(self.config, self.chunks, self.calls, self._seed, self._cache)
+            corrected = self._corrector.correct(question.text, ranked)
+            return Answered(question, corrected.ranked, corrected.context)
         retrieve = self.config.retrieve
-        return cut(ranked, retrieve.top_k, retrieve.context_budget)
-
-
-def passage_of(chunk: Chunk, score: float) -> Passage:
-    """A chunk as a passage."""
-    return Passage(chunk.document, chunk.start, chunk.end, chunk.text, score)
+        return Answered(question, tuple(ranked), tuple(cut(ranked, retrieve.top_k, retrieve.context_budget)))
 
 
 @lru_cache(maxsize=4)
@@ -144,9 +144,9 @@ _KEPT = 16
 
 def chunks_of(config: RagConfig, corpus: CorpusText, calls: Calls) -> list[Chunk]:
     """All chunks of the corpus, cut once a process for each way to cut."""
-    key = (corpus.hash, config.chunk.model_dump_json())
+    key = (corpus.text_hash, config.chunk.model_dump_json())
     if key not in _CHUNKS:
-        from pipelines.rag.chunk import build_chunker
+        from pipelines.rag.chunk import build_chunker, chunk_documents
         from pipelines.rag.embed import build_embedder
 
         model = getattr(config.chunk, "embedding_model", None)
@@ -154,5 +154,5 @@ def chunks_of(config: RagConfig, corpus: CorpusText, calls: Calls) -> list[Chunk
         chunker = build_chunker(config.chunk, embed)
         while len(_CHUNKS) >= _KEPT:
             _CHUNKS.pop(next(iter(_CHUNKS)))
-        _CHUNKS[key] = [chunk for document in corpus.documents for chunk in chunker.chunk(document)]
+        _CHUNKS[key] = chunk_documents(chunker, corpus.documents)
     return _CHUNKS[key]

@@ -15,6 +15,7 @@ from pipelines.rag.models import EmbeddingModel, GeneratorConfig, NoGenerator
 from pipelines.rag.stages import (
     ChunkConfig,
     CorrectConfig,
+    Corrective,
     FixedCharacters,
     NoCorrection,
     NoReranker,
@@ -139,6 +140,19 @@ class RagConfig(Config):
     """Embedding model of the similarity metrics, the same in all trials."""
     seed_data: int = 0
     """Seed of the split hashes and of the order of questions; the same in all trials."""
+
+    @model_validator(mode="after")
+    def rewriting_has_a_generator(self) -> RagConfig:
+        """`correct.rewrite: generator` asks the pipeline's own generator."""
+        if (
+            isinstance(self.correct, Corrective)
+            and self.correct.rewrite == "generator"
+            and self.generate.type == "none"
+        ):
+            raise wrong(
+                "correct", "rewrite: generator asks `generate`, which is none; name one, or write rewrite: none"
+            )
+        return self
 
     @property
     def corpus_section(self) -> Corpus:

@@ -51,6 +51,8 @@ TABLES = {
         "sweeps.engine",
         "sweeps.simulate",
         "pipelines.splits",
+        "pipelines.rag.bench",
+        "evaluators.retrieval",
         "sweeps.commands.first",
         "sweeps.starter.sft",
         "sweeps.schema",

@@ -114,10 +114,37 @@ def test_broken_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_counting_tokens_loads_no_transformers(tokenizer: str) -> None:
-    program = (
-        f"import sys; from pipelines.rag.tokens import token_starts; print(len(token_starts({tokenizer!r}, 'a b'))); "
-        "print(*({'torch', 'transformers', 'ray'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.split() == ["3"]
+PROGRAM = """
+import json, sys
+from pathlib import Path
+from evaluators import build_evaluator
+from evaluators.answers import Answered, Tools
+from pipelines.rag.base import passage_of
+from pipelines.rag.chunk import build_chunker, chunk_documents
+from pipelines.rag.config import Corpus, Questions
+from pipelines.rag.context import cut
+from pipelines.rag.corpus import load_corpus
+from pipelines.rag.questions import load_questions
+from pipelines.rag.stages import ContextBudget, FixedTokens
+
+folder, tokenizer = Path(sys.argv[1]), sys.argv[2]
+corpus = load_corpus(Corpus(path=str(folder / "corpus")))
+questions = load_questions(Questions(path=str(folder / "questions.jsonl")), corpus, 0).tune
+chunks = chunk_documents(build_chunker(FixedTokens(tokenizer=tokenizer, size=8)), corpus.documents)
+ranked = tuple(passage_of(chunk, 0.0) for chunk in chunks)
+context = tuple(cut(ranked, budget=ContextBudget(tokens=30, tokenizer=tokenizer)))
+answered = [Answered(question, ranked, context) for question in questions]
+(score, *_) = build_evaluator({"type": "retrieval"}).evaluate_answers(answered, "tune", Tools())
+print(json.dumps([score.value, sorted({"torch", "transformers", "ray", "faiss"} & set(sys.modules))]))
+"""
+
+
+def test_stages_over_text_load_neither_torch_nor_transformers(tokenizer: str, tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "rent.md").write_text(TEXT)
+    span = {"document": "rent.md", "start": 15, "end": 24, "text": "300 euros"}
+    (tmp_path / "questions.jsonl").write_text(json.dumps({"question": "How much?", "spans": [span]}))
+    program = [sys.executable, "-c", PROGRAM, str(tmp_path), tokenizer]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [1.0, []]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,8 +14,14 @@ from hypothesis import strategies as st
 from evaluators.answers import Answered, Passage, Question, Span, Tools
 from evaluators.config import RetrievalConfig
 from evaluators.retrieval import RetrievalEvaluator
+from pipelines.calls import Calls
+from pipelines.memo import Cost
+from pipelines.rag import RERANKERS
+from pipelines.rag.base import Chunk, passage_of
+from pipelines.rag.config import RagConfig
 from pipelines.rag.context import cut
 from pipelines.rag.correct import Corrector, action_of, by_grade, recomposed, strips
+from pipelines.rag.correct_build import build_corrector
 from pipelines.rag.stages import ContextBudget, Corrective, CrossEncoder
 
 QUESTION = "What does the deposit cost?"
@@ -268,3 +275,54 @@ def test_corrected_context_is_at_least_as_precise_as_plain_with_planted_distract
     assert after["span_recall"].value == 1
     assert after["span_precision"].value > 2 * before["span_precision"].value
     assert after["span_recall.at_5"].value == 1
+
+
+def test_rewriting_needs_a_generator() -> None:
+    section = {"corpus": "c", "questions": "q", "retrieve": {"type": "bm25"}, "correct": config(rewrite="generator")}
+    with pytest.raises(ValueError, match="asks `generate`, which is none"):
+        RagConfig.model_validate(section)
+    RagConfig.model_validate({**section, "generate": {"type": "local", "base_model": "m"}})
+
+
+class AskingGrader:
+    """A grader that asks a model, as the real ones do."""
+
+    def __init__(self, config: CrossEncoder, calls: Calls) -> None:
+        self._calls = calls
+
+    def scores(self, question: str, passages: Sequence[str]) -> list[float]:
+        items = [[question, text] for text in passages]
+        return [float(value) for value in self._calls.ask("rerank", {"kind": "grader"}, "scores", items)]
+
+
+class MarkHost:
+    """A host whose one model grades by marks."""
+
+    def ask(
+        self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]
+    ) -> list[tuple[bytes, Cost]]:
+        return [(str(WordGrader._grade(text)).encode(), Cost(0.5, 10)) for _, text in items]
+
+
+def test_all_that_the_loop_asks_is_its_own_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(RERANKERS, "cross_encoder", f"{__name__}:AskingGrader")
+    chunks = [Chunk(f"d{i}", 0, len(text), text) for i, text in enumerate(
+        ("deposit cost (1)", "deposit rent (2)", "lift (0)", "the deposit does cost this much (9)", "heat (0)")
+    )]  # fmt: skip
+    calls = Calls(MarkHost(), None, "owner")
+    section = {
+        "corpus": "c", "questions": "q", "retrieve": {"type": "bm25", "top_k": 2},
+        "correct": config(grader=CrossEncoder(model="m", candidates=2).model_dump()),
+    }  # fmt: skip
+    corrector = build_corrector(RagConfig.model_validate(section), chunks, calls)
+    ranked = [passage_of(chunk, 0.0) for chunk in chunks[:2]]
+    found = corrector.correct(QUESTION, ranked)
+    assert (found.action, found.searches) == ("incorrect", 1)
+    assert texts(found.context) == [chunks[3].text]
+    assert set(calls.usage) == {"correct"}
+    usage = calls.usage["correct"]
+    # Two passages, the other search, and the passages that it found beyond them.
+    graded = usage.calls - 1
+    assert graded >= 3
+    assert usage.spent.tokens == 10 * graded
+    assert calls.under("other").usage is calls.usage
