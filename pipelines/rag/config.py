@@ -28,7 +28,7 @@ class Corpus(Config):
     """The documents."""
 
     path: str
-    """File, folder or pattern of files: Markdown, text, HTML, PDF, JSONL (relative to the sweep file)."""
+    """File, folder or pattern of files: Markdown, text, HTML, PDF, JSONL (relative to the sweep file). A document's id is its path below the folder, a JSONL row's its own."""
     field_id: str = "id"
     """Key of a JSONL row's document id."""
     field_text: str = "text"
@@ -84,13 +84,13 @@ class Questions(Config):
     field_spans: str = "spans"
     """Key of the gold spans: a list of {document, start, end, text}; `text`, where given, must be what stands there."""
     field_documents: str = "documents"
-    """Key of the gold document ids: one, or a list."""
+    """Key of the gold document ids: one, or a list. Suffixes may be left out: `billing` for `billing.md`."""
     field_span_document: str | None = None
     """Key of the row that holds the document of its spans, where the spans themselves don't name one."""
     group_by: str | None = None
     """Key whose value keeps questions together in splits and clusters errors; default: the question."""
     limit: int | None = Field(default=None, ge=1)
-    """Questions used at most, the first ones in file order; all by default."""
+    """Questions of `path` used at most, the first ones in file order; all by default."""
     content_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """SHA-256 of the file; filled in by `submit`, so that changed questions are refused."""
 

@@ -190,12 +190,12 @@ def _files(path: str) -> tuple[Path, list[str], list[str]]:
     known = [file for file in found if Path(file).suffix.lower() in READERS]
     strangers = [file for file in found if Path(file).suffix.lower() not in READERS]
     if not known:
-        what = f"{len(strangers)} files of other kinds" if strangers else "no file"
+        kinds = ", ".join(READERS)
         if found == [path]:
-            what = f"a file of the kind {Path(path).suffix or '(no suffix)'}"
+            raise UserError(f"corpus: {path} is of no kind that can be read ({kinds})")
+        others = f", but {len(strangers)} of other kinds" if strangers else ""
         raise UserError(
-            f"corpus: {path} holds {what}, but nothing that can be read ({', '.join(READERS)}); "
-            "`path` is relative to the sweep file"
+            f"corpus: {path} holds no file that can be read ({kinds}){others}; `path` is relative to the sweep file"
         )
     return root, known, strangers
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -49,14 +50,23 @@ def build_question(row: Mapping[str, Any], section: Questions) -> tuple[Question
     return replace(made, id=_id(row, section, made)), tuple(stands for _, stands in spans)
 
 
-def hold_against(question: Question, texts: Texts, corpus: CorpusText) -> tuple[Question, list[str]]:
-    """The question with the corpus's own ids in its gold, and what is wrong with its gold, a sentence each."""
+def hold_against(
+    question: Question, texts: Texts, corpus: CorpusText, *, hints: bool = True
+) -> tuple[Question, list[str]]:
+    """The question with the corpus's own ids in its gold, and what is wrong with its gold, a sentence each.
+
+    Args:
+        question: from `build_question`.
+        texts: from `build_question`.
+        corpus: what its gold must stand in.
+        hints: also look for what was meant, which takes time where there are many documents.
+    """
     problems: list[str] = []
     ids: dict[str, str] = {}
     for name in question.documents:
         found = corpus.find(name)
         if found is None:
-            problems.append(_no_document(name, corpus))
+            problems.append(_no_document(name, corpus, hints))
         else:
             ids[name] = found
     spans = []
@@ -96,16 +106,14 @@ def _elsewhere(stands: str | None, text: str) -> str:
     return "; that stands nowhere in the document"
 
 
-def _no_document(name: str, corpus: CorpusText) -> str:
+def _no_document(name: str, corpus: CorpusText, hints: bool) -> str:
     if name in corpus.blank:
         return f"the document {name!r} has no text ({corpus.blank[name]}), so nothing of it can be found"
     ids = [document.id for document in corpus.documents]
-    import difflib
-
-    close = difflib.get_close_matches(name, ids, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else f"; it has {', '.join(map(repr, ids[:3]))}"
+    close = difflib.get_close_matches(name, ids, n=1) if hints else []
+    hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, ids[:3]))}"
     more = f", ... ({len(ids)} in all)" if not close and len(ids) > 3 else ""
-    return f"the corpus has no document {name!r}{hint}{more}"
+    return f"the corpus has no document {name!r}; {hint}{more}"
 
 
 def _quoted(text: str) -> str:

@@ -128,6 +128,11 @@ class _Problems:
         if len(self._sentences) < _SHOWN:
             self._sentences.append(sentence)
 
+    @property
+    def full(self) -> bool:
+        """Whether further sentences are only counted."""
+        return self._count >= _SHOWN
+
     def refuse(self) -> None:
         more = [f"... and {self._count - _SHOWN} more like these"] * (self._count > _SHOWN)
         if self._count:
@@ -190,7 +195,7 @@ def _read(
             problems.add(f"questions: {place}: {error}")
             continue
         if corpus is not None:
-            question, wrong = hold_against(question, texts, corpus)
+            question, wrong = hold_against(question, texts, corpus, hints=not problems.full)
             for sentence in wrong:
                 problems.add(f"questions: {place} (question {question.id!r}): {sentence}")
         placed.append(_Placed(question, split, place))

@@ -222,11 +222,11 @@ def test_pdf_without_pypdf_says_what_to_install(tmp_path: Path, monkeypatch: pyt
 
 def test_missing_and_empty_corpus(tmp_path: Path) -> None:
     assert "can't be read" in refusal(tmp_path / "absent")
-    assert "holds no file" in refusal(tmp_path)
-    assert "holds no file" in refusal(tmp_path / "*.md")
+    assert "holds no file that can be read (.md, .markdown, .txt" in refusal(tmp_path)
+    assert "holds no file that can be read" in refusal(tmp_path / "*.md")
     (tmp_path / "a.docx").write_bytes(b"PK")
-    assert "holds 1 files of other kinds" in refusal(tmp_path)
-    assert ".md, .markdown, .txt" in refusal(tmp_path / "a.docx")
+    assert "but 1 of other kinds" in refusal(tmp_path)
+    assert "is of no kind that can be read (.md" in refusal(tmp_path / "a.docx")
     (tmp_path / "a.md").write_text("\n")
     assert "no document holds any text" in refusal(tmp_path / "a.md")
 
