@@ -82,7 +82,7 @@ class Questions(Config):
     field_answer: str = "answer"
     """Key of the reference answer."""
     field_spans: str = "spans"
-    """Key of the gold spans: a list of {document, start, end, text}; `text`, where given, must be what stands there."""
+    """Key of the gold spans: a list of {document, start, end, text}; `text`, where given, must be what stands there, and may stand alone where it stands once in the document."""
     field_documents: str = "documents"
     """Key of the gold document ids: one, or a list. Suffixes may be left out: `billing` for `billing.md`."""
     field_span_document: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ from pipelines.rag.corpus_jsonl import short
 
 Texts = tuple[str | None, ...]
 """What each span of a question says stands there; None where it does not say."""
+UNPLACED = -1
+"""Offsets of a span that is told by its text alone, until it is held against the corpus."""
 _SHOWN = 80
 
 
@@ -47,7 +49,7 @@ def build_question(row: Mapping[str, Any], section: Questions) -> tuple[Question
     )
     for part in (made.text, made.answer or "", *made.documents):
         _refuse_halves(part)
-    return replace(made, id=_id(row, section, made)), tuple(stands for _, stands in spans)
+    return replace(made, id=_id(row, section, made, spans)), tuple(stands for _, stands in spans)
 
 
 def hold_against(
@@ -73,15 +75,28 @@ def hold_against(
     for number, (span, stands) in enumerate(zip(question.spans, texts, strict=True)):
         if span.document not in ids:
             continue
-        spans.append(replace(span, document=ids[span.document]))
-        problem = _span_problem(spans[-1], stands, corpus.texts[ids[span.document]])
+        text = corpus.texts[ids[span.document]]
+        placed = replace(_placed(span, stands, text), document=ids[span.document])
+        problem = _span_problem(placed, stands, text)
         if problem:
-            problems.append(f"span {number} of {spans[-1].document!r}: {problem}")
+            problems.append(f"span {number} of {placed.document!r}: {problem}")
+        spans.append(placed)
     documents = tuple(dict.fromkeys(ids.values()))
     return replace(question, spans=tuple(spans), documents=documents), problems
 
 
+def _placed(span: Span, stands: str | None, text: str) -> Span:
+    """A span that is told by its text alone with the offsets where that stands, if it stands there once."""
+    if span.start != UNPLACED or stands is None:
+        return span
+    first = text.find(stands)
+    once = first >= 0 and text.find(stands, first + 1) < 0
+    return replace(span, start=first, end=first + len(stands)) if once else span
+
+
 def _span_problem(span: Span, stands: str | None, text: str) -> str | None:
+    if span.start == UNPLACED:
+        return f"its text is {_quoted(stands or '')}{_elsewhere(stands, text)}; give start and end, or more of the text"
     if span.end > len(text):
         return (
             f"[{span.start}, {span.end}) ends outside its document, which has {len(text)} characters"
@@ -154,12 +169,14 @@ def _span(value: Any, number: int, row: Mapping[str, Any], section: Questions) -
             f"span {number} names no document; give it a key 'document', or say with `questions.field_span_document` which "
             f"key of the row holds it (keys: {', '.join(sorted(row))})"
         )
-    start, end = (_offset(value, key, number) for key in ("start", "end"))
-    if start >= end:
-        raise BadRow(f"span {number}: [{start}, {end}) holds nothing; `end` is the first character after it")
     stands = value.get("text")
-    if stands is not None and not isinstance(stands, str):
+    if stands is not None and (not isinstance(stands, str) or not stands):
         raise BadRow(f"span {number}: 'text' must be what stands there, but is {short(stands)}")
+    start, end = UNPLACED, UNPLACED
+    if stands is None or "start" in value or "end" in value:
+        start, end = (_offset(value, key, number) for key in ("start", "end"))
+        if start >= end:
+            raise BadRow(f"span {number}: [{start}, {end}) holds nothing; `end` is the first character after it")
     return Span(_name(document, f"the document of span {number}"), start, end), stands
 
 
@@ -185,10 +202,10 @@ def _name(value: Any, what: str) -> str:
     return value
 
 
-def _id(row: Mapping[str, Any], section: Questions, made: Question) -> str:
+def _id(row: Mapping[str, Any], section: Questions, made: Question, told: Sequence[tuple[Span, str | None]]) -> str:
     value = row.get(section.field_id)
     if value is None:
-        spans = [[span.document, span.start, span.end] for span in made.spans]
+        spans = [[span.document, span.start, span.end, *([stands] if span.start < 0 else [])] for span, stands in told]
         return _hash(json.dumps([made.text, made.answer, spans, made.documents], ensure_ascii=False))
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)

@@ -108,6 +108,20 @@ def test_span_that_is_not_what_stands_there(
     assert message in found
 
 
+def test_span_told_by_its_text_alone_is_looked_for(tmp_path: Path, corpus: CorpusText) -> None:
+    rows = [{"question": "a?", "spans": [{"document": "rent", "text": text}]} for text in ("300 euros", "euros.\r\nIt")]
+    found = [span for question in load(tmp_path, rows, corpus).tune for span in question.spans]
+    assert sorted((span.start, span.end) for span in found) == [(15, 24), (19, 29)]
+    unplaced = load(tmp_path, rows, None).tune
+    assert len({question.id for question in unplaced}) == 2
+    for text, message in (
+        ("It is paid back.", "its text is 'It is paid back.'; that stands at several places; give start and end"),
+        ("nix", "that stands nowhere in the document"),
+    ):
+        row = {"question": "b?", "spans": [{"document": "rent", "text": text}]}
+        assert message in refusal(tmp_path, [*rows, row], corpus)
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
@@ -140,6 +154,8 @@ def test_gold_that_is_not_in_the_corpus(tmp_path: Path, corpus: CorpusText, row:
         ({"question": "a?", "spans": [{"document": "d", "start": True, "end": 3}]}, "span 0: 'start' must be"),
         ({"question": "a?", "spans": [{"document": "d", "start": 3, "end": 3}]}, "[3, 3) holds nothing"),
         ({"question": "a?", "spans": [{"document": "d", "start": 0, "end": 3, "text": 1}]}, "'text' must be what"),
+        ({"question": "a?", "spans": [{"document": "d", "text": ""}]}, "'text' must be what"),
+        ({"question": "a?", "spans": [{"document": "d", "end": 3, "text": "x"}]}, "span 0: 'start' must be"),
         ({"question": "a?", "documents": [{"id": "x"}]}, "'documents' must be a document's id"),
         ('{"question": "a\\ud800"}', "half of a surrogate pair"),
         ({"question": "b?", "id": "first"}, "its id 'first' is that of"),
