@@ -8,7 +8,6 @@ versions) is found without loading it, so that a hit never loads anything.
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -264,7 +263,7 @@ class Calls:
         function: int,
         identity: Mapping[str, Any],
         items: Sequence[Any],
-        compute_missing: Callable[[list[Any]], Sequence[bytes]],
+        compute_missing: Callable[[list[Any]], Answers],
     ) -> list[bytes]:
         """Answers that this process computes itself (a retrieval list): those the memo has, and the others in one batch.
 
@@ -274,14 +273,11 @@ class Calls:
             function: version of what computes them.
             identity: everything all answers depend on, JSON.
             items: one question each, JSON.
-            compute_missing: one value an item, in order.
+            compute_missing: one (value, cost) an item, in order; each has a value.
         """
 
         def missing(calls: Sequence[Call]) -> Answers:
-            began = time.perf_counter()
-            found = compute_missing([call.input for call in calls])
-            cost = Cost((time.perf_counter() - began) / max(1, len(calls)))
-            return [(value, cost) for value in found]
+            return compute_missing([call.input for call in calls])
 
         calls = [Call(kind, function, "", "", "", item, identity) for item in items]
         if self._memo is None:

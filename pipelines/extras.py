@@ -26,7 +26,11 @@ def needs(package: str, setting: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != package.partition(".")[0]:
             raise
-        raise UserError(
-            f"{setting} needs the package {package.replace('_', '-')}, which is not installed: "
-            f"pip install 'stockpot[{EXTRA}]'"
-        ) from None
+        raise missing(package, setting) from None
+
+
+def missing(package: str, setting: str) -> UserError:
+    """The error of a package that is not installed, for those who look for its files without importing it."""
+    return UserError(
+        f"{setting} needs the package {package.replace('_', '-')}, which is not installed: pip install 'stockpot[{EXTRA}]'"
+    )

@@ -1,7 +1,8 @@
 """Texts to vectors: what the memo has is not embedded again, the rest goes to the resident model in one batch.
 
-One entry of the memo is one text of one kind: a question and a passage that read alike differ where the model has prefixes
-for them. Vectors are stored and handed on in float32 as the model gives them; stores normalise where they need it.
+One entry of the memo is one text of one use: a question and a passage that read alike differ where prefixes are given for
+them. A sentence-transformers model may have prompts of its own for either; they are used where the file gives no prefix.
+Vectors are stored and handed on in float32 as the model gives them; stores normalise where they need it.
 
 Example:
     >>> embedder = build_embedder("wordllama", calls)
@@ -48,6 +49,7 @@ class ModelEmbedder:
         self._document_prefix = getattr(typed, "document_prefix", "")
         record = typed.model_dump(mode="json", exclude={"query_prefix", "document_prefix"})
         self._spec = {**record, "kind": EMBEDDERS[typed.type]}
+        self._has_uses = typed.type == "sentence_transformers"
         self._dimension: int | None = None
 
     @property
@@ -58,17 +60,23 @@ class ModelEmbedder:
         return {"embed": who.model, "function": who.function, "versions": dict(who.versions), "prefixes": prefixes}
 
     def documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dimension) float32."""
-        return self._embed([self._document_prefix + text for text in texts])
+        """(n, dimension) float32.
+
+        Raises:
+            UserError: if the model is not there, or what it gives is no vector of one length and finite.
+        """
+        return self._embed(texts, "document", self._document_prefix)
 
     def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dimension) float32."""
-        return self._embed([self._query_prefix + text for text in texts])
+        """(n, dimension) float32; raises as `documents`."""
+        return self._embed(texts, "query", self._query_prefix)
 
-    def _embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        values = self._calls.ask(self._stage, self._spec, METHOD, list(texts))
-        if not values:
+    def _embed(self, asked: Sequence[str], use: str, prefix: str) -> NDArray[np.float32]:
+        if not asked:
             return np.zeros((0, self._dimension or 0), dtype=np.float32)
+        texts = [prefix + text for text in asked]
+        parameters = {"use": use} if self._has_uses and not prefix else {}
+        values = self._calls.ask(self._stage, self._spec, METHOD, texts, parameters)
         lengths = {len(value) for value in values}
         name = self._spec.get("model", self._spec["type"])
         if len(lengths) > 1 or next(iter(lengths)) % 4:

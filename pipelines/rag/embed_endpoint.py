@@ -11,7 +11,7 @@ from pipelines.calls import Answers, Identity, Role
 from pipelines.endpoint import EndpointClient, Reply, public_address, read_embeddings
 from pipelines.memo import Cost, Unanswered
 from pipelines.rag.embed import vector_bytes
-from pipelines.stage import Devices, Services
+from pipelines.stage import Devices, Services, UserError
 
 FUNCTION = 1
 
@@ -60,6 +60,11 @@ class EmbeddingEndpointModel:
         if isinstance(found, Unanswered):
             return [(found, Cost(seconds)) for _ in texts]
         vectors, tokens = found
+        if self._dimension not in (None, len(vectors[0])):
+            raise UserError(
+                f"embedding_model: {self._client.model} gave vectors of {len(vectors[0])} numbers where dimension is "
+                f"{self._dimension}; leave dimension out for a model that can't shorten its vectors"
+            )
         share = tokens / len(texts)
         cost = Cost(seconds, round(share), share * self._price)
         return [(value, cost) for value in vector_bytes(np.asarray(vectors, dtype=np.float32))]

@@ -1,4 +1,8 @@
-"""Sentence-transformers models: pooling and normalisation are what the model's own files say."""
+"""Sentence-transformers models: pooling, normalisation and prompts are what the model's own files say.
+
+Weights are read from safetensors alone. A text's vector does not depend on its neighbours in a batch beyond rounding (5e-6
+of a cosine).
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,10 @@ from pipelines.extras import needs
 from pipelines.memo import Cost
 from pipelines.rag.embed import vector_bytes
 from pipelines.rag.model_folder import find_model, folder_hash
-from pipelines.stage import Devices, Services
+from pipelines.stage import Devices, Services, UserError
 
 SETTING = "embedding_model"
-FUNCTION = 1
+FUNCTION = 2
 
 
 class SentenceTransformers:
@@ -31,30 +35,83 @@ class SentenceTransformers:
     @staticmethod
     def identify(spec: Mapping[str, Any]) -> Identity:
         """By the hash of the folder's files and the versions of the libraries."""
-        return Identity(FUNCTION, folder_hash(find_model(spec["model"], SETTING)), versions=library_versions())
+        return model_identity(spec, FUNCTION, SETTING)
 
     @staticmethod
     def load(spec: Mapping[str, Any], devices: Devices, services: Services) -> SentenceTransformers:
-        """Load it onto the GPU where there is one."""
-        library = needs("sentence_transformers", f"{SETTING}: {spec['model']}")
-        device = "cuda" if devices.gpus else "cpu"
-        model = library.SentenceTransformer(
-            str(find_model(spec["model"], SETTING)),
-            device=device,
-            trust_remote_code=bool(spec.get("trust_remote_code")),
-            local_files_only=True,
-        )
-        return SentenceTransformers(model.eval(), int(spec["batch_size"]))
+        """Load it onto the GPU where there is one.
+
+        Raises:
+            UserError: when the package or the model is not there, or the model can't be read.
+        """
+        model = load_model("SentenceTransformer", spec, devices, SETTING)
+        return SentenceTransformers(model, int(spec["batch_size"]))
 
     def answer(self, method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> Answers:
-        """One vector a text; the library batches texts of similar length."""
+        """One vector a text; the library batches texts of similar length.
+
+        Args:
+            method: `embed`.
+            items: texts.
+            parameters: `use` is `query` or `document` where the model's own prompts are wanted.
+        """
         began = time.perf_counter()
-        vectors = self._model.encode(
-            list(items), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False
+        encode = {"query": self._model.encode_query, "document": self._model.encode_document}.get(
+            str(parameters.get("use")), self._plain
         )
+        vectors = encode(list(items), batch_size=self._batch_size, convert_to_numpy=True, show_progress_bar=False)
         seconds = (time.perf_counter() - began) / max(1, len(items))
-        counts = [len(ids) for ids in self._model.tokenizer(list(items), truncation=True)["input_ids"]]
-        return list(zip(vector_bytes(vectors), [Cost(seconds, n) for n in counts], strict=True))
+        return [
+            (value, Cost(seconds, tokens))
+            for value, tokens in zip(vector_bytes(vectors), self._tokens(items), strict=True)
+        ]
+
+    def _plain(self, texts: list[str], **settings: Any) -> Any:
+        return self._model.encode(texts, prompt="", **settings)
+
+    def _tokens(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text; 0 where the model's tokenizer is none of transformers'."""
+        tokenizer = getattr(self._model, "tokenizer", None)
+        if not callable(tokenizer):
+            return [0] * len(texts)
+        return [len(ids) for ids in tokenizer(list(texts), truncation=True)["input_ids"]]
+
+
+def model_identity(spec: Mapping[str, Any], function: int, setting: str) -> Identity:
+    """Of a model of the library: the hash of its folder's files, and versions of what computes with it."""
+    folder = find_model(spec["model"], setting, code=bool(spec.get("trust_remote_code")))
+    return Identity(function, folder_hash(folder), versions=library_versions())
+
+
+def load_model(name: str, spec: Mapping[str, Any], devices: Devices, setting: str) -> Any:
+    """A model of the library, in evaluation mode.
+
+    Args:
+        name: of its class: `SentenceTransformer`, `CrossEncoder`.
+        spec: has `model` and `trust_remote_code`.
+        devices: the GPU is taken where there is one.
+        setting: what in the sweep file names it, for messages.
+
+    Raises:
+        UserError: when the package or the model is not there, or the model can't be read.
+    """
+    library = needs("sentence_transformers", f"{setting}: {spec['model']}")
+    code = bool(spec.get("trust_remote_code"))
+    try:
+        model = getattr(library, name)(
+            str(find_model(spec["model"], setting, code=code)),
+            device="cuda" if devices.gpus else "cpu",
+            trust_remote_code=code,
+            local_files_only=True,
+            model_kwargs={"use_safetensors": True},
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{setting}: {spec['model']} can't be loaded by sentence-transformers: {lines[0].rstrip('.')}; it needs a folder "
+            "with config.json, a tokenizer and safetensors"
+        ) from error
+    return model.eval()
 
 
 def library_versions() -> dict[str, str]:

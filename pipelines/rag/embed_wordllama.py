@@ -1,7 +1,7 @@
 """Static word vectors (wordllama, MIT): a text's vector is the mean of its tokens' vectors. Runs on NumPy alone.
 
-The package's own loader asks a hub for a file that the package ships elsewhere, so its two files are read here:
-the vectors (32,000 x 256, float16) and the tokenizer.
+The package's own loader asks a hub for a file that the package ships elsewhere, and its import sets up logging for the
+whole process. So its two files are read here without importing it: the vectors (32,000 x 256, float16) and the tokenizer.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipelines.calls import Answers, Identity, Role
-from pipelines.extras import needs
+from pipelines.extras import missing
 from pipelines.memo import Cost
+from pipelines.packages import package_path
 from pipelines.rag.embed import vector_bytes
-from pipelines.stage import Devices, Services
+from pipelines.stage import Devices, Services, UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -40,10 +41,9 @@ class WordLlama:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        folder = _folder()
-        [vectors] = load_file(str(folder / WEIGHTS)).values()
+        [vectors] = load_file(str(_file(WEIGHTS))).values()
         self._vectors: NDArray[np.float32] = vectors[:, :dimension].astype(np.float32)
-        self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
+        self._tokenizer = Tokenizer.from_file(str(_file(TOKENIZER)))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -70,15 +70,23 @@ class WordLlama:
         return list(zip(vector_bytes(vectors), costs, strict=True))
 
 
-def _folder() -> Path:
-    package = needs("wordllama", "embedding_model: wordllama")
-    return Path(str(package.__file__)).parent
+def _file(name: str) -> Path:
+    setting = "embedding_model: wordllama"
+    try:
+        path = package_path(f"package://wordllama/{name}")
+    except LookupError:
+        raise missing("wordllama", setting) from None
+    if not path.is_file():
+        raise UserError(
+            f"{setting}: the package wordllama that is installed has no {name}; pip install 'wordllama==0.4.*'"
+        )
+    return path
 
 
 @lru_cache(maxsize=1)
 def _hash() -> str:
     whole = hashlib.sha256()
     for name in (WEIGHTS, TOKENIZER):
-        with (_folder() / name).open("rb") as file:
+        with _file(name).open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()

@@ -1,7 +1,7 @@
 """Chroma, in memory: its HNSW index, given vectors; its own embedding function (which downloads a model) is never used.
 
 Chroma has no flat index: `ef_search: exact` searches as many candidates as there are vectors, and every search is held
-against brute force. Nothing of Chroma's is written to disk, so no folder of another version is ever opened.
+against FAISS Flat. Nothing of Chroma's is written to disk, so no folder of another version is ever opened.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.rag.base import Hit
-from pipelines.rag.index import SPARE, TOLERANCE, brute_force, hits, prepared, refuse_other_size
+from pipelines.rag.index import approximate, exact, prepared, recall_of, refuse_other_size
+from pipelines.rag.index_faiss import FlatStore
+from pipelines.rag.stages import FaissFlat
+from pipelines.stage import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,19 +26,12 @@ if TYPE_CHECKING:
 SPACES = {"cosine": "cosine", "inner_product": "ip", "l2": "l2"}
 
 
-class NotExact(RuntimeError):
-    """Chroma missed a neighbour although it was to search all vectors."""
-
-
 class ChromaStore:
     """A collection of its own in a client that keeps nothing.
 
     Args:
         config: as the file has it.
         vectors: (chunks, dimension), as `prepared` makes them.
-
-    Raises:
-        NotExact: from `search`, where `ef_search: exact` was asked for and a neighbour is missing.
     """
 
     def __init__(self, config: Chroma, vectors: NDArray[np.float32]) -> None:
@@ -45,13 +41,13 @@ class ChromaStore:
         self.exact = config.ef_search == "exact"
         self._distance = config.distance
         self._vectors = vectors
-        self._candidates = max(len(vectors), 1) if config.ef_search == "exact" else config.ef_search
+        self._truth = FlatStore(FaissFlat(distance=config.distance), vectors) if self.exact else None
         client = chromadb.EphemeralClient(Settings(anonymized_telemetry=False))
         name = f"stockpot-{uuid.uuid4().hex}"
         hnsw = {
             "space": SPACES[config.distance],
             "ef_construction": config.ef_construction,
-            "ef_search": self._candidates,
+            "ef_search": max(len(vectors), 1) if config.ef_search == "exact" else config.ef_search,
             "max_neighbors": config.neighbors,
             "num_threads": 1,
         }
@@ -63,33 +59,46 @@ class ChromaStore:
             ids = [str(number) for number in range(start, start + len(part))]
             self._collection.add(ids=ids, embeddings=part)
 
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return (4 if self.exact else 3) * self._vectors.nbytes
+
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:
-        """See `VectorStore.search`."""
+        """See `VectorStore.search`.
+
+        Raises:
+            UserError: where `ef_search: exact` was asked for and a neighbour is missing, and when the queries are of
+                another size than the vectors.
+        """
         if not len(self._vectors) or not len(queries):
             return [[] for _ in queries]
         refuse_other_size(queries, self._vectors.shape[1])
         asked = prepared(queries, self._distance)
-        wanted = min(len(self._vectors), k + SPARE if self.exact else k)
-        answer = self._collection.query(query_embeddings=asked, n_results=wanted, include=["distances"])
-        found = [
-            hits(self._scores(np.asarray(distances, dtype=np.float64)), [int(name) for name in names], k)
-            for names, distances in zip(answer["ids"], answer["distances"], strict=True)
-        ]
-        if self.exact:
-            self._verify(asked, found, k)
+        if self._truth is None:
+            return approximate(self.neighbours, self._vectors, asked, k, self._distance)
+        found = exact(self.neighbours, self._vectors, asked, k, self._distance)
+        recall = recall_of(found, self._truth.search(queries, k))
+        if recall < 1:
+            raise UserError(
+                f"store: chroma with ef_search: exact found {recall:.2%} of the {k} nearest of {len(self._vectors):,} chunks, "
+                "so it is not exact; raise neighbors and ef_construction, or take faiss_flat"
+            )
         return found
+
+    def neighbours(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What Chroma finds for prepared queries: chunks (n, k), -1 where there is none, and its own scores (n, k)."""
+        answer = self._collection.query(query_embeddings=queries, n_results=k, include=["distances"])
+        chunks = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf)
+        for row, (names, distances) in enumerate(zip(answer["ids"], answer["distances"], strict=True)):
+            chunks[row, : len(names)] = [int(name) for name in names]
+            scores[row, : len(names)] = self._scores(np.asarray(distances, dtype=np.float64))
+        return chunks, scores
 
     def _scores(self, distances: NDArray[np.float64]) -> NDArray[np.float64]:
         """Chroma's distances (1 - cosine, 1 - inner product, squared L2) as our scores."""
         return -distances if self._distance == "l2" else 1.0 - distances
-
-    def _verify(self, queries: NDArray[np.float32], found: list[list[Hit]], k: int) -> None:
-        for mine, true in zip(found, brute_force(self._vectors, queries, k, self._distance), strict=True):
-            slack = TOLERANCE * max(1.0, abs(true[0].score)) if true else 0.0
-            if len(mine) < len(true) or (true and mine[-1].score < true[-1].score - 10 * slack):
-                raise NotExact(
-                    f"chroma with ef_search {self._candidates} missed a neighbour of {len(self._vectors)} vectors; use faiss_flat"
-                )
 
 
 def _forget(client: Any, name: str) -> None:

@@ -1,6 +1,6 @@
 """FAISS stores: Flat (exact), HNSW (a graph, Malkov & Yashunin, arXiv 1603.09320) and IVF (lists around centroids).
 
-HNSW and IVF are built by one thread, IVF with a seed, so that the same vectors give the same index on every machine.
+HNSW and IVF are built by one thread, IVF with a seed, so that the same vectors give the same index, bit by bit.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.rag.base import Hit
-from pipelines.rag.index import SPARE, hits, prepared, refuse_other_size
+from pipelines.rag.index import approximate, exact, prepared, refuse_other_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,23 +22,37 @@ if TYPE_CHECKING:
 
 
 class _FaissStore:
-    """Searches an index of FAISS and speaks our scores."""
+    """Searches an index of FAISS."""
 
     exact = False
 
-    def __init__(self, index: Any, distance: str) -> None:
-        self._index = index
+    def __init__(self, index: Any, vectors: NDArray[np.float32], distance: str) -> None:
+        self.index = index
+        self._vectors = vectors
         self._distance = distance
 
+    @property
+    def nbytes(self) -> int:
+        """About what it takes in memory."""
+        return 2 * self._vectors.nbytes
+
     def search(self, queries: NDArray[np.float32], k: int) -> list[list[Hit]]:
-        """See `VectorStore.search`."""
-        if not self._index.ntotal or not len(queries):
+        """See `VectorStore.search`.
+
+        Raises:
+            UserError: when the queries are of another size than the vectors.
+        """
+        if not len(self._vectors) or not len(queries):
             return [[] for _ in queries]
-        refuse_other_size(queries, self._index.d)
-        wanted = min(self._index.ntotal, k + SPARE)
-        scores, chunks = self._index.search(prepared(queries, self._distance), wanted)
-        sign = -1.0 if self._distance == "l2" else 1.0
-        return [hits(sign * row, places, k) for row, places in zip(scores, chunks, strict=True)]
+        refuse_other_size(queries, self._vectors.shape[1])
+        find = exact if self.exact else approximate
+        return find(self.neighbours, self._vectors, prepared(queries, self._distance), k, self._distance)
+
+    def neighbours(self, queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """What FAISS finds for prepared queries: chunks (n, k), -1 where there is none, and its own scores (n, k)."""
+        with _one_thread():
+            scores, chunks = self.index.search(queries, k)
+        return chunks, (-1.0 if self._distance == "l2" else 1.0) * scores.astype(np.float64)
 
 
 class FlatStore(_FaissStore):
@@ -49,9 +63,10 @@ class FlatStore(_FaissStore):
     def __init__(self, config: FaissFlat, vectors: NDArray[np.float32]) -> None:
         import faiss
 
-        index = faiss.IndexFlat(vectors.shape[1], _metric(config.distance))
-        index.add(vectors)
-        super().__init__(index, config.distance)
+        index = faiss.IndexFlat(max(1, vectors.shape[1]), _metric(config.distance))
+        if len(vectors):
+            index.add(vectors)
+        super().__init__(index, vectors, config.distance)
 
 
 class HNSWStore(_FaissStore):
@@ -60,34 +75,33 @@ class HNSWStore(_FaissStore):
     def __init__(self, config: FaissHNSW, vectors: NDArray[np.float32]) -> None:
         import faiss
 
-        index = faiss.IndexHNSWFlat(vectors.shape[1], config.neighbors, _metric(config.distance))
+        index = faiss.IndexHNSWFlat(max(1, vectors.shape[1]), config.neighbors, _metric(config.distance))
         index.hnsw.efConstruction = config.ef_construction
         index.hnsw.efSearch = config.ef_search
-        with _one_thread():
-            index.add(vectors)
-        super().__init__(index, config.distance)
+        if len(vectors):
+            with _one_thread():
+                index.add(vectors)
+        super().__init__(index, vectors, config.distance)
 
 
 class IVFStore(_FaissStore):
-    """Lists around centroids, of which the nearest are searched."""
+    """Lists around centroids, of which the nearest are searched; never more lists than vectors."""
 
     def __init__(self, config: FaissIVF, vectors: NDArray[np.float32]) -> None:
         import faiss
 
-        count = len(vectors)
-        lists = min(count, config.lists or max(1, round(4 * math.sqrt(count)))) or 1
-        metric = _metric(config.distance)
-        quantizer = faiss.IndexFlat(vectors.shape[1], metric)
-        index = faiss.IndexIVFFlat(quantizer, vectors.shape[1], lists, metric)
+        count, dimension, metric = len(vectors), max(1, vectors.shape[1]), _metric(config.distance)
+        lists = max(1, min(count, config.lists or round(4 * math.sqrt(count))))
+        self._quantizer = faiss.IndexFlat(dimension, metric)
+        index = faiss.IndexIVFFlat(self._quantizer, dimension, lists, metric)
         index.cp.seed = config.seed
         index.cp.min_points_per_centroid = 1
         index.nprobe = min(config.probes, lists)
-        with _one_thread():
-            if count:
+        if count:
+            with _one_thread():
                 index.train(vectors)
-            index.add(vectors)
-        self.quantizer = quantizer
-        super().__init__(index, config.distance)
+                index.add(vectors)
+        super().__init__(index, vectors, config.distance)
 
 
 def _metric(distance: str) -> int:
@@ -99,6 +113,7 @@ def _metric(distance: str) -> int:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
+    """One thread of FAISS: a trial has a fraction of a core, and what several threads build differs from run to run."""
     import faiss
 
     before = faiss.omp_get_max_threads()

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import re
 from pathlib import Path
 
 from pipelines.data.base import Stamp, stamp_of
 from pipelines.packages import PACKAGE, package_path
 from pipelines.stage import UserError
 
-SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".bin")
+SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".py")
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+_HUB_SECONDS = 5.0
 _HASHES: dict[tuple[Stamp, ...], str] = {}
 _KEPT = 16
 
 
-def find_model(source: str, setting: str) -> Path:
+def find_model(source: str, setting: str, *, code: bool = False) -> Path:
     """The folder of a model.
 
     Args:
         source: hub id, folder, or `package://module/path`.
         setting: what in the sweep file names it, for messages.
+        code: also fetch the model's own Python code from a hub.
 
     Raises:
         UserError: if it is not there and can't be fetched.
@@ -35,17 +40,15 @@ def find_model(source: str, setting: str) -> Path:
         folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if source.startswith((PACKAGE, "/", ".", "~")):
+    if not _HUB_ID.fullmatch(source):
         raise UserError(f"{setting}: {source}: there is no folder {folder}")
-    return _from_hub(source, setting)
+    return _from_hub(source, setting, code)
 
 
 def folder_hash(folder: Path) -> str:
     """SHA-256 (hex) over names and contents of the files that a model is loaded from; kept by their times and sizes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     names = {path.relative_to(folder).as_posix(): path for path in files if not path.name.startswith(".")}
-    if any(path.suffix == ".safetensors" for path in names.values()):
-        names = {name: path for name, path in names.items() if path.suffix != ".bin"}
     stamps = tuple(stamp_of(str(path)) for path in names.values())
     if stamps not in _HASHES:
         whole = hashlib.sha256()
@@ -58,17 +61,21 @@ def folder_hash(folder: Path) -> str:
     return _HASHES[stamps]
 
 
-def _from_hub(source: str, setting: str) -> Path:
-    from huggingface_hub import snapshot_download
+def _from_hub(source: str, setting: str, code: bool) -> Path:
+    """A snapshot of a hub repository: the local one where there is one, else fetched; fails within seconds."""
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
 
-    wanted = [f"*{suffix}" for suffix in SUFFIXES]
+    wanted = [f"*{suffix}" for suffix in SUFFIXES if code or suffix != ".py"]
+    with contextlib.suppress(OSError, ValueError):
+        local = Path(snapshot_download(source, allow_patterns=wanted, local_files_only=True))
+        if any(local.rglob("*.safetensors")):
+            return local
     try:
-        return Path(snapshot_download(source, allow_patterns=wanted, local_files_only=True))
-    except Exception:  # not in the cache, whatever the library calls that
-        pass
-    try:
-        return Path(snapshot_download(source, allow_patterns=wanted, etag_timeout=10))
-    except Exception as error:  # the library's, httpx's and the system's errors have no common base
+        revision = HfApi().model_info(source, timeout=_HUB_SECONDS).sha
+        return Path(snapshot_download(source, revision=revision, allow_patterns=wanted, etag_timeout=_HUB_SECONDS))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
         raise UserError(

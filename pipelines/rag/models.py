@@ -40,9 +40,9 @@ class SentenceTransformersModel(Config):
     model: str
     """Hub id, folder, or `package://module/path`."""
     query_prefix: str = ""
-    """Put before every question."""
+    """Put before every question; the prompt that the model's own files give, where this is empty."""
     document_prefix: str = ""
-    """Put before every passage."""
+    """Put before every passage; the prompt that the model's own files give, where this is empty."""
     batch_size: int = Field(default=32, ge=1)
     """Texts in one forward pass; does not change the vectors beyond rounding."""
     trust_remote_code: bool = False

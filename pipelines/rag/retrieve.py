@@ -3,7 +3,8 @@
 A list is stored under everything it depends on but the question: the chunks' hash, the model's identity, the store and its
 settings, versions. A retriever whose first j of k are the list of j (`prefix`) has its lists made in sizes of 64, 128, ...
 so that one list serves every smaller k; of approximate stores each k has lists of its own. The index is built when the
-first list is missing, and stays in the process for the next lease.
+first list is missing, and stays in the process for the next lease. What a list cost is its search alone: vectors have
+costs of their own.
 
 Example:
     >>> retriever = build_retriever(config.retrieve, chunks, calls)
@@ -13,41 +14,60 @@ Example:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import struct
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Protocol
 
-from pipelines.calls import Calls
+from pipelines.calls import Answers, Calls
+from pipelines.memo import Cost
 from pipelines.rag import RETRIEVERS, load_stage
-from pipelines.rag.base import Chunk, Hit, Retriever
+from pipelines.rag.base import Chunk, Hit
 
-FUNCTION = 1
+FUNCTION = 2
 """Version of what retrievers compute; raise it when lists change."""
 FIRST_SIZE = 64
-_KEPT = 12
-_INDEXES: dict[str, Any] = {}
+KEPT_BYTES = 2**30
+"""Vectors and indexes of one process, about; the one that was used last always stays."""
+
+Search = Callable[[int], list[list[Hit]]]
+"""From k to the hits of each question."""
+
+
+class Maker(Protocol):
+    """What `RETRIEVERS` names: makes lists anew, from its configuration, all chunks and `Calls`.
+
+    Attributes:
+        identity: as in `Retriever`.
+        prefix: as in `Retriever`.
+    """
+
+    identity: Mapping[str, Any]
+    prefix: bool
+
+    def ready(self, questions: Sequence[str]) -> Search:
+        """Everything that comes before the search: the index, the questions' vectors."""
+        ...
 
 
 class MemoisedRetriever:
-    """A retriever whose lists are kept in the memo.
+    """A retriever whose lists are kept in the memo; implements `Retriever`.
 
     Args:
-        inner: makes the lists.
+        maker: makes the lists.
         calls: the lease's way to the memo.
-
-    Attributes:
-        identity: the inner one's.
-        prefix: the inner one's.
     """
 
-    def __init__(self, inner: Retriever, calls: Calls) -> None:
-        self._inner = inner
+    def __init__(self, maker: Maker, calls: Calls) -> None:
+        self._maker = maker
         self._calls = calls
-        self.identity = inner.identity
-        self.prefix = inner.prefix
+        self.identity = maker.identity
+        self.prefix = maker.prefix
 
     def retrieve(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
         """See `Retriever.retrieve`."""
@@ -56,50 +76,72 @@ class MemoisedRetriever:
             size = FIRST_SIZE
             while size < k:
                 size *= 2
+
+        def missing(asked: list[Any]) -> Answers:
+            search = self._maker.ready(asked)
+            began = time.perf_counter()
+            lists = search(size)
+            cost = Cost((time.perf_counter() - began) / max(1, len(asked)))
+            return [(pack(found), cost) for found in lists]
+
         known = {**self.identity, "size": size}
-
-        def missing(asked: list[Any]) -> list[bytes]:
-            return [pack(found) for found in self._inner.retrieve(asked, size)]
-
         values = self._calls.once("retrieve", "retrieve", FUNCTION, known, list(questions), missing)
         return [unpack(value)[:k] for value in values]
 
 
-def build_retriever(config: Any, chunks: Sequence[Chunk], calls: Calls) -> Retriever:
-    """The retriever that `retrieve:` names, over all chunks.
+def build_retriever(config: Any, chunks: Sequence[Chunk], calls: Calls) -> MemoisedRetriever:
+    """The retriever that `retrieve:` names, over all chunks; nothing is embedded or built yet.
 
     Args:
         config: a `pipelines.rag.stages.RetrieveConfig`.
         chunks: of the whole corpus; hits are indexes of these.
         calls: the lease's way to models and the memo.
     """
-    inner: Retriever = load_stage(RETRIEVERS, config.type)(config, chunks, calls)
-    return MemoisedRetriever(inner, calls)
+    return MemoisedRetriever(load_stage(RETRIEVERS, config.type)(config, chunks, calls), calls)
 
 
-def kept(kind: str, identity: Mapping[str, Any], build: Callable[[], Any]) -> Any:
-    """What was built under an identity, built now where it is not there; the oldest goes when there are many."""
+_KEPT: dict[str, tuple[Any, int]] = {}
+_lock = threading.RLock()
+
+
+def kept(kind: str, identity: Mapping[str, Any], build: Callable[[], Any], nbytes: Callable[[Any], int]) -> Any:
+    """What was built under an identity, built now where it is not there; what was used longest ago makes room.
+
+    Args:
+        kind: `vectors`, `store`, ...
+        identity: everything it depends on, JSON.
+        build: makes it.
+        nbytes: about what it takes in memory.
+    """
     key = f"{kind} {json.dumps(identity, sort_keys=True)}"
-    if key not in _INDEXES:
-        made = build()
-        while len(_INDEXES) >= _KEPT:
-            _INDEXES.pop(next(iter(_INDEXES)))
-        _INDEXES[key] = made
-    return _INDEXES[key]
+    with _lock:
+        if key in _KEPT:
+            _KEPT[key] = _KEPT.pop(key)
+        else:
+            made = build()
+            _KEPT[key] = (made, nbytes(made))
+            while len(_KEPT) > 1 and sum(size for _, size in _KEPT.values()) > KEPT_BYTES:
+                del _KEPT[next(iter(_KEPT))]
+        return _KEPT[key][0]
 
 
 def chunks_hash(chunks: Sequence[Chunk]) -> str:
-    """SHA-256 (hex) over documents, offsets and texts of all chunks."""
+    """SHA-256 (hex) over the texts of all chunks, in order: all that lists of indexes depend on."""
     whole = hashlib.sha256()
     for chunk in chunks:
-        head = json.dumps([chunk.document, chunk.start, chunk.end]).encode()
-        whole.update(head + b"\0" + chunk.text.encode("utf-8", "surrogatepass") + b"\0")
+        text = chunk.text.encode("utf-8", "surrogatepass")
+        whole.update(len(text).to_bytes(8, "big") + text)
     return whole.hexdigest()
+
+
+@functools.cache
+def _version(package: str) -> str:
+    return version(package)
 
 
 def versions(*packages: str) -> dict[str, str]:
     """Versions of what changes a list."""
-    return {name: version(name) for name in packages}
+    return {name: _version(name) for name in packages}
 
 
 def pack(found: Sequence[Hit]) -> bytes:

@@ -1,7 +1,7 @@
-"""BM25 over words (Robertson & Zaragoza 2009), by bm25s (Lù 2024, arXiv 2407.03618): exact.
+"""BM25 over words (bm25s). A list holds chunks that have one of the question's words at least, however few there are.
 
-Words are lower-cased runs of two or more letters, digits and underscores, without English stop words where these are left
-out; there is no stemming. Chunks that share no word with the question are not hits.
+Words are runs of two or more letters, digits and underscores, in lower case, without stemming; English stopwords are left
+out where the file says so. Languages that don't part words by blanks are not cut into words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import numpy as np
 
 from pipelines.calls import Calls
 from pipelines.rag.base import Chunk, Hit
-from pipelines.rag.retrieve import chunks_hash, kept, versions
+from pipelines.rag.index import top
+from pipelines.rag.retrieve import Search, chunks_hash, kept, versions
 
 if TYPE_CHECKING:
     from pipelines.rag.stages import Terms
@@ -37,26 +38,31 @@ class BM25Retriever:
     def __init__(self, config: Terms, chunks: Sequence[Chunk], calls: Calls) -> None:
         self._config = config
         self._chunks = chunks
-        terms = {name: getattr(config, name) for name in ("k1", "b", "variant", "stopwords")}
+        words = {"chunks": chunks_hash(chunks), "stopwords": config.stopwords, "versions": versions("bm25s")}
+        self._cut = words
         self.identity: Mapping[str, Any] = {
             "type": "bm25",
-            "chunks": chunks_hash(chunks),
-            **terms,
-            "versions": versions("bm25s"),
+            **words,
+            **{name: getattr(config, name) for name in ("k1", "b", "variant")},
         }
 
-    def retrieve(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """See `Retriever.retrieve`."""
-        if not self._chunks:
-            return [[] for _ in questions]
-        index = kept("bm25", self.identity, self._build)
-        return [self._search(index, words, k) for words in self._words(questions)]
+    def ready(self, questions: Sequence[str]) -> Search:
+        """See `Maker.ready`."""
+        index = kept("bm25", self.identity, self._build, _nbytes)
+        return lambda k: [self._search(index, words, k) for words in self._words(questions)]
 
     def _build(self) -> Any:
+        """The index; None where no chunk has a word."""
         import bm25s
 
+        def cut() -> list[list[str]]:
+            return self._words([chunk.text for chunk in self._chunks])
+
+        words = kept("words", self._cut, cut, lambda found: 16 * sum(map(len, found)))
+        if not any(words):
+            return None
         index = bm25s.BM25(k1=self._config.k1, b=self._config.b, method=self._config.variant)
-        index.index(self._words([chunk.text for chunk in self._chunks]), show_progress=False)
+        index.index(words, show_progress=False)
         return index
 
     def _words(self, texts: Sequence[str]) -> list[list[str]]:
@@ -69,9 +75,20 @@ class BM25Retriever:
         return found
 
     def _search(self, index: Any, words: Sequence[str], k: int) -> list[Hit]:
-        known = [word for word in words if word in index.vocab_dict]
+        known = [] if index is None else [word for word in words if word in index.vocab_dict]
         if not known:
             return []
         scores = np.asarray(index.get_scores(known), dtype=np.float64)
-        order = np.lexsort((np.arange(len(scores)), -scores))[:k]
-        return [Hit(int(place), float(scores[place])) for place in order if scores[place] != 0]
+        having = self._having(index, known)
+        places = having[top(scores[having], k)]
+        return [Hit(int(place), float(scores[place])) for place in places]
+
+    def _having(self, index: Any, words: Sequence[str]) -> Any:
+        """The chunks that have one of the words, in order; some variants score the others above 0 too."""
+        ends, chunks = index.scores["indptr"], index.scores["indices"]
+        ids = [index.vocab_dict[word] for word in words]
+        return np.unique(np.concatenate([chunks[ends[i] : ends[i + 1]] for i in ids]))
+
+
+def _nbytes(index: Any) -> int:
+    return 0 if index is None else int(sum(index.scores[name].nbytes for name in ("data", "indices", "indptr")))

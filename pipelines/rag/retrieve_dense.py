@@ -3,7 +3,8 @@
 Reciprocal rank fusion (Cormack, Clarke & Buettcher 2009) sums 1 / (k + rank) over the lists that have a chunk, ranks from 1.
 Weighted scores are scaled to 0..1 over each list (its best is 1, its worst 0; a list of equal scores is all 1), and a chunk
 that a list lacks has 0 there. MMR (Carbonell & Goldstein 1998) takes, one after another, the chunk with the largest
-relevance * sim(question, chunk) - (1 - relevance) * max sim(chunk, taken), with cosines throughout.
+relevance * sim(question, chunk) - (1 - relevance) * max sim(chunk, taken), with cosines throughout; its scores are that
+objective when a chunk was taken, so they tell the order and nothing else.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ import numpy as np
 from pipelines.calls import Calls
 from pipelines.rag.base import Chunk, Hit, VectorStore
 from pipelines.rag.embed import build_embedder
-from pipelines.rag.index import build_store, prepared
-from pipelines.rag.retrieve import chunks_hash, kept, versions
+from pipelines.rag.index import build_store, prepared, scores_of
+from pipelines.rag.retrieve import Search, chunks_hash, kept, versions
 from pipelines.rag.retrieve_bm25 import BM25Retriever
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipelines.rag.stages import MMR, Dense, Hybrid
-
-LIBRARIES = {"chroma": ("chromadb",)}
 
 
 class DenseRetriever:
@@ -51,30 +50,44 @@ class DenseRetriever:
             "chunks": chunks_hash(chunks),
             "embedding": dict(self.embedder.identity),
             "store": config.store.model_dump(mode="json"),
-            "versions": versions("numpy", *LIBRARIES.get(kind, ("faiss-cpu",))),
+            "versions": versions("chromadb" if kind == "chroma" else "faiss-cpu"),
         }
         self.prefix = kind == "faiss_flat" or getattr(config.store, "ef_search", None) == "exact"
 
-    def retrieve(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """See `Retriever.retrieve`."""
-        if not self._chunks or not questions:
-            return [[] for _ in questions]
-        return self.store.search(self.embedder.queries(questions), k)
+    def ready(self, questions: Sequence[str]) -> Search:
+        """See `Maker.ready`."""
+        if not self._chunks:
+            return lambda k: [[] for _ in questions]
+        store, queries = self.store, self.embedder.queries(questions)
+        return lambda k: store.search(queries, k)
 
     @property
     def store(self) -> VectorStore:
         """The filled store, built when it is first needed."""
-        store: VectorStore = kept("store", self.identity, lambda: build_store(self._store_config, self.vectors))
+        store: VectorStore = kept(
+            "store",
+            self.identity,
+            lambda: build_store(self._store_config, self.vectors),
+            lambda made: made.nbytes,
+        )
         return store
 
     @property
     def vectors(self) -> NDArray[np.float32]:
-        """(chunks, dimension) of all chunks."""
-        return self.embedder.documents([chunk.text for chunk in self._chunks])
+        """(chunks, dimension) of all chunks, as the model gives them; shared by all stores."""
+        found: NDArray[np.float32] = kept(
+            "vectors",
+            {name: self.identity[name] for name in ("chunks", "embedding")},
+            lambda: self.embedder.documents([chunk.text for chunk in self._chunks]),
+            lambda made: made.nbytes,
+        )
+        return found
 
 
 class HybridRetriever:
-    """BM25 and nearest vectors, fused."""
+    """BM25 and nearest vectors, fused. The lists that are fused are of one length, so every k has the same list."""
+
+    prefix = True
 
     def __init__(self, config: Hybrid, chunks: Sequence[Chunk], calls: Calls) -> None:
         self._config = config
@@ -87,23 +100,26 @@ class HybridRetriever:
             "fusion": config.fusion.model_dump(mode="json"),
             "candidates": config.candidates,
         }
-        self.prefix = self._dense.prefix
 
-    def retrieve(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """See `Retriever.retrieve`; at most twice `candidates` hits."""
-        pairs = zip(
-            self._dense.retrieve(questions, self._config.candidates),
-            self._words.retrieve(questions, self._config.candidates),
-            strict=True,
-        )
-        return [fused(self._config.fusion, dense, words)[:k] for dense, words in pairs]
+    def ready(self, questions: Sequence[str]) -> Search:
+        """See `Maker.ready`; at most twice `candidates` hits."""
+        near, words, count = self._dense.ready(questions), self._words.ready(questions), self._config.candidates
+
+        def search(k: int) -> list[list[Hit]]:
+            pairs = zip(near(count), words(count), strict=True)
+            return [fused(self._config.fusion, *pair)[:k] for pair in pairs]
+
+        return search
 
 
 class MMRRetriever:
-    """Near to the question, and unlike what was taken before."""
+    """Near to the question, and unlike what was taken before. The pool is of one size, so every k has the same list."""
+
+    prefix = True
 
     def __init__(self, config: MMR, chunks: Sequence[Chunk], calls: Calls) -> None:
         self._config = config
+        self._chunks = chunks
         self._dense = DenseRetriever(config, chunks, calls)
         self.identity: Mapping[str, Any] = {
             "type": "mmr",
@@ -111,19 +127,23 @@ class MMRRetriever:
             "relevance": config.relevance,
             "candidates": config.candidates,
         }
-        self.prefix = self._dense.prefix
 
-    def retrieve(self, questions: Sequence[str], k: int) -> list[list[Hit]]:
-        """See `Retriever.retrieve`; at most `candidates` hits."""
-        pools = self._dense.retrieve(questions, self._config.candidates)
-        if not any(pools):
-            return pools
-        vectors = kept("vectors", self._dense.identity, lambda: prepared(self._dense.vectors, "cosine"))
-        queries = prepared(self._dense.embedder.queries(questions), "cosine")
-        return [
-            marginal(query, vectors, [hit.chunk for hit in pool], k, self._config.relevance)
-            for query, pool in zip(queries, pools, strict=True)
-        ]
+    def ready(self, questions: Sequence[str]) -> Search:
+        """See `Maker.ready`; at most `candidates` hits."""
+        near = self._dense.ready(questions)
+        if not self._chunks:
+            return near
+        vectors, queries = self._dense.vectors, prepared(self._dense.embedder.queries(questions), "cosine")
+
+        def search(k: int) -> list[list[Hit]]:
+            found = []
+            for query, pool in zip(queries, near(self._config.candidates), strict=True):
+                chunks = [hit.chunk for hit in pool]
+                picked = marginal(query, prepared(vectors[chunks], "cosine"), k, self._config.relevance)
+                found.append([Hit(chunks[place], score) for place, score in picked])
+            return found
+
+        return search
 
 
 def fused(fusion: Any, dense: Sequence[Hit], words: Sequence[Hit]) -> list[Hit]:
@@ -148,27 +168,25 @@ def _scaled(ranked: Sequence[Hit]) -> list[float]:
 
 
 def marginal(
-    query: NDArray[np.float32], vectors: NDArray[np.float32], pool: Sequence[int], k: int, relevance: float
-) -> list[Hit]:
-    """MMR's choice from a pool of chunks, in the order in which they are taken; the score is the objective.
+    query: NDArray[np.float32], pool: NDArray[np.float32], k: int, relevance: float
+) -> list[tuple[int, float]]:
+    """MMR's choice from a pool, in the order in which they are taken: (place in the pool, the objective then).
 
     Args:
         query: (dimension,) of length 1.
-        vectors: (chunks, dimension) of length 1.
-        pool: chunks to choose among, nearest first; the earlier one wins a tie.
-        k: chunks at most.
+        pool: (n, dimension) of length 1, nearest first; the earlier one wins a tie.
+        k: places at most.
         relevance: the paper's lambda.
     """
-    places = list(pool)
-    near = vectors[places].astype(np.float64) @ query.astype(np.float64)
-    among = vectors[places].astype(np.float64) @ vectors[places].astype(np.float64).T
-    taken: list[Hit] = []
-    left = np.ones(len(places), dtype=bool)
-    closest = np.full(len(places), 0.0)
-    for _ in range(min(k, len(places))):
+    near = scores_of(pool, query, "cosine")
+    left = np.ones(len(pool), dtype=bool)
+    closest = np.zeros(len(pool))
+    taken: list[tuple[int, float]] = []
+    for _ in range(min(k, len(pool))):
         objective = np.where(left, relevance * near - (1 - relevance) * closest, -np.inf)
         best = int(np.argmax(objective))
-        taken.append(Hit(places[best], float(objective[best])))
+        among = scores_of(pool, pool[best], "cosine")
+        closest = np.maximum(closest, among) if taken else among
+        taken.append((best, float(objective[best])))
         left[best] = False
-        closest = among[best] if len(taken) == 1 else np.maximum(closest, among[best])
     return taken
