@@ -12,6 +12,7 @@ import pytest
 import evaluators
 import evaluators.config
 import pipelines
+import pipelines.calls
 import pipelines.config
 import pipelines.rag
 import pipelines.rag.models
@@ -32,12 +33,21 @@ def literals(union: Any) -> set[str]:
     return {get_args(member.model_fields["type"].annotation)[0] for member in get_args(get_args(union)[0])}
 
 
+EMBEDDING_SECTIONS = [
+    member for member in get_args(get_args(pipelines.rag.models.EmbeddingModel)[0]) if get_args(member)[0] is not str
+]
 TABLES = {
     "PIPELINES": (pipelines.PIPELINES, literals(pipelines.config.PipelineConfig)),
     "EVALUATORS": (evaluators.EVALUATORS, literals(evaluators.config.AnyEvaluatorConfig)),
     "SEARCHERS": (sweeps.searchers.SEARCHERS, literals(sweeps.spec.MethodConfig)),
     "SCHEDULERS": (sweeps.schedulers.SCHEDULERS, literals(sweeps.spec.EarlyTerminateConfig)),
     "CHUNKERS": (pipelines.rag.CHUNKERS, literals(pipelines.rag.stages.ChunkConfig)),
+    "EMBEDDERS": (
+        {word: pipelines.calls.MODELS[kind] for word, kind in pipelines.rag.EMBEDDERS.items()},
+        {get_args(get_args(member)[0].model_fields["type"].annotation)[0] for member in EMBEDDING_SECTIONS},
+    ),
+    "STORES": (pipelines.rag.STORES, literals(pipelines.rag.stages.StoreConfig)),
+    "RETRIEVERS": (pipelines.rag.RETRIEVERS, literals(pipelines.rag.stages.RetrieveConfig)),
     "GENERATORS": (pipelines.rag.GENERATORS, literals(pipelines.rag.models.GeneratorConfig)),
     "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
 }
