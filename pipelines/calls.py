@@ -25,6 +25,8 @@ Role = Literal["embedder", "reranker", "generator", "judge"]
 REASONS_KEPT = 3
 
 MODELS: dict[str, str] = {
+    "cross_encoder": "pipelines.rag.rerank_cross_encoder:CrossEncoderModel",
+    "maxsim": "pipelines.rag.rerank_maxsim:MaxSimModel",
     "local_lm": "pipelines.local_lm:LocalGenerator",
     "openai_chat": "pipelines.chat:ChatEndpoint",
     "openai_embeddings": "pipelines.rag.embed_endpoint:EmbeddingEndpointModel",

@@ -85,6 +85,24 @@ class LocalLanguageModel:
         encoded = [encode(row, self._tokenizer, self._sequence_len) for row in rows]
         return [RowLoss(nats, tokens) for nats, tokens, _ in self._score(encoded)]
 
+    def next_logits(self, prompts: Sequence[str | Messages], tokens: Sequence[int]) -> list[list[float]]:
+        """For each prompt, the logits of these tokens as the first one of the answer, in fp32."""
+        first = [_beginning(self._tokenizer)]
+        jobs = [
+            _Decoding(GenerationRequest(prompt), encode_prompt(prompt, self._tokenizer) or first) for prompt in prompts
+        ]
+        found: dict[int, list[float]] = {}
+        with self._computing():
+            for batch in _by_length(jobs, lambda job: len(job.prompt), self._batch_size):
+                ids, mask = self._padded_left(batch)
+                positions = (mask.cumsum(-1) - 1).clamp(min=0)
+                logits = self._model(
+                    input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=1
+                ).logits
+                for job, row in zip(batch, logits[:, -1].float(), strict=True):
+                    found[id(job)] = row[list(tokens)].tolist()
+        return [found[id(job)] for job in jobs]
+
     @contextlib.contextmanager
     def _computing(self) -> Iterator[None]:
         """No gradients, no dropout, the asked precision; the model's mode is put back."""
@@ -114,15 +132,20 @@ class LocalLanguageModel:
                     results[place] = (float(nats[own].sum()), int(own.sum()), bool(hit[own].all()))
         return results
 
-    def _decode(self, jobs: list[_Decoding]) -> None:
-        """Extend each job's `new` until it ends; rows that ended leave the batch."""
-        ends = _end_tokens(self._model, self._tokenizer)
+    def _padded_left(self, jobs: Sequence[_Decoding]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and attention mask of prompts, each (batch, longest)."""
         width = max(len(job.prompt) for job in jobs)
         ids = torch.full((len(jobs), width), self._tokenizer.pad_token_id, device=self._device)
         mask = torch.zeros_like(ids)
         for at, job in enumerate(jobs):
             ids[at, width - len(job.prompt) :] = torch.tensor(job.prompt, device=self._device)
             mask[at, width - len(job.prompt) :] = 1
+        return ids, mask
+
+    def _decode(self, jobs: list[_Decoding]) -> None:
+        """Extend each job's `new` until it ends; rows that ended leave the batch."""
+        ends = _end_tokens(self._model, self._tokenizer)
+        ids, mask = self._padded_left(jobs)
         cache = DynamicCache(config=self._model.config)
         alive = list(jobs)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)

@@ -6,8 +6,10 @@ Identity and tokenizer are had without torch: what a trial needs of the tokenize
 
 from __future__ import annotations
 
+import math
+import struct
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -76,28 +78,58 @@ class LocalGenerator:
         return LocalGenerator(loaded, int(spec.get("batch_size", 8)), spec.get("precision", "fp32"))
 
     def answer(self, method: str, items: Sequence[Any], parameters: Mapping[str, Any]) -> Answers:
-        """See `Model.answer`: `generate` as `pipelines.chat` says, or `tokenizer`, whose answer is `tokenizer.json`."""
+        """See `Model.answer`.
+
+        Args:
+            method: `generate`, as `pipelines.chat` says; `yes_no`, the probability that the answer begins with yes rather
+                than with no (`yes_or_no`), as a little-endian double; or `tokenizer`, whose answer is `tokenizer.json`.
+            items: as in `pipelines.chat`.
+            parameters: of `generate`.
+        """
         if method == "tokenizer":
             return [(self._tokenizer_file(), Cost()) for _ in items]
+        if method == "yes_no":
+            return self._fitting([self._request(item, {"max_new_tokens": 1}) for item in items], self._yes_no)
         if method != "generate":
-            raise ValueError(f"a language model answers 'generate' and 'tokenizer', but got {method!r}")
-        requests = [self._request(item, parameters) for item in items]
+            raise ValueError(f"a language model answers 'generate', 'yes_no' and 'tokenizer', but got {method!r}")
+        return self._fitting([self._request(item, parameters) for item in items], self._generated)
+
+    def _fitting(
+        self,
+        requests: Sequence[GenerationRequest],
+        answer: Callable[[list[GenerationRequest]], list[tuple[bytes, int]]],
+    ) -> Answers:
+        """Answers to prompts that the model can read, `answer` giving (value, tokens) each; the others are unanswered."""
         refused = [self._too_long(request) for request in requests]
         fitting = [request for request, reason in zip(requests, refused, strict=True) if reason is None]
         started = time.monotonic()
         try:
-            made = iter(self._lm.generate(fitting))
+            made = iter(answer(fitting))
         except MemoryError as error:
-            raise OutOfMemory(f"{len(items)} prompts did not fit; lower generate.batch_size") from error
+            raise OutOfMemory(f"{len(requests)} prompts did not fit; lower batch_size") from error
         seconds = (time.monotonic() - started) / max(1, len(fitting))
         answers: Answers = []
         for reason in refused:
             if reason is not None:
                 answers.append((Unanswered(reason), Cost()))
                 continue
-            one = next(made)
-            answers.append((pack(one), Cost(seconds, one.prompt_tokens + one.new_tokens)))
+            value, tokens = next(made)
+            answers.append((value, Cost(seconds, tokens)))
         return answers
+
+    def _generated(self, requests: list[GenerationRequest]) -> list[tuple[bytes, int]]:
+        return [(pack(one), one.prompt_tokens + one.new_tokens) for one in self._lm.generate(requests)]
+
+    def _yes_no(self, requests: list[GenerationRequest]) -> list[tuple[bytes, int]]:
+        from pipelines.finetune.data import encode_prompt
+
+        yes, no = yes_no_tokens(self._tokenizer)
+        logits = self._lm.next_logits([request.prompt for request in requests], [*yes, *no])
+        lengths = [len(encode_prompt(request.prompt, self._tokenizer)) for request in requests]
+        return [
+            (struct.pack("<d", yes_or_no(row[: len(yes)], row[len(yes) :])), length)
+            for row, length in zip(logits, lengths, strict=True)
+        ]
 
     def _request(self, item: Mapping[str, Any], parameters: Mapping[str, Any]) -> GenerationRequest:
         messages: Messages = tuple(messages_of(item))
@@ -128,3 +160,26 @@ class LocalGenerator:
                 "context_tokens: this model's tokenizer has no tokenizer.json to count with; use characters"
             )
         return str(backend.to_str()).encode()
+
+
+WORDS = ("yes", "Yes", " yes", " Yes"), ("no", "No", " no", " No")
+"""What an answer may begin with."""
+
+
+def yes_no_tokens(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The first tokens of yes and of no as an answer may write them (`WORDS`), without those that both have.
+
+    Raises:
+        UserError: if yes and no begin with the same tokens.
+    """
+    yes, no = ({tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words} for words in WORDS)
+    if not yes - no or not no - yes:
+        raise UserError("rerank: the tokenizer of base_model begins yes and no with the same token; take another model")
+    return sorted(yes - no), sorted(no - yes)
+
+
+def yes_or_no(yes: Sequence[float], no: Sequence[float]) -> float:
+    """P(yes) / (P(yes) + P(no)) from the logits of either's tokens."""
+    most = max(*yes, *no)
+    mass_yes, mass_no = (sum(math.exp(logit - most) for logit in logits) for logits in (yes, no))
+    return mass_yes / (mass_yes + mass_no)

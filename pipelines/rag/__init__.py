@@ -43,7 +43,12 @@ RETRIEVERS: dict[str, str] = {
     "mmr": "pipelines.rag.retrieve_dense:MMRRetriever",
 }
 """`retrieve.type` -> its class."""
-RERANKERS: dict[str, str] = {}
+RERANKERS: dict[str, str] = {
+    "none": "pipelines.rag.rerank:OrderKept",
+    "cross_encoder": "pipelines.rag.rerank:PairReranker",
+    "maxsim": "pipelines.rag.rerank:PairReranker",
+    "llm": "pipelines.rag.rerank:YesNoReranker",
+}
 """`rerank.type` -> its class."""
 GENERATORS: dict[str, str] = {
     "none": "pipelines.rag.generate:no_generator",

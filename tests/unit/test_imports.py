@@ -48,6 +48,7 @@ TABLES = {
     ),
     "STORES": (pipelines.rag.STORES, literals(pipelines.rag.stages.StoreConfig)),
     "RETRIEVERS": (pipelines.rag.RETRIEVERS, literals(pipelines.rag.stages.RetrieveConfig)),
+    "RERANKERS": (pipelines.rag.RERANKERS, literals(pipelines.rag.stages.RerankConfig)),
     "GENERATORS": (pipelines.rag.GENERATORS, literals(pipelines.rag.models.GeneratorConfig)),
     "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
 }

