@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "report": "sweeps.commands.report:report",
     "soup": "sweeps.commands.soups:soup",
     "evaluate": "sweeps.commands.models:evaluate",
+    "memo": "sweeps.commands.memo:memo",
 }
 """Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
 
@@ -67,6 +68,7 @@ def parser() -> Parser:
     _add_running(add)
     _add_reading(add)
     _add_models(add)
+    _add_memo(add)
     return top
 
 
@@ -216,6 +218,18 @@ def _add_models(add: Add) -> None:
     _json(evaluate)
 
 
+def _add_memo(add: Add) -> None:
+    memo = add("memo", "what is stored of model calls, and what it saved; or make it smaller")
+    memo.add_argument("action", choices=("stats", "prune"), help="show what there is, or delete")
+    memo.add_argument(
+        "--kind", action="append", default=[], metavar="KIND", help="only this kind of call; may be repeated"
+    )
+    memo.add_argument("--older-than", type=_seconds, metavar="DAYS", help="prune: what was stored longer ago")
+    memo.add_argument("--max-gb", type=_seconds, metavar="N", help="prune: the oldest, until the rest is no larger")
+    _storage(memo)
+    _json(memo)
+
+
 def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
@@ -233,7 +247,7 @@ def _port(text: str) -> int:
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be seconds from 0 up, but got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number from 0 up, but got {text}")
     return value
 
 
