@@ -7,8 +7,9 @@ versions) is found without loading it, so that a hit never loads anything.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -257,6 +258,15 @@ class Calls:
             )
         self._count(stage, settled)
         return [None if isinstance(one.value, Unanswered) else one.value for one in settled]
+
+    @contextlib.contextmanager
+    def anew(self) -> Iterator[None]:
+        """Ask for everything anew for a while, and store nothing: the latency probe."""
+        memo, self._memo = self._memo, None
+        try:
+            yield
+        finally:
+            self._memo = memo
 
     def once(
         self,

@@ -59,6 +59,7 @@ class Row:
         cost: newest `cost/...` telemetry but the seconds, summed over its runs.
         state: its runs' phase, or `duplicate`, `soup`, `baseline`.
         reason: why it stopped or failed, what it repeats, or what a soup is made of.
+        latency: of a RAG configuration that was probed: `n`, `p50`, `p95` (seconds a question), `stages`.
         parameters: dotted path -> value.
         changes: what a retry changed against the file.
         test: the metric on `test`, for the final step's candidates.
@@ -82,6 +83,7 @@ class Row:
     cost: Mapping[str, float] = field(default_factory=dict)
     state: str = ""
     reason: str = ""
+    latency: Mapping[str, Any] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     changes: Mapping[str, Any] = field(default_factory=dict)
     test: Measured | None = None
@@ -241,6 +243,8 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
         if "reason" in dropped:
             lines += [cut(f"{row.name}: {_reason(row)}", width) for row in board.rows if _reason(row)]
         lines += _ties(board)
+        if any(row.latency for row in board.rows):
+            lines.append("s/question: median (95 % within) of a probe without the memo; ~ mean of stored service times")
         lines += board.front.lines() if board.front is not None else []
         dropped = [title for title in dropped if title != "reason"]
         if dropped:
@@ -310,10 +314,12 @@ def _columns(board: Leaderboard) -> list[_Column]:
     for name in dict.fromkeys(name for row in rows for name in row.tests if name.partition("/")[2] != _bare(board)):
         columns.append(_Column(name, lambda row, name=name: score_text(row.tests.get(name, Measured()))))  # type: ignore[misc]
     columns += [_Column("resource", lambda row: _text(row.resource), 5), _Column("seconds", _seconds, 4)]
-    columns += [
-        _Column(name, lambda row, name=name: _text(row.cost.get(name)), 6)  # type: ignore[misc]
-        for name in sorted({name for row in rows for name in row.cost} - {metric.bare for metric in board.metrics})
-    ]
+    costs = {name for row in rows for name in row.cost} - {metric.bare for metric in board.metrics}
+    if LATENCY in costs or any(row.latency for row in rows):
+        columns.append(_Column("s/question", _latency, 1))
+        columns += [_Column(f"{name}/question", _per_question(name), 2) for name in PER_QUESTION if _any(rows, name)]
+        costs -= {LATENCY, *PER_QUESTION}
+    columns += [_Column(name, lambda row, name=name: _text(row.cost.get(name)), 6) for name in sorted(costs)]  # type: ignore[misc]
     if any(len(row.seeds) > 1 for row in rows):
         columns.append(_Column("seeds", lambda row: str(len(row.seeds)) if row.seeds else "", 5))
     columns.append(_Column("state", lambda row: row.state))
@@ -325,6 +331,27 @@ def _columns(board: Leaderboard) -> list[_Column]:
     if any(_reason(row) for row in rows):
         columns.append(_Column("reason", _reason, 2))
     return columns
+
+
+LATENCY = "latency"
+"""Telemetry of RAG configurations: mean seconds a question, as they were when its calls were computed."""
+PER_QUESTION = ("tokens", "price")
+
+
+def _latency(row: Row) -> str:
+    """Median and 95th percentile where it was probed; else the stored mean, marked."""
+    if row.latency is not None and row.latency.get("p50") is not None:
+        return f"{row.latency['p50']:.2g} ({row.latency['p95']:.2g})"
+    value = row.cost.get(LATENCY)
+    return "" if value is None else f"~{value:.2g}"
+
+
+def _per_question(name: str) -> Callable[[Row], str]:
+    return lambda row: _text(row.cost.get(name))
+
+
+def _any(rows: Sequence[Row], name: str) -> bool:
+    return any(row.cost.get(name) for row in rows)
 
 
 def _fitting(columns: list[_Column], rows: Sequence[Row], width: int) -> tuple[list[_Column], list[str]]:

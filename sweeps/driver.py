@@ -303,6 +303,9 @@ class _Drive:
         """Soup, final step and the last event; what is in the ledger already is not made again."""
         state = fold(self._ledger.events())
         if any(run.phase in ("finished", "stopped") and run.reports for run in state.runs.values()):
+            from sweeps.probing import probe_latency
+
+            probe_latency(self._loaded, self._ledger, self._backend, self._say)
             soup = None
             if self._loaded.spec.soup is not None:
                 from sweeps.soup import make_soup

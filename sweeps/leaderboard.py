@@ -72,6 +72,10 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
     for run in state.runs.values():
         runs.setdefault(run.trial, []).append(run)
     rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan) for trial in state.trials.values()}
+    for name, found in runs.items():
+        probed = next((state.probes[run.id] for run in found if run.id in state.probes), None)
+        if probed is not None:
+            rows[name] = replace(rows[name], latency=probed)
     left = {t.id: _rungs_left(rows[t.id], plan.milestones_of(t.config)) for t in state.trials.values()}
     if several:
         _number_fronts(rows, left, state, plan)

@@ -25,6 +25,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     soup_scored       {soup, step, mixture: [[run, weight], ...], score}  items under owner `soup/<id>/<step>`
     soup_decided      {soup, run, decision, score, best, reason}
     soup_finished     {soup, ingredients, folder, score, hash, reason}  folder is empty when none could be made
+    probed            {run, n, p50, p95, stages: {stage: {p50, p95}}}     seconds a question, nothing from the memo
     driver_ended      {reason}                                         finished | interrupted | aborted
     sweep_finished    {trials, failed, best, seconds}
 

@@ -138,6 +138,8 @@ class SweepState:
     """frozen by the final step: [{role, ...}]"""
     finals: list[dict[str, Any]] = field(default_factory=list)
     """final_scored bodies with typed `scores`"""
+    probes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """run id -> body of its `probed` event"""
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     earlier: list[Round] = field(default_factory=list)
     """final steps of earlier budgets; the three above are the present one's"""
@@ -310,6 +312,10 @@ def _stop_requested(state: SweepState, body: Mapping[str, Any], event: Event) ->
     state.stop = body["by"]
 
 
+def _probed(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.probes[body["run"]] = dict(body)
+
+
 def _final_frozen(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.candidates = [dict(candidate) for candidate in body["candidates"]]
 
@@ -365,6 +371,7 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "run_ended": _run_ended,
     "checkpoint_deleted": _checkpoint_deleted,
     "stop_requested": _stop_requested,
+    "probed": _probed,
     "final_frozen": _final_frozen,
     "test_opened": _test_opened,
     "final_scored": _final_scored,

@@ -184,6 +184,18 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
     return WARM.get(job.config, job.devices).evaluate(job)
 
 
+def probe(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure a RAG configuration's latency: the function `sweeps.worker:probe` of `Backend.call`.
+
+    Args:
+        payload: `config` (resolved).
+    """
+    from pipelines.rag.probe import probe as measure
+
+    setup = current_setup()
+    return measure(payload["config"], services(setup), setup.devices)
+
+
 class LeaseWorker:
     """A worker process's leases, one after another."""
 

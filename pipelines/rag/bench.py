@@ -6,8 +6,10 @@ that the next lease of a warm worker finds them.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,7 @@ class Bench:
 
     Attributes:
         chunks: of the whole corpus, in order.
+        seconds: wall time spent in each stage so far: `retrieve`, `rerank`, `correct`, `generate`.
     """
 
     def __init__(self, config: RagConfig, calls: Calls, seed: int = 0, cache: str | None = None) -> None:
@@ -51,8 +54,17 @@ class Bench:
         self._cache = cache
         self.corpus = corpus_of(config.corpus_section)
         self.chunks = chunks_of(config, self.corpus, calls)
+        self.seconds: dict[str, float] = {}
         self._retriever: Retriever | None = None
         self._corrector: Corrector | None = None
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
 
     def retrieved(self, questions: Sequence[Question], cuts: Sequence[int] = (), characters: int = 0) -> list[Answered]:
         """Ranked lists and contexts, without answers.
@@ -64,7 +76,8 @@ class Bench:
         """
         depth = self._depth(cuts, characters)
         texts = [question.text for question in questions]
-        lists = self._find(texts, depth)
+        with self._timed("retrieve"):
+            lists = self._find(texts, depth)
         found = []
         for question, ranked in zip(questions, lists, strict=True):
             found.append(self._settled(question, self._reranked(question.text, ranked)))
@@ -79,7 +92,8 @@ class Bench:
         generator = build_generator(self.config.generate, self.calls, self._seed, self._cache)
         if generator is None:
             return list(found)
-        texts = generator.answer([(one.question.text, [passage.text for passage in one.context]) for one in found])
+        with self._timed("generate"):
+            texts = generator.answer([(one.question.text, [passage.text for passage in one.context]) for one in found])
         return [replace(one, answer=text) for one, text in zip(found, texts, strict=True)]
 
     def _depth(self, cuts: Sequence[int], characters: int) -> int:

@@ -35,7 +35,7 @@ class ModelEmbedder:
     Args:
         config: as the sweep file has it: a word or a section.
         calls: the lease's way to models.
-        stage: what it is for, in `calls.usage`.
+        stage: what questions are embedded for, in `calls.usage`; what is embedded for the index is counted as `index`.
 
     Attributes:
         identity: everything the vectors depend on but the texts.
@@ -76,7 +76,8 @@ class ModelEmbedder:
             return np.zeros((0, self._dimension or 0), dtype=np.float32)
         texts = [prefix + text for text in asked]
         parameters = {"use": use} if self._has_uses and not prefix else {}
-        values = self._calls.ask(self._stage, self._spec, METHOD, texts, parameters)
+        stage = "index" if use == "document" else self._stage
+        values = self._calls.ask(stage, self._spec, METHOD, texts, parameters)
         lengths = {len(value) for value in values}
         name = self._spec.get("model", self._spec["type"])
         if len(lengths) > 1 or next(iter(lengths)) % 4:

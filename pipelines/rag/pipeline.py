@@ -27,6 +27,8 @@ from pipelines.rag.questions import QuestionSplits, load_questions
 from pipelines.stage import EvaluationJob, Resource, Services, Task
 
 STATE = "answered.json"
+OFFLINE = ("index", "judge")
+"""Stages that no user waits for: what is embedded for the index, and what is judged."""
 
 
 class RagPipeline:
@@ -41,10 +43,11 @@ class RagPipeline:
         bench = Bench(config, calls, task.seed, task.services.cache)
         questions = splits_of(config, bench).tune
         done: list[Answered] = []
+        before: dict[str, dict[str, float]] = {}
         if task.start is not None:
             if task.replay:
                 report(read_report(Path(task.start)))
-            done = load_answered(Path(task.start), bench, questions)
+            done, before = load_answered(Path(task.start), bench, questions)
         for milestone in task.milestones:
             began = time.perf_counter()
             entries = list(task.rung_evaluators)
@@ -53,11 +56,11 @@ class RagPipeline:
             configs = [parse_evaluator(entry) for entry in entries]
             done = self._extend(bench, questions[:milestone], done, configs)
             scores = score(configs, done, "tune", tools_of(task.services, config, bench, calls))
-            made = Report(
-                milestone, scores, telemetry(calls, milestone, time.perf_counter() - began), f"checkpoint-{milestone}"
-            )
+            spent = spent_on(calls, before)
+            measured = {"cost/seconds": time.perf_counter() - began, **telemetry(spent, milestone)}
+            made = Report(milestone, scores, measured, f"checkpoint-{milestone}")
             with placing(Path(task.folder) / f"checkpoint-{milestone}") as folder:
-                save_answered(folder, done)
+                save_answered(folder, done, spent)
                 write_complete(folder, made)
             report(made)
 
@@ -130,21 +133,38 @@ def tools_of(services: Services, config: RagConfig, bench: Bench, calls: Calls) 
     return Tools(None, embed, documents)
 
 
-def telemetry(calls: Calls, questions: int, seconds: float) -> dict[str, float]:
-    """Costs of a lease so far, by stage: what its calls cost when they were computed, whoever computed them."""
-    found = {"cost/seconds": seconds}
-    for stage, used in sorted(calls.usage.items()):
-        found[f"cost/{stage}_calls"] = float(used.calls)
-        found[f"cost/{stage}_computed"] = float(used.computed)
-        found[f"cost/{stage}_seconds"] = used.spent.seconds
-    spent = [used.spent for used in calls.usage.values()]
-    found["cost/tokens"] = float(sum(cost.tokens for cost in spent))
-    found["cost/price"] = sum(cost.price for cost in spent)
+SUMS = ("calls", "computed", "unanswered", "seconds", "tokens", "price")
+Spent = Mapping[str, Mapping[str, float]]
+"""Stage -> what its calls came to, whoever computed them (`SUMS`)."""
+
+
+def spent_on(calls: Calls, before: Spent) -> dict[str, dict[str, float]]:
+    """What a run's stages came to: in the leases before this one, and in this one."""
+    found = {stage: dict(sums) for stage, sums in before.items()}
+    for stage, used in calls.usage.items():
+        now = (used.calls, used.computed, used.unanswered, used.spent.seconds, used.spent.tokens, used.spent.price)
+        sums = found.setdefault(stage, dict.fromkeys(SUMS, 0.0))
+        for name, value in zip(SUMS, now, strict=True):
+            sums[name] += value
     return found
 
 
-def save_answered(folder: Path, answered: Sequence[Answered]) -> None:
-    """Write what was found, by offsets."""
+def telemetry(spent: Spent, questions: int) -> dict[str, float]:
+    """Costs a question as they were when the calls were computed, and how many calls nobody had computed before."""
+
+    def total(name: str, stages: Sequence[str]) -> float:
+        return sum(spent[stage][name] for stage in stages)
+
+    serving = [stage for stage in spent if stage not in OFFLINE]
+    found = {"cost/latency": total("seconds", serving) / questions}
+    found |= {f"cost/{stage}_latency": spent[stage]["seconds"] / questions for stage in serving}
+    found |= {f"cost/{name}": total(name, serving) / questions for name in ("tokens", "price")}
+    found |= {f"cost/{name}": total(name, list(spent)) for name in ("calls", "computed", "unanswered")}
+    return found
+
+
+def save_answered(folder: Path, answered: Sequence[Answered], spent: Spent) -> None:
+    """Write what was found, by offsets, and what it came to."""
     rows = [
         {
             "question": one.question.id,
@@ -154,20 +174,24 @@ def save_answered(folder: Path, answered: Sequence[Answered]) -> None:
         }
         for one in answered
     ]
-    text = json.dumps(rows, ensure_ascii=False, separators=(",", ":"))
+    record = {"answered": rows, "spent": {stage: dict(sums) for stage, sums in spent.items()}}
+    text = json.dumps(record, ensure_ascii=False, separators=(",", ":"))
     (folder / STATE).write_text(text, encoding="utf-8")
 
 
-def load_answered(folder: Path, bench: Bench, questions: Sequence[Question]) -> list[Answered]:
+def load_answered(
+    folder: Path, bench: Bench, questions: Sequence[Question]
+) -> tuple[list[Answered], dict[str, dict[str, float]]]:
     """The inverse of `save_answered`, with the texts from the corpus."""
     texts = {document.id: document.text for document in bench.corpus.documents}
 
     def passages(rows: Sequence[Sequence[Any]]) -> tuple[Passage, ...]:
         return tuple(Passage(d, int(s), int(e), texts[d][int(s) : int(e)], float(v)) for d, s, e, v in rows)
 
-    rows = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    record = json.loads((folder / STATE).read_text(encoding="utf-8"))
     known = {question.id: question for question in questions}
-    return [
+    answered = [
         Answered(known[row["question"]], passages(row["ranked"]), passages(row["context"]), row["answer"])
-        for row in rows
+        for row in record["answered"]
     ]
+    return answered, record["spent"]

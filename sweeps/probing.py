@@ -1,0 +1,47 @@
+"""Latency of a RAG sweep's best configurations, measured when its trials have ended and nothing else runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipelines.config import RagConfig
+from sweeps.engine import Backend, CallFailed
+from sweeps.ledger import Event, Ledger
+from sweeps.scoring import Say, call, ranked
+from sweeps.state import fold
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+
+PROBE = "sweeps.worker:probe"
+MOST = 5
+"""Configurations probed at most, the best ones."""
+
+
+def probe_latency(loaded: LoadedSweep, ledger: Ledger, backend: Backend, say: Say) -> None:
+    """Probe the best configurations that were not probed yet, and write each result.
+
+    Args:
+        loaded: the sweep; only a RAG sweep is probed.
+        ledger: open for writing.
+        backend: has a worker.
+        say: takes lines for people.
+    """
+    if not isinstance(loaded.spec.pipeline, RagConfig):
+        return
+    state = fold(ledger.events())
+    for placed in ranked(loaded, state)[:MOST]:
+        run = placed.run
+        if run.id in state.probes:
+            continue
+        config = dict(state.trials[run.trial].config)
+        try:
+            found: dict[str, Any] = call(loaded, backend, PROBE, {"config": config})
+        except CallFailed as error:
+            say(f"latency of {run.trial} could not be measured: {error.failure.message}")
+            continue
+        ledger.append([Event("probed", {"run": run.id, **found})])
+        if found["p50"] is not None:
+            say(
+                f"latency of {run.trial}: {found['p50']:.3g} s a question (95 % within {found['p95']:.3g} s, n={found['n']})"
+            )
