@@ -190,7 +190,8 @@ class Calls:
 
     def __init__(self, host: Host, memo: Memo | None, owner: str) -> None:
         self._host = host
-        self._memo = memo
+        self._stored = memo
+        self._bypass = [False]
         self._owner = owner
         self._identities: dict[str, Identity] = {}
         self._stage: str | None = None
@@ -262,11 +263,17 @@ class Calls:
     @contextlib.contextmanager
     def anew(self) -> Iterator[None]:
         """Ask for everything anew for a while, and store nothing: the latency probe."""
-        memo, self._memo = self._memo, None
+        before = self._bypass[0]
+        self._bypass[0] = True
         try:
             yield
         finally:
-            self._memo = memo
+            self._bypass[0] = before
+
+    @property
+    def _memo(self) -> Memo | None:
+        """The memo; None without one, and while all is asked anew, also on the ways made by `under`."""
+        return None if self._bypass[0] else self._stored
 
     def once(
         self,

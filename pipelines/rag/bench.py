@@ -80,7 +80,10 @@ class Bench:
             lists = self._find(texts, depth)
         found = []
         for question, ranked in zip(questions, lists, strict=True):
-            found.append(self._settled(question, self._reranked(question.text, ranked)))
+            with self._timed("rerank"):
+                reranked = self._reranked(question.text, ranked)
+            with self._timed("correct"):
+                found.append(self._settled(question, reranked))
         return found
 
     def answered(self, found: Sequence[Answered]) -> list[Answered]:
