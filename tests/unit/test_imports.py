@@ -14,6 +14,7 @@ import evaluators.config
 import pipelines
 import pipelines.config
 import pipelines.soups
+import pipelines.soups.config
 import sweeps.schedulers
 import sweeps.searchers
 import sweeps.spec
@@ -34,6 +35,7 @@ TABLES = {
     "EVALUATORS": (evaluators.EVALUATORS, literals(evaluators.config.AnyEvaluatorConfig)),
     "SEARCHERS": (sweeps.searchers.SEARCHERS, literals(sweeps.spec.MethodConfig)),
     "SCHEDULERS": (sweeps.schedulers.SCHEDULERS, literals(sweeps.spec.EarlyTerminateConfig)),
+    "METHODS": (pipelines.soups.METHODS, literals(pipelines.soups.config.MergeMethodConfig)),
     "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
 }
 
@@ -50,6 +52,7 @@ TABLES = {
         "sweeps.starter.sft",
         "sweeps.schema",
         "sweeps.reference",
+        "pipelines.soups.config",
     ],
 )
 def test_loads_nothing_heavy(module: str) -> None:
