@@ -75,27 +75,18 @@ def read_settings(arguments: Sequence[str]) -> dict[str, Any]:
             raise BudgetError(f"--budget takes trials=N or hours=H, but got {show(part)}")
         if key not in Budget.model_fields:
             raise BudgetError(f"--budget: {unknown(key, list(Budget.model_fields))}")
-        found[key] = None if text.lower() in NONE else _trials(text) if key == "trials" else _hours(text)
+        found[key] = None if text.lower() in NONE else _number(key, text)
     return found
 
 
-def _trials(text: str) -> int:
+def _number(key: str, text: str) -> int | float:
+    kind, wanted = (int, "a whole number from 1 up") if key == "trials" else (float, "a number above 0")
     try:
-        value = int(text)
+        value = kind(text)
     except ValueError:
         value = 0
-    if value < 1:
-        raise BudgetError(f"--budget: trials must be a whole number from 1 up, but got {show(text)}")
-    return value
-
-
-def _hours(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
     if not 0 < value < math.inf:
-        raise BudgetError(f"--budget: hours must be a number above 0, but got {show(text)}")
+        raise BudgetError(f"--budget: {key} must be {wanted}, but got {show(text)}")
     return value
 
 
@@ -108,6 +99,7 @@ class _Limits:
     finalists: int
 
     def record(self) -> dict[str, Any]:
+        """As JSON."""
         return {
             "budget": self.budget.model_dump(mode="json"),
             "trials": self.trials,

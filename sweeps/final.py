@@ -156,7 +156,7 @@ def _known(
         for contender in plan(loaded, before, paths):
             final = finals.get((contender.role, contender.seed))
             if final is not None:
-                known[_identity(contender)] = {**final, "owner": items_owner(final)}
+                known[_identity(contender)] = final
     left = []
     for contender in pending:
         final = known.get(_identity(contender))
@@ -164,10 +164,15 @@ def _known(
             left.append(contender)
             continue
         say(f"final step: {contender.label} was scored on test before")
-        scores = [score.record() for score in final["scores"].values()]
-        body = {"role": contender.role, "candidate": dict(contender.candidate), "seed": contender.seed}
-        ledger.append([Event("final_scored", {**body, "scores": scores, "owner": final["owner"]})])
+        ledger.append([_copied(final, contender.role, contender.candidate, contender.seed)])
     return left
+
+
+def _copied(final: Mapping[str, Any], role: str, candidate: Mapping[str, Any], seed: int | None) -> Event:
+    """Scores that the ledger has already, as those of another candidate with the same weights."""
+    scores = [score.record() for score in final["scores"].values()]
+    body = {"role": role, "candidate": dict(candidate), "scores": scores, "seed": seed, "owner": items_owner(final)}
+    return Event("final_scored", body)
 
 
 def _take_over(ledger: Ledger, soup: str, single: str, say: Say) -> None:
@@ -177,10 +182,8 @@ def _take_over(ledger: Ledger, soup: str, single: str, say: Say) -> None:
     if soup in finals or single not in finals:
         return
     say(f"final step: the {'soup' if soup == 'soup' else f'soup {soup}'} is the {single} itself, and takes its scores")
-    scores = [score.record() for score in finals[single]["scores"].values()]
-    candidate = next(dict(one) for one in state.candidates if one["role"] == soup)
-    body = {"role": soup, "candidate": candidate, "seed": None, "scores": scores, "owner": items_owner(finals[single])}
-    ledger.append([Event("final_scored", body)])
+    candidate = next(one for one in state.candidates if one["role"] == soup)
+    ledger.append([_copied(finals[single], soup, candidate, None)])
 
 
 def _identity(contender: Contender) -> str:

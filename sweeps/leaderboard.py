@@ -100,7 +100,8 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
     if front is not None:
         said = dict.fromkeys(front.possible, True) | dict.fromkeys(front.dominated, False)
         ordered = [replace(row, possible=said.get(row.name)) for row in ordered]
-    earlier = [verdict for done in state.earlier for verdict in done.verdicts]
+    counted = family([verdict for done in state.earlier for verdict in done.verdicts], state.verdicts)
+    before = counted[: len(counted) - len(state.verdicts)]
     return Leaderboard(
         sweep=state.name,
         metric=primary.name,
@@ -110,8 +111,8 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
         alpha=alpha,
         rows=(*ordered, *_other_rows(state, plan)),
         finals=tuple(state.finals),
-        verdicts=_verdicts(earlier, state.verdicts),
-        tests=len(family(earlier, state.verdicts)),
+        verdicts=tuple(with_holm(before, state.verdicts)),
+        tests=len(counted),
         same=same_models(state),
         earlier=tuple(state.earlier),
         test_openings=state.test_openings,
@@ -299,11 +300,3 @@ def _soup_row(soup: SoupState, state: SweepState, plan: Plan) -> Row:
         said = f"{soup.method}, {len(done.get('ingredients') or ())} of {len(soup.ingredients)} runs"
     row = Row(None, "soup", soup.id, state="soup" if done is not None else "unfinished", reason=said)
     return _tested(row, state, roles, plan)
-
-
-def _verdicts(
-    earlier: Sequence[Mapping[str, Any]], verdicts: Sequence[Mapping[str, Any]]
-) -> tuple[Mapping[str, Any], ...]:
-    """Those of the present final step, with Holm's p over all that the sweep has had."""
-    counted = family(earlier, verdicts)
-    return tuple(with_holm(counted[: len(counted) - len(verdicts)], [dict(body) for body in verdicts]))

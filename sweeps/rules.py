@@ -20,7 +20,7 @@ from sweeps.local import absolute
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
 from sweeps.problems import show
-from sweeps.searchers.cover import GENERATIONS, default_population, division
+from sweeps.searchers.cover import GENERATIONS, covered, default_population, division
 from sweeps.spec import (
     ASHAConfig,
     CMAESConfig,
@@ -207,7 +207,7 @@ def _method(draft: Draft, verdicts: Verdicts) -> None:
             f"the first {method.n_startup_trials} trials of {kind} are random draws, and there are only {trials}; so this is random search"
         )
     if isinstance(method, CMAESConfig | NSGA2Config):
-        size = method.population_size or default_population(len(parts[kind] if parts else ()))
+        size = method.population_size or default_population(len(covered(kind, draft.parsed.space)))
         if trials < GENERATIONS * size:
             verdicts.warnings.append(
                 f"{trials} trials are {trials / size:.2g} generations of {kind}; with fewer than {GENERATIONS} it finds little more than "
@@ -269,10 +269,6 @@ def _half_precision(draft: Draft, verdicts: Verdicts) -> None:
         )
 
 
-NEEDS_ROWS = "num_epochs needs the rows of"
-"""How the complaint begins that only data of the hub, not fetched yet, can tell how long a run is."""
-
-
 class _DataError(ValueError):
     """The rows can't be counted; the message names file and line."""
 
@@ -305,7 +301,7 @@ def _count_rows(datasets: Datasets, config: AnyPipeline, draft: Draft) -> int:
     unread = list(dict.fromkeys(data.path for data in placed.files.values() if is_hub_id(data.path)))
     if unread and not draft.fetch:
         raise _DataError(
-            f"{NEEDS_ROWS} {' and '.join(unread)}, which are fetched by `submit` and `check --data` alone; add "
+            f"num_epochs needs the rows of {' and '.join(unread)}, which are fetched by `submit` and `check --data` alone; add "
             "--data, or give max_steps"
         )
     try:

@@ -1,36 +1,71 @@
-"""Soups: merges of trials' weights. A recipe decides what goes in; arithmetic makes the weights."""
+"""Soups: merges of trials' weights. A recipe decides what goes in, a method says how it is merged."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.soups.config import MergeMethodConfig
 
 SOUPS: dict[str, str] = {
     "uniform": "pipelines.soups.recipes:UniformSoup",
     "greedy": "pipelines.soups.recipes:GreedySoup",
 }
+METHODS: dict[str, str] = {
+    "average": "pipelines.soups.methods.average:average",
+    "slerp": "pipelines.soups.methods.slerp:slerp",
+    "task_arithmetic": "pipelines.soups.methods.task_arithmetic:task_arithmetic",
+    "ties": "pipelines.soups.methods.ties:ties",
+    "dare": "pipelines.soups.methods.dare:dare",
+    "della": "pipelines.soups.methods.della:della",
+    "model_stock": "pipelines.soups.methods.model_stock:model_stock",
+    "regmean": "pipelines.soups.methods.regmean:regmean",
+}
+"""Type of a method (`pipelines/soups/config.py`) -> its function f(tensors, weights, base, *, name, seed, **parameters)."""
+ON_CHANGES = ("task_arithmetic", "ties", "dare", "della", "model_stock")
+"""Methods on changes from a base: full models need `base` for them; an adapter's ΔW is such a change already."""
+
+
+def method_function(method: MergeMethodConfig) -> Callable[..., Any]:
+    """The function f(tensors, weights, base, *, name, seed) of a method, its parameters bound."""
+    module, _, attribute = METHODS[method.type].partition(":")
+    return functools.partial(getattr(importlib.import_module(module), attribute), **method.model_dump(exclude={"type"}))
 
 
 def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Make the weights of a mixture; what `sweeps/soup.py` has called on a worker.
 
     Args:
-        payload: `ingredients` ([[folder, weight], ...], all adapters or all full models), `out` (a folder, replaced) and
-            `cache` (a folder for converted base models, or none).
+        payload: `ingredients` ([[folder, weight], ...], all adapters or all full models), `out` (a folder, replaced),
+            `cache` (a folder for converted base models, or none), and, where it isn't the default, `method` (a
+            `MergeMethodConfig` as JSON; `{"type": "average"}`), `base` (folder of the base model; none; needed by
+            `ON_CHANGES` on full models, and by `scale`), `scale` (1.0; the result is base + scale·(merged - base), for
+            adapters scale·ΔW), `seed` (0; of `dare` and `della`), and for adapters `rank` and `energy` (to what the
+            result is compacted).
 
     Returns:
         `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`.
 
     Raises:
-        pipelines.stage.UserError: if the ingredients can't be merged exactly; the message names what and why.
+        pipelines.stage.UserError: if the ingredients can't be merged; the message names what and why.
     """
+    from pipelines.soups.config import parse_method
+
     ingredients = [(Path(folder), float(weight)) for folder, weight in payload["ingredients"]]
+    out, cache = Path(payload["out"]), None if payload.get("cache") is None else Path(payload["cache"])
+    given = {key: payload[key] for key in ("scale", "seed") if key in payload}
+    if "method" in payload:
+        given["method"] = parse_method(payload["method"])
     if any((folder / "adapter_config.json").is_file() for folder, _ in ingredients):
         from pipelines.soups.lora import merge_adapters
 
-        cache = payload.get("cache")
-        return merge_adapters(ingredients, Path(payload["out"]), None if cache is None else Path(cache))
+        given.update({key: payload[key] for key in ("rank", "energy") if key in payload})
+        return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
 
-    return merge_models(ingredients, Path(payload["out"]))
+    base = payload.get("base")
+    return merge_models(ingredients, out, base=None if base is None else Path(base), cache=cache, **given)

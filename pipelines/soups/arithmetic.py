@@ -18,7 +18,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipelines.finetune.checkpoint import placing
+from pipelines.soups import method_function
+from pipelines.soups.config import AverageConfig, MergeMethodConfig
 from pipelines.stage import UserError
 
+AVERAGE = AverageConfig()
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TIED_HEAD = "lm_head.weight"
@@ -88,28 +91,26 @@ class ModelFiles:
         return tensor
 
 
-def average(tensors: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
-    """Σ w·x in the first tensor's type, accumulated in float32, or float64 for float64; one tensor of weight 1 is itself.
-
-    Args:
-        tensors: floating tensors of one shape.
-        weights: one number a tensor.
-    """
-    if len(tensors) == 1 and weights[0] == 1.0:
-        return tensors[0]
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    total = torch.zeros(tensors[0].shape, dtype=wide)
-    for tensor, weight in zip(tensors, weights, strict=True):
-        total.add_(tensor.to(wide), alpha=weight)
-    return total.to(tensors[0].dtype)
-
-
-def merge_models(ingredients: Sequence[tuple[Path, float]], out: Path) -> dict[str, Any]:
-    """Write the weighted average of full models with the first one's configuration and tokenizer.
+def merge_models(
+    ingredients: Sequence[tuple[Path, float]],
+    out: Path,
+    *,
+    method: MergeMethodConfig = AVERAGE,
+    base: Path | None = None,
+    cache: Path | None = None,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Write the merge of full models with the first one's configuration and tokenizer.
 
     Args:
         ingredients: (model folder, weight); the weights sum to one.
         out: the soup's folder; written aside and moved, what stood there is replaced.
+        method: how weights are merged.
+        base: the base model's folder, where the method or `scale` needs one.
+        cache: where a converted base is kept.
+        scale: the result is base + scale·(merged - base).
+        seed: of random methods.
 
     Returns:
         `{kind, hash, bytes}`.
@@ -129,7 +130,9 @@ def merge_models(ingredients: Sequence[tuple[Path, float]], out: Path) -> dict[s
         if problems:
             rest = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise UserError("no soup: " + "; ".join(problems[:5]) + rest)
-        merged = {name: _merged(name, models, weights) for name in sorted(names)}
+        function = method_function(method)
+        own = None if base is None else stack.enter_context(ModelFiles(base))
+        merged = {name: _merged(name, models, weights, own, function, scale, seed) for name in sorted(names)}
         with placing(out) as folder:
             save_file(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
             for path in sorted(folders[0].iterdir()):
@@ -152,13 +155,25 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _merged(name: str, models: Sequence[ModelFiles], weights: Sequence[float]) -> torch.Tensor:
+def _merged(
+    name: str,
+    models: Sequence[ModelFiles],
+    weights: Sequence[float],
+    base: ModelFiles | None,
+    function: Callable[..., torch.Tensor],
+    scale: float,
+    seed: int,
+) -> torch.Tensor:
     tensors = [model.tensor(name) for model in models]
     if tensors[0].is_floating_point():
         for model, tensor in zip(models, tensors, strict=True):
             if not bool(torch.isfinite(tensor).all()):
                 raise UserError(f"no soup: {model.folder} holds NaN or infinite numbers in {name}")
-        return average(tensors, weights).contiguous()
+        own = None if base is None else base.tensor(name)
+        merged = function(tensors, weights, own, name=name, seed=seed)
+        if own is not None and scale != 1.0:
+            merged = own.to(merged.dtype) + scale * (merged - own.to(merged.dtype))
+        return merged.to(tensors[0].dtype).contiguous()
     for model, tensor in zip(models[1:], tensors[1:], strict=True):
         if not torch.equal(tensors[0], tensor):
             raise UserError(f"no soup: {name} holds whole numbers that differ in {models[0].folder} and {model.folder}")

@@ -62,25 +62,29 @@ def _pass(data: dict[str, Any], folder: Path, name: str) -> str:
     """
     from sweeps.convert.write import write
     from sweeps.load import load_text
-    from sweeps.rules import NEEDS_ROWS
 
+    unread = _length_unread(data, folder)
+    if unread:
+        data = {**data, "pipeline": {**data["pipeline"], "max_steps": 1000}}
+        for section in {"pipeline", "parameters"} & data.keys():
+            data[section] = {key: value for key, value in data[section].items() if key != "num_epochs"}
+        if not data.get("parameters"):
+            data.pop("parameters", None)
     try:
         load_text(write(data, ()).encode(), folder)
     except SpecError as error:
-        if not all(problem.message.startswith(NEEDS_ROWS) for problem in error.problems):
-            raise UsageError(_unfit(error, name)) from None
-    else:
-        return ""
-    short = {**data, "pipeline": {**data["pipeline"], "max_steps": 1000}}
-    for section in ("pipeline", "parameters"):
-        short[section] = {key: value for key, value in short.get(section, {}).items() if key != "num_epochs"}
-    if not short["parameters"]:
-        del short["parameters"]
-    try:
-        load_text(write(short, ()).encode(), folder)
-    except SpecError as error:
         raise UsageError(_unfit(error, name)) from None
-    return "how long a run is follows from the rows, which check --data and submit fetch from the hub"
+    return "how long a run is follows from the rows, which check --data and submit fetch from the hub" if unread else ""
+
+
+def _length_unread(data: dict[str, Any], folder: Path) -> bool:
+    """Whether runs are measured in epochs of rows that only the hub has."""
+    from pipelines.data.files import is_hub_id
+
+    said = {**data["pipeline"], **data.get("parameters", {})}
+    splits = [split for split in said.get("datasets", {}).values() if isinstance(split, dict)]
+    paths = [split["path"] for split in splits if "path" in split]
+    return "max_steps" not in said and any(is_hub_id(path) and not (folder / path).exists() for path in paths)
 
 
 def _read(name: str) -> Foreign:

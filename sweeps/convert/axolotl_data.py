@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ from pipelines.stage import UserError
 from sweeps.convert.axolotl_keys import INSTRUCTION_TYPES
 from sweeps.convert.base import Addition, Book, Request, near, says
 from sweeps.convert.fits import misfit
-from sweeps.starter.look import given_shape, look
+from sweeps.starter.look import look
+from sweeps.starter.sft import splits_of
 
 _PLAIN = {"split": "split", "revision": "revision", "name": "name", "ds_type": "ds_type"}
 _FORMATS = ("json", "csv", "parquet", "arrow")
@@ -50,10 +50,12 @@ _LEFT = {
     "data_files": "path names the files; a pattern such as data/*.jsonl names several",
 }
 _ONLY_LAST = "of each conversation the last answer is trained on, Axolotl trains on all; one row a turn does that here"
-_TEMPLATE = "the prompt is the column `{prompt}` through the chat template; Axolotl adds its own words, and `input`"
+_TEMPLATE = (
+    "the prompt is the column {prompt} alone, in the chat template; Axolotl adds words of its own, and further columns"
+)
 
 
-def splits_of(request: Request, book: Book, added: list[Addition]) -> dict[str, Any]:
+def datasets_of(request: Request, book: Book, added: list[Addition]) -> dict[str, Any]:
     """`pipeline.datasets`.
 
     Raises:
@@ -64,7 +66,7 @@ def splits_of(request: Request, book: Book, added: list[Addition]) -> dict[str, 
     listed = _as_list(config.get("datasets"))
     splits: dict[str, Any] = {}
     if request.data is not None:
-        splits["train"] = _users_own(request)
+        splits, _ = splits_of(request.data, request.type, request.fields, request.output.parent, ())
         for key in ("datasets", "pretraining_dataset"):
             if config.get(key):
                 book.changed(key, says("datasets.train.path", splits["train"]["path"]), "--data")
@@ -82,19 +84,6 @@ def splits_of(request: Request, book: Book, added: list[Addition]) -> dict[str, 
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
-
-
-def _users_own(request: Request) -> dict[str, Any]:
-    """`--data`: the shape is seen, or said by `--type` and `--field-...`."""
-    given = given_shape(request.type, request.fields)
-    data = str(request.data)
-    if os.path.exists(data):
-        found = look(os.path.abspath(data), given)
-        said = found.shape.data(near(data, request.output), found.ds_type)
-        return said.model_dump(exclude_unset=True, exclude_none=True)
-    if given is None:
-        raise UserError(f"--data {data}: is not on the disk; say what its rows are: --type=..., --field-...=COLUMN")
-    return given.data(near(data, request.output)).model_dump(exclude_unset=True, exclude_none=True)
 
 
 def _held_out(request: Request, book: Book, splits: dict[str, Any], added: list[Addition]) -> None:
@@ -191,7 +180,8 @@ def _shape(book: Book, value: Mapping[str, Any], place: str, path: str, request:
     kind = value.get("type")
     if isinstance(kind, Mapping):
         return _own_type(book, kind, f"{place}.type")
-    word = re.split(r"[:.]|_w_|_chat\b", str(kind or ""))[0]
+    known = str(kind or "").partition(":")[0]
+    word = known.partition(".")[0]
     if word in ("chat_template", "sharegpt"):
         messages = str(value.get("field_messages") or ("conversations" if word == "sharegpt" else "messages"))
         book.changed(f"{place}.type", "type: chat", _ONLY_LAST)
@@ -205,8 +195,8 @@ def _shape(book: Book, value: Mapping[str, Any], place: str, path: str, request:
         if value.get("field"):
             book.carried(f"{place}.field", says("field_text", column))
         return {"type": "text"} | ({"field_text": column} if column != "text" else {})
-    if word in INSTRUCTION_TYPES:
-        prompt, completion = INSTRUCTION_TYPES[word]
+    if known in INSTRUCTION_TYPES:
+        prompt, completion = INSTRUCTION_TYPES[known]
         made = {"type": "prompt_completion", "field_prompt": prompt, "field_completion": completion}
         book.changed(f"{place}.type", says("type", "prompt_completion"), _TEMPLATE.format(prompt=prompt))
         return made

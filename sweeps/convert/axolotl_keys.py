@@ -189,14 +189,16 @@ UNSUPPORTED = {
 
 INSTRUCTION_TYPES: dict[str, tuple[str, str]] = {
     "alpaca": ("instruction", "output"),
-    "alpaca_chat": ("instruction", "output"),
+    "alpaca_chat": ("instruction", "response"),
+    "alpaca_chat.load_concise": ("instruction", "response"),
+    "alpaca_chat.load_qa": ("question", "answer"),
+    "alpaca_chat.load_camel_ai": ("message_1", "message_2"),
+    "alpaca_w_system.load_open_orca": ("question", "response"),
+    "creative_acr.load_answer": ("instruction", "revision"),
     "gpteacher": ("instruction", "response"),
-    "oasst": ("INSTRUCTION", "RESPONSE"),
-    "context_qa": ("question", "answer"),
     "jeopardy": ("question", "answer"),
-    "summarizetldr": ("article", "summary"),
-    "creative_acr": ("instruction", "revision"),
     "metharme": ("prompt", "generation"),
-    "reflection": ("instruction", "output"),
+    "oasst": ("INSTRUCTION", "RESPONSE"),
+    "summarizetldr": ("article", "summary"),
 }
-"""Type of row, up to its first `:`, `.` or `_w_` -> columns of prompt and answer."""
+"""Type of row, up to its first `:` -> columns of prompt and answer (docs/dataset-formats/inst_tune.qmd)."""

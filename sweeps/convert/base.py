@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from pipelines.data.files import is_hub_id
 from sweeps.convert.write import line_of
 from sweeps.problems import show
+from sweeps.starter.naming import free_name, written_path
 
 Kind = Literal["carried", "changed", "left"]
 
@@ -114,17 +116,28 @@ class Book:
         self.leaves = dict(leaves(foreign.data))
         self.entries: dict[str, Entry] = {}
 
+    def enter(self, key: str, kind: Kind, ours: str | None = None, why: str = "") -> None:
+        """Enter a leaf, or all leaves below a key, with what became of it.
+
+        Raises:
+            RuntimeError: if one is entered twice: a fault of the converter.
+        """
+        for leaf in [leaf for leaf in self.leaves if within(leaf, key)]:
+            if leaf in self.entries:
+                raise RuntimeError(f"{self.file}: {leaf} is entered twice")
+            self.entries[leaf] = Entry(self.file, leaf, self.leaves[leaf], kind, ours, why)
+
     def carried(self, key: str, ours: str | None = None, why: str = "") -> None:
         """The sweep file says the same, or need not say it."""
-        self._enter(key, "carried", ours, why)
+        self.enter(key, "carried", ours, why)
 
     def changed(self, key: str, ours: str | None, why: str) -> None:
         """The sweep file says something like it."""
-        self._enter(key, "changed", ours, why)
+        self.enter(key, "changed", ours, why)
 
     def left(self, key: str, why: str) -> None:
         """The sweep file can't say it."""
-        self._enter(key, "left", None, why)
+        self.enter(key, "left", None, why)
 
     def carried_rest(self, key: str, ours: str | None = None, why: str = "") -> None:
         """`carried`, for what is not entered yet of the leaves below a key."""
@@ -145,17 +158,6 @@ class Book:
         for leaf in self.open():
             self.left(leaf, why(leaf, self.leaves[leaf]))
         return tuple(self.entries[leaf] for leaf in self.leaves)
-
-    def _enter(self, key: str, kind: Kind, ours: str | None, why: str) -> None:
-        """Enter a leaf, or all leaves below a key.
-
-        Raises:
-            RuntimeError: if one is entered twice: a fault of the converter.
-        """
-        for leaf in [leaf for leaf in self.leaves if within(leaf, key)]:
-            if leaf in self.entries:
-                raise RuntimeError(f"{self.file}: {leaf} is entered twice")
-            self.entries[leaf] = Entry(self.file, leaf, self.leaves[leaf], kind, ours, why)
 
 
 def within(leaf: str, key: str) -> bool:
@@ -191,18 +193,18 @@ def said(value: Any) -> Any:
 
 
 def sweep_name(file: str) -> str:
-    """A name for the sweep, after the file it is made from."""
+    """A name for the sweep that no other has, after the file it is made from."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(file).name.rsplit(".", 1)[0]).strip("-._")
-    return stem[:80] or "converted"
+    return free_name(stem[:80] or "converted")
 
 
 def near(path: str, output: Path) -> str:
-    """A path or hub id as the sweep file writes it: what lies here is relative to the sweep file."""
+    """A path as the sweep file writes it where something lies there; a hub id, or what is not here, stays."""
     whole = os.path.abspath(os.path.expanduser(path))
-    if "://" in path or os.path.isabs(path) or (not os.path.exists(whole) and is_hub_id(path)):
+    if os.path.isabs(path) or not (os.path.exists(whole) or glob.glob(whole, recursive=True)):
         return path
-    relative = os.path.relpath(whole, output.parent)
-    return relative if "/" in relative or not is_hub_id(path) else f"./{relative}"
+    relative = written_path(whole, output.parent)
+    return f"./{relative}" if is_hub_id(relative) else relative
 
 
 def says(path: str, value: Any) -> str:

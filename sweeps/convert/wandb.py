@@ -16,7 +16,7 @@ from sweeps.convert.base import Addition, Book, Conversion, Request, near, says,
 from sweeps.convert.fits import misfit
 from sweeps.convert.wandb_ranges import Ranged, ranged
 from sweeps.foreign import NOT_HERE, PIPELINE_NAMES
-from sweeps.starter.sft import held_out_of
+from sweeps.starter.sft import splits_of
 
 TRIALS = 20
 ITERATIONS = 27
@@ -82,7 +82,7 @@ def _fine_tune(request: Request, added: list[Addition]) -> dict[str, Any]:
             "fine-tune, or --import-path module:Class for a pipeline of your own"
         )
     model = near(request.base_model, request.output)
-    splits, found = held_out_of(request.data, request.type, request.fields, request.output.parent, ("tune", "test"))
+    splits, found = splits_of(request.data, request.type, request.fields, request.output.parent, ("tune", "test"))
     added += [
         Addition(says("base_model", model), "--base-model"),
         *(Addition("datasets", line) for line in found if not line.startswith("splits")),

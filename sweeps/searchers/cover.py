@@ -15,7 +15,7 @@ IN_PARTS = frozenset({"gp", "cmaes", "nsga2"})
 """Methods with a model of their own for some axes."""
 
 GENERATIONS = 10
-"""With fewer, evolution finds no more than random draws do (`benchmarks/searchers.py`: Branin, ZDT1)."""
+"""With fewer, evolution finds little more than random draws do (`benchmarks/searchers.py`: Branin, ZDT1)."""
 
 
 def default_population(ranges: int) -> int:

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from evaluators.base import Messages
 from pipelines.config import Datasets
 from pipelines.data.files import is_hub_id
 from pipelines.stage import UserError
 from sweeps.local import absolute_path
-from sweeps.paths import DEFAULT_STORAGE, SweepPaths
 from sweeps.starter.base import Request, Starter
 from sweeps.starter.look import LOOKED_AT, Look, beside, given_shape, look, split_files
+from sweeps.starter.naming import free_name, written_path
 from sweeps.starter.quote import comment, quoted
 from sweeps.starter.shapes import Shape
 
@@ -72,21 +71,20 @@ def start(request: Request) -> Starter:
     Raises:
         UserError: if the data can't be used as they are; the message says what was seen and what to do.
     """
-    folder = request.output.parent
-    given = given_shape(request.type, request.fields)
-    path = absolute_path(request.data, Path.cwd())
-    if is_hub_id(request.data) and not path.exists():
-        plan, found = _hub(request.data, given)
-    else:
-        plan, found = _plan(path, given, folder)
-    name = _name(path, folder)
+    plan, found = _planned(request.data, request.type, request.fields, request.output.parent)
+    name = _name(absolute_path(request.data, Path.cwd()), request.output.parent)
     return Starter(_text(name, request.base_model or BASE_MODEL, plan), tuple(found))
+
+
+def _planned(data: str, kind: str | None, fields: Mapping[str, str], folder: Path) -> tuple[Plan, list[str]]:
+    given, path = given_shape(kind, fields), absolute_path(data, Path.cwd())
+    return _hub(data, given) if is_hub_id(data) and not path.exists() else _plan(path, given, folder)
 
 
 def _hub(name: str, given: Shape | None) -> tuple[Plan, list[str]]:
     if given is None:
         raise UserError(
-            f"{name}: is not on the disk, and init fetches nothing from the hub; say what its rows are: --type=chat, --type=text, or "
+            f"{name}: is not on the disk, and nothing is fetched from the hub to be looked at; say what its rows are: --type=chat, --type=text, or "
             "--type=prompt_completion --field-prompt=COLUMN --field-completion=COLUMN"
         )
     return Plan({}, {"train": name}, given), [f"train: {name}, of the hub, not looked at; check --data fetches it"]
@@ -101,7 +99,7 @@ def _plan(path: Path, given: Shape | None, folder: Path) -> tuple[Plan, list[str
     train = looks["train"]
     plan = Plan(
         looks=looks,
-        paths={split: _shown(found.path, folder) for split, found in looks.items()},
+        paths={split: written_path(found.path, folder) for split, found in looks.items()},
         shape=train.shape,
         share=_share(train, sum(split not in looks for split in HELD_OUT)),
         skip=any(found.fit.broken for found in looks.values()),
@@ -114,39 +112,41 @@ def _plan(path: Path, given: Shape | None, folder: Path) -> tuple[Plan, list[str
     if others := beside(path):
         listed = ", ".join(f"{name} as {split}" for split, name in others.items())
         found.append(
-            f"beside it lie files of other splits: stockpot init sft {_shown(str(path.parent), folder)} takes {listed}"
+            f"beside it lie files of other splits: stockpot init sft {written_path(str(path.parent), folder)} takes {listed}"
         )
     return plan, found
 
 
-def held_out_of(
-    data: str, kind: str | None, fields: Mapping[str, str], folder: Path, names: Sequence[str] = tuple(HELD_OUT)
-) -> tuple[dict[str, object], list[str]]:
-    """`datasets` as `init` would write it, plain, and what was seen.
+def splits_of(
+    data: str, kind: str | None, fields: Mapping[str, str], folder: Path, held_out: Sequence[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """`datasets` with the splits that are asked for, as `init` would choose them, and what was seen.
 
     Args:
         data: path or hub id.
-        kind: of the rows; None: seen.
+        kind: type of the rows; None: seen.
         fields: part of a row -> its column.
         folder: what the paths will be relative to.
-        names: held-out splits that are wanted.
+        held_out: some of `tune`, `select`, `test`.
 
     Raises:
         UserError: if the data can't be used as they are.
     """
-    given, path = given_shape(kind, fields), absolute_path(data, Path.cwd())
-    hub = is_hub_id(data) and not path.exists()
-    plan, found = _hub(data, given) if hub else _plan(path, given, folder)
-    splits: dict[str, object] = {}
-    for split in ("train", *(name for name in HELD_OUT if name in names)):
-        seen = plan.looks.get(split)
-        if split in plan.paths:
-            made = plan.shape.data(plan.paths[split], seen.ds_type if seen else None)
-            splits[split] = made.model_dump(exclude_unset=True, exclude_none=True)
-        else:
-            splits[split] = {"fraction": plan.share}
-    splits |= {"on_duplicate": "drop_train"} if plan.drop else {}
-    return splits | ({"on_bad_row": "skip"} if plan.skip else {}), found
+    plan, found = _planned(data, kind, fields, folder)
+    splits: dict[str, Any] = {"train": _data(plan, "train")}
+    splits |= {name: _data(plan, name) if name in plan.paths else {"fraction": plan.share} for name in held_out}
+    return splits | _rules(plan), found
+
+
+def _data(plan: Plan, split: str) -> dict[str, Any]:
+    """A split's own data set as the file will say it."""
+    data = plan.shape.data(plan.paths[split], plan.looks[split].ds_type if split in plan.looks else None)
+    return data.model_dump(exclude_unset=True, exclude_none=True)
+
+
+def _rules(plan: Plan) -> dict[str, str]:
+    """What is to be done about rows that are broken, or stand in two files."""
+    return ({"on_duplicate": "drop_train"} if plan.drop else {}) | ({"on_bad_row": "skip"} if plan.skip else {})
 
 
 def _share(train: Look, splits: int) -> float:
@@ -195,8 +195,7 @@ def _split(plan: Plan, found: list[str]) -> Plan:
 def _datasets(plan: Plan) -> Datasets:
     held = {name: {"fraction": plan.share} for name in HELD_OUT}
     files = {name: plan.shape.data(seen.path, seen.ds_type) for name, seen in plan.looks.items()}
-    rules = {"on_bad_row": "skip" if plan.skip else "stop", "on_duplicate": "drop_train" if plan.drop else "error"}
-    return Datasets.model_validate({**held, **files, **rules})
+    return Datasets.model_validate({**held, **files, **_rules(plan)})
 
 
 def _found(plan: Plan) -> list[str]:
@@ -217,24 +216,12 @@ def _found(plan: Plan) -> list[str]:
     return said
 
 
-def _shown(path: str, folder: Path) -> str:
-    """A path as the file will write it: relative to the file where that is short."""
-    try:
-        relative = os.path.relpath(path, folder)
-    except ValueError:
-        return path
-    shown = path if relative.startswith(os.path.join("..", "..", "..")) else relative
-    return os.path.join(".", shown) if shown.startswith("~") else shown
-
-
 def _name(path: Path, folder: Path) -> str:
     """A name for the sweep that no other has: the data's, or that of the folder they are in."""
     words = [path.name.split(".")[0], path.parent.name, folder.name, "first"]
     plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-_") for word in words]
     usual = {"", "train", "data", "dataset", "datasets", "rows", "input"}
-    first = next(word for word in plain if word.lower() not in usual)[:60] + "-sft"
-    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if not SweepPaths.of(DEFAULT_STORAGE, name).root.exists())
+    return free_name(next(word for word in plain if word.lower() not in usual)[:60] + "-sft")
 
 
 def steps(train: int | None) -> tuple[int, float | None]:
@@ -319,9 +306,7 @@ def _datasets_lines(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _data_text(plan: Plan, split: str) -> str:
-    data = plan.shape.data(plan.paths[split], plan.looks[split].ds_type if split in plan.looks else None)
-    keys = data.model_dump(exclude_unset=True, exclude_none=True)
-    return "{" + ", ".join(f"{key}: {quoted(str(value))}" for key, value in keys.items()) + "}"
+    return "{" + ", ".join(f"{key}: {quoted(str(value))}" for key, value in _data(plan, split).items()) + "}"
 
 
 def _evaluate(plan: Plan) -> list[tuple[str, str]]:

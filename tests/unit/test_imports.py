@@ -18,6 +18,7 @@ import pipelines.rag
 import pipelines.rag.models
 import pipelines.rag.stages
 import pipelines.soups
+import pipelines.soups.config
 import sweeps.schedulers
 import sweeps.searchers
 import sweeps.spec
@@ -50,6 +51,7 @@ TABLES = {
     "RETRIEVERS": (pipelines.rag.RETRIEVERS, literals(pipelines.rag.stages.RetrieveConfig)),
     "RERANKERS": (pipelines.rag.RERANKERS, literals(pipelines.rag.stages.RerankConfig)),
     "GENERATORS": (pipelines.rag.GENERATORS, literals(pipelines.rag.models.GeneratorConfig)),
+    "METHODS": (pipelines.soups.METHODS, literals(pipelines.soups.config.MergeMethodConfig)),
     "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
 }
 
@@ -68,6 +70,7 @@ TABLES = {
         "sweeps.starter.sft",
         "sweeps.schema",
         "sweeps.reference",
+        "pipelines.soups.config",
     ],
 )
 def test_loads_nothing_heavy(module: str) -> None:

@@ -364,7 +364,7 @@ def test_a_name_that_is_no_utf8_is_refused(here: Path, capsys: pytest.CaptureFix
 
 
 def test_hub_data_are_not_fetched(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "fetches nothing from the hub" in init(capsys, "sft", "owner/rows", status=2)
+    assert "nothing is fetched from the hub" in init(capsys, "sft", "owner/rows", status=2)
     assert "not looked at" in init(capsys, "sft", "owner/rows", "--type", "chat")
     assert load_file("sweep.yaml").spec.pipeline.datasets.train.path == "owner/rows"
 

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.soups import merge
-from pipelines.soups.arithmetic import average, merge_models
+from pipelines.soups.arithmetic import merge_models
+from pipelines.soups.methods.average import average
 from pipelines.stage import UserError
 
 CONFIG = {"model_type": "llama", "rope_theta": 1e4, "tie_word_embeddings": True}
@@ -59,7 +60,7 @@ def test_one_ingredient_is_itself_and_equal_ones_too(tmp_path: Path) -> None:
 def test_accumulates_in_float32_and_rounds_once() -> None:
     tensors = [torch.randn(1000, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(16)]
     exact = torch.stack([tensor.double() for tensor in tensors]).mean(0)
-    assert torch.equal(average(tensors, [1 / 16] * 16), exact.bfloat16())
+    assert torch.equal(average(tensors, [1 / 16] * 16).bfloat16(), exact.bfloat16())
     running = tensors[0]
     for count, tensor in enumerate(tensors[1:], start=1):
         running = (running * (count / (count + 1)) + tensor / (count + 1)).bfloat16()

@@ -1,0 +1,1 @@
+"""Merge methods: pure functions of tensors, one file each; `pipelines.soups.METHODS` names them."""

@@ -1,0 +1,117 @@
+"""DARE: drop changes at random and rescale the others (Yu et al. 2024, arXiv 2311.03099).
+
+Each number of each change δᵢ = θᵢ - θ₀ stays with the chance `density` (the paper's 1 - p) and is divided by it, so that the
+expectation is δᵢ; then the changes are added up, θ₀ + Σ wᵢδᵢ', or merged as TIES merges (`elect`). `rescale: l1` brings
+each tensor back to its own Σ|δ| instead, as mergekit does. What is drawn depends on seed, tensor name and the ingredient's
+place alone. Left out: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from pipelines.soups.methods.draws import uniform
+from pipelines.soups.methods.pieces import Piece, Pieces, Place, on_whole
+from pipelines.soups.methods.ties import agreeing
+
+Kept = Callable[[torch.Tensor, int, Place, int], torch.Tensor]
+"""(delta, start, place, ingredient) -> 1 for what stays, 0 for what is dropped."""
+Rescale = Literal["density", "l1"]
+Elect = Literal["none", "sum", "count"]
+LEAST_L1 = 1e-7
+"""Sums of magnitudes below this are not rescaled."""
+
+
+@dataclass(frozen=True)
+class Dare:
+    """DARE by pieces; what is measured, with `l1`, are the factors."""
+
+    density: float = 0.5
+    rescale: Rescale = "density"
+    elect: Elect = "none"
+    by_rows: bool = False
+
+    @property
+    def measures(self) -> bool:
+        """Whether sums of magnitudes are needed."""
+        return self.rescale == "l1" and self.density < 1
+
+    def measure(self, pieces: Pieces, weights: Sequence[float], place: Place) -> list[float] | None:
+        """The factor of every ingredient."""
+        return l1_factors(pieces, place, self._kept) if self.measures else None
+
+    def combine(self, piece: Piece, weights: Sequence[float], place: Place, facts: list[float] | None) -> torch.Tensor:
+        """Base + what stays of a piece."""
+        deltas = piece.deltas()
+        if self.density < 1:
+            for index, delta in enumerate(deltas):
+                delta.mul_(self._kept(delta, piece.start, place, index))
+                delta.mul_(1 / self.density if facts is None else facts[index])
+        return piece.on_base(fused(deltas, weights, self.elect))
+
+    def _kept(self, delta: torch.Tensor, start: int, place: Place, index: int) -> torch.Tensor:
+        drawn = uniform(place.seed, place.name, index, start, delta.numel()).reshape(delta.shape)
+        return (drawn < self.density).to(delta.dtype)
+
+
+def l1_factors(pieces: Pieces, place: Place, kept: Kept) -> list[float]:
+    """Σ|δ| / Σ|kept δ| of every ingredient, 1 where either vanishes.
+
+    Args:
+        pieces: of the tensor.
+        place: which tensor.
+        kept: says what stays.
+    """
+    before: list[float] = []
+    after: list[float] = []
+    for piece in pieces():
+        before, after = before or [0.0] * len(piece.tensors), after or [0.0] * len(piece.tensors)
+        for index in range(len(piece.tensors)):
+            delta = piece.delta(index)
+            mask = kept(delta, piece.start, place, index)
+            before[index] += float(delta.abs_().sum(dtype=torch.float64))
+            after[index] += float(delta.mul_(mask).sum(dtype=torch.float64))
+    pairs = zip(before, after, strict=True)
+    return [whole / part if min(whole, part) >= LEAST_L1 else 1.0 for whole, part in pairs]
+
+
+def fused(deltas: torch.Tensor, weights: Sequence[float], elect: Elect) -> torch.Tensor:
+    """Σ w·δ, or the mean of those that agree with the elected sign; `deltas` (ingredients, ...) is used up."""
+    if elect != "none":
+        return agreeing(deltas, weights, elect)
+    weight = torch.tensor(list(weights), dtype=deltas.dtype).reshape(-1, *([1] * (deltas.dim() - 1)))
+    return deltas.mul_(weight).sum(0)
+
+
+def dare(
+    tensors: Sequence[torch.Tensor],
+    weights: Sequence[float],
+    base: torch.Tensor | None = None,
+    *,
+    name: str = "",
+    seed: int = 0,
+    density: float = 0.5,
+    rescale: Rescale = "density",
+    elect: Elect = "none",
+) -> torch.Tensor:
+    """θ₀ + the merged changes, each with a random part dropped and the rest rescaled.
+
+    Args:
+        tensors: one an ingredient, all of one shape.
+        weights: one a tensor.
+        base: θ₀; zeros if None.
+        name: of the tensor; draws depend on it.
+        seed: of the draws.
+        density: chance of a number to stay.
+        rescale: by the density, or to the tensor's sum of magnitudes.
+        elect: what elects signs, or `none`.
+
+    Raises:
+        ValueError: if numbers or shapes don't fit.
+    """
+    method = Dare(density, rescale, elect)
+    return on_whole(method, tensors, weights, base, Place(name, tensors[0].numel(), seed))
