@@ -12,10 +12,11 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 export HF_HUB_DISABLE_TELEMETRY := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help setup model browser demo test test-slow check reference clean
+.PHONY: help setup model browser demo demo-rag test test-slow check reference clean
 
 help:
 	@echo "make demo       set up, then run examples/quickstart.yaml (about 6 minutes on 2 cores)"
+	@echo "make demo-rag   set up, then race RAG configurations on the handbook (about 10 minutes)"
 	@echo "make test       set up, then the unit tests and a smoke run"
 	@echo "make test-slow  real Ray, real models, kill -9, the report in a browser"
 	@echo "make check      ruff, format, mypy strict"
@@ -51,6 +52,14 @@ demo: setup model
 	[ ! -e stockpot-runs/$$name ] || name=quickstart-$$(date +%Y%m%d-%H%M%S); \
 	start=$$(date +%s); \
 	$(BIN)/stockpot submit examples/quickstart.yaml --set name=$$name; \
+	echo "The sweep took $$(( $$(date +%s) - start )) s. Again: $(BIN)/stockpot show $$name"
+
+# RAG configurations race on the handbook in examples/; the last ones write answers.
+demo-rag: setup model
+	@name=handbook-rag; \
+	[ ! -e stockpot-runs/$$name ] || name=handbook-rag-$$(date +%Y%m%d-%H%M%S); \
+	start=$$(date +%s); \
+	$(BIN)/stockpot submit examples/rag.yaml --set name=$$name && $(BIN)/stockpot compare $$name; \
 	echo "The sweep took $$(( $$(date +%s) - start )) s. Again: $(BIN)/stockpot show $$name"
 
 test: setup model

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from pipelines.config import PIPELINE_CONFIGS
 from sweeps.complaints import BARE
-from sweeps.fields import take_apart
+from sweeps.fields import take_apart, type_names
 from sweeps.parameters import CONTINUOUS, FIXED
 from sweeps.spec import METRICS_AT_MOST, SweepSpec
 
@@ -198,7 +198,12 @@ class _Spaces:
             arms: Schema = {"type": "object", "properties": dict.fromkeys(words, arm), "additionalProperties": False}
             forms.append(_closed({"choose": {**arms, "minProperties": 1}}, "choose"))
         if inner:
-            forms.append({"$ref": self.space(inner, path)})
+            below = {"$ref": self.space(inner, path)}
+            forms.append(below)
+            if kinds := [word for model in inner for word in type_names(model)]:
+                opened = dict.fromkeys(kinds, {"anyOf": [below, {"type": "null"}]})
+                variants: Schema = {"type": "object", "properties": opened, "additionalProperties": False}
+                forms.append(_closed({"choose": {**variants, "minProperties": 1}}, "choose"))
         if any(about.get("additionalProperties") for about in abouts):
             forms.append({"type": "object"})
         texts = [about["description"] for about in abouts if "description" in about]
