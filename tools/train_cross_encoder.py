@@ -89,13 +89,13 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", default=BASE, help="encoder to begin with: folder or package://module/path")
-    parser.add_argument("--size", type=int, default=500, help="characters of a passage")
+    parser.add_argument("--size", type=int, default=400, help="characters of a passage")
     parser.add_argument("--held-out", type=float, default=0.0, help="share of the questions to measure on")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch", type=int, default=8, help="questions a step")
-    parser.add_argument("--negatives", type=int, default=5, help="hard negatives a question")
+    parser.add_argument("--negatives", type=int, default=3, help="hard negatives a question")
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--tokens", type=int, default=192, help="tokens of a pair at most")
+    parser.add_argument("--tokens", type=int, default=160, help="tokens of a pair at most")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -161,7 +161,7 @@ def train(encoder: Any, pairs: Sequence[Pairs], texts: Sequence[str], options: a
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
-        print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.3f}")
+        print(f"epoch {epoch + 1}: loss {sum(losses) / len(losses):.3f}", flush=True)
     encoder.eval()
 
 

@@ -54,6 +54,10 @@ class Maker(Protocol):
         """Everything that comes before the search: the index, the questions' vectors."""
         ...
 
+    def store_recall(self, questions: Sequence[str], k: int) -> float | None:
+        """As `MemoisedRetriever.store_recall`, computed anew."""
+        ...
+
 
 class MemoisedRetriever:
     """A retriever whose lists are kept in the memo; implements `Retriever`.
@@ -87,6 +91,24 @@ class MemoisedRetriever:
         known = {**self.identity, "size": size}
         values = self._calls.once("retrieve", "retrieve", FUNCTION, known, list(questions), missing)
         return [unpack(value)[:k] for value in values]
+
+    def store_recall(self, questions: Sequence[str], k: int) -> float | None:
+        """Recall of the vector store against exact search, once for these questions; None without a store.
+
+        Args:
+            questions: what is searched for.
+            k: neighbours; where lists are fused or chosen from, their `candidates` take its place.
+        """
+
+        def missing(asked: list[Any]) -> Answers:
+            began = time.perf_counter()
+            found = self._maker.store_recall(questions, k)
+            return [(json.dumps(found).encode(), Cost(time.perf_counter() - began)) for _ in asked]
+
+        item = {"questions": list(questions), "k": k}
+        [value] = self._calls.once("store_recall", "store_recall", FUNCTION, self.identity, [item], missing)
+        recall: float | None = json.loads(value)
+        return recall
 
 
 def build_retriever(config: Any, chunks: Sequence[Chunk], calls: Calls) -> MemoisedRetriever:

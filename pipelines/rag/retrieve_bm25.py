@@ -51,6 +51,10 @@ class BM25Retriever:
         index = kept("bm25", self.identity, self._build, _nbytes)
         return lambda k: [self._search(index, words, k) for words in self._words(questions)]
 
+    def store_recall(self, questions: Sequence[str], k: int) -> float | None:
+        """There is no vector store."""
+        return None
+
     def _build(self) -> Any:
         """The index; None where no chunk has a word."""
         import bm25s

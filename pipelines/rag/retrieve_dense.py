@@ -17,9 +17,10 @@ import numpy as np
 from pipelines.calls import Calls
 from pipelines.rag.base import Chunk, Hit, VectorStore
 from pipelines.rag.embed import build_embedder
-from pipelines.rag.index import build_store, prepared, scores_of
+from pipelines.rag.index import build_store, prepared, scores_of, store_recall
 from pipelines.rag.retrieve import Search, chunks_hash, kept, versions
 from pipelines.rag.retrieve_bm25 import BM25Retriever
+from pipelines.rag.stages import FaissFlat
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,6 +61,15 @@ class DenseRetriever:
             return lambda k: [[] for _ in questions]
         store, queries = self.store, self.embedder.queries(questions)
         return lambda k: store.search(queries, k)
+
+    def store_recall(self, questions: Sequence[str], k: int) -> float | None:
+        """See `Maker.store_recall`; 1 for an exact store, None where there is nothing to find."""
+        if self.prefix:
+            return 1.0
+        if not self._chunks or not questions:
+            return None
+        flat = build_store(FaissFlat(distance=self._store_config.distance), self.vectors)
+        return store_recall(self.store, flat, self.embedder.queries(questions), k)
 
     @property
     def store(self) -> VectorStore:
@@ -111,6 +121,10 @@ class HybridRetriever:
 
         return search
 
+    def store_recall(self, questions: Sequence[str], k: int) -> float | None:
+        """See `Maker.store_recall`; over the candidates."""
+        return self._dense.store_recall(questions, self._config.candidates)
+
 
 class MMRRetriever:
     """Near to the question, and unlike what was taken before. The pool is of one size, so every k has the same list."""
@@ -144,6 +158,10 @@ class MMRRetriever:
             return found
 
         return search
+
+    def store_recall(self, questions: Sequence[str], k: int) -> float | None:
+        """See `Maker.store_recall`; over the candidates."""
+        return self._dense.store_recall(questions, self._config.candidates)
 
 
 def fused(fusion: Any, dense: Sequence[Hit], words: Sequence[Hit]) -> list[Hit]:

@@ -6,9 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.rag import READERS
 from pipelines.rag.config import Corpus
@@ -19,6 +22,13 @@ from pipelines.stage import UserError
 
 def read(path: Path, **settings: str) -> CorpusText:
     return load_corpus(Corpus(path=str(path), **settings))
+
+
+def outcome(path: Path) -> CorpusText | str:
+    try:
+        return read(path)
+    except UserError as error:
+        return str(error)
 
 
 def refusal(path: Path, **settings: str) -> str:
@@ -311,6 +321,30 @@ def test_file_too_large_for_one_document(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(module, "LARGEST", 10)
     (tmp_path / "a.md").write_text("x" * 11)
     assert "split it" in refusal(tmp_path)
+
+
+PIECES = (
+    b"<p>", b"</p>", b"<script>", b"<!--", b"<meta charset=", b"utf-16", b"utf-7", b">", b"&#xD800;", b"&#0;", b"<pre>",
+    b'{"id": 1, "text": "x"}', b'{"id": "\\ud800", "text": ""}', b"\n", b"[", b"%PDF-1.4", b"\xef\xbb\xbf", b"\xff\xfe",
+    b"1 0 obj <<>> endobj", b"trailer << /Root 1 0 R >>", b"startxref\n9\n%%EOF", b"\x00", b"text", b"\x1f\x8b", b"<td>",
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    suffix=st.sampled_from(sorted(READERS)),
+    content=st.lists(st.one_of(st.sampled_from(PIECES), st.binary(max_size=8)), max_size=12).map(b"".join),
+)
+def test_any_file_is_read_or_refused_in_words(suffix: str, content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"a{suffix}")
+        path.write_bytes(content)
+        found = outcome(path)
+    if isinstance(found, str):
+        assert found.startswith(("corpus: ", str(path)))
+    else:
+        assert all(document.text.strip() for document in found.documents)
+        assert len(found.text_hash) == 64
 
 
 def test_every_reader_resolves() -> None:

@@ -117,7 +117,7 @@ def test_ambiguous_uses_both() -> None:
 
 def test_incorrect_is_replaced() -> None:
     library = Library(passage("Low (1).", "a"), passage("Out (5).", "x"), passage("Bad (0).", "y"))
-    ranked = [passage("Low (1).", "a"), passage("None (0).", "b")]
+    ranked = [passage("None (0).", "b"), passage("Low (1).", "a")]
     found = Corrector(config(), WordGrader(), library).correct(QUESTION, ranked)
     assert found.action == "incorrect"
     assert texts(found.context) == ["Out (5)."]
@@ -236,6 +236,11 @@ def test_strips_tile_their_passage_and_recompose_exactly(text: str, keep: list[b
         assert one.text == text[one.start - 7 : one.end - 7]
     if text.strip():
         assert recomposed([True] * len(parts), parts) == [whole]
+
+
+def test_neighbours_have_the_better_grade_of_both() -> None:
+    parts = [passage("ab", start=0, score=0.4), passage("cd", start=2, score=0.9), passage("ef", start=4, score=0.5)]
+    assert recomposed([True, True, True], parts) == [passage("abcdef", score=0.9)]
 
 
 def test_by_grade_keeps_the_order_of_equals() -> None:

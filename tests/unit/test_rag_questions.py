@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from evaluators.answers import Span
 from pipelines.rag.config import Corpus, Questions, RagConfig
@@ -193,13 +195,13 @@ def test_empty_and_missing_files(tmp_path: Path) -> None:
 
 
 def test_splits_are_stable_disjoint_and_whole(tmp_path: Path) -> None:
-    settings = {"select": {"fraction": 0.2}, "test": {"fraction": 0.3}}
-    splits = load(tmp_path, many(400), None, **settings)
+    shares = {"select": {"fraction": 0.2}, "test": {"fraction": 0.3}}
+    splits = load(tmp_path, many(400), None, **shares)
     ids = {name: {question.id for question in splits.of(name)} for name in ("tune", "select", "test")}
     assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 400
     assert 50 < len(ids["select"]) < 110
     assert 85 < len(ids["test"]) < 155
-    more = load(tmp_path, [*many(500)[400:], *reversed(many(400))], None, **settings)
+    more = load(tmp_path, [*many(500)[400:], *reversed(many(400))], None, **shares)
     for name, before in ids.items():
         assert {question.id for question in more.of(name)} & set.union(*ids.values()) == before
 
@@ -269,6 +271,44 @@ def test_changed_questions_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "questions.jsonl", many(4))
     with pytest.raises(UserError, match="has changed since the sweep was begun"):
         load_questions(Questions(path=path, content_hash=pin), None, 0)
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 80)
+    | st.floats()
+    | st.sampled_from(("", " ", "rent", "rent.md", "x", "\ud800")),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(("document", "start", "end", "text")), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=st.dictionaries(st.sampled_from(("id", "question", "answer", "spans", "documents", "t")), VALUES))
+def test_any_row_is_a_question_or_refused_in_words(tmp_path: Path, corpus: CorpusText, row: dict[str, Any]) -> None:
+    named = {"field_span_document": "t"} if "t" in row else {}
+    found = outcome(tmp_path, {"question": "sound?", **row}, corpus, **named)
+    if isinstance(found, str):
+        assert "any.jsonl, line 1" in found
+        return
+    (question,) = found.tune
+    for span in question.spans:
+        assert 0 <= span.start < span.end <= len(corpus.texts[span.document])
+
+
+def outcome(tmp_path: Path, row: dict[str, Any], corpus: CorpusText, **named: Any) -> QuestionSplits | str:
+    path = tmp_path / "any.jsonl"
+    path.unlink(missing_ok=True)
+    path.write_text(json.dumps(row), encoding="utf-8")
+    pin = question_hash(str(path))
+    try:
+        return load_questions(Questions(path=str(path), content_hash=pin, **named), corpus, 0)
+    except UserError as error:
+        return str(error)
 
 
 def test_count_needs_no_corpus(tmp_path: Path) -> None:

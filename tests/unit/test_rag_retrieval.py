@@ -26,7 +26,7 @@ def passage(document: str, start: int, end: int) -> Passage:
 
 def question(*spans: tuple[str, int, int], documents: tuple[str, ...] | None = None, name: str = "q") -> Question:
     named = tuple(dict.fromkeys(span[0] for span in spans)) if documents is None else documents
-    return Question(name, name, "What?", tuple(Span(*span) for span in spans), named)
+    return Question(name, f"g {name}", "What?", tuple(Span(*span) for span in spans), named)
 
 
 def scores(gold: Question, *passages: Passage) -> dict[str, float]:
@@ -69,6 +69,12 @@ def test_ranks_by_hand() -> None:
 def test_relevant_is_half_of_a_span_or_half_gold(start: int, end: int, relevant: bool) -> None:
     gold = question(("a", 100, 150))
     assert scores(gold, passage("a", start, end))["span_mrr"] == float(relevant)
+
+
+def test_a_span_is_found_when_exactly_half_of_it_is_held() -> None:
+    gold = question(("a", 0, 100))
+    assert scores(gold, passage("a", 0, 50))["span_map"] == 1
+    assert scores(gold, passage("a", 0, 49))["span_map"] == 0
 
 
 def test_a_span_in_small_pieces_is_found_when_half_of_it_is_held() -> None:
@@ -190,6 +196,7 @@ def test_evaluator_reports_every_cut_alike_and_aligns_its_items() -> None:
         assert (score.n, score.unscored, score.key) == (1, 1, f"tune/span_recall{name}")
         assert score.item_set is not None
         assert score.item_set.ids == ("one", "two")
+        assert score.item_set.groups == ("g one", "g two")
         assert score.items is not None
         assert math.isnan(score.items[1])
     assert by_name["document_precision.at_2"].value == 0.5

@@ -27,6 +27,7 @@ from pipelines.rag.stages import (
     Dense,
     FaissFlat,
     FaissHNSW,
+    FaissIVF,
     Hybrid,
     ReciprocalRank,
     Terms,
@@ -106,6 +107,28 @@ class TestContract:
         assert one.identity != other.identity
         [mine], [theirs] = one.retrieve(QUESTIONS[:1], 1), other.retrieve(QUESTIONS[:1], 1)
         assert mine[0].chunk == len(TEXTS) - 1 - theirs[0].chunk
+
+
+def test_the_recall_of_a_store_is_told_and_kept(tmp_path: Path) -> None:
+    texts = [f"{text} {number}" for number in range(40) for text in TEXTS]
+    host = CountingHost()
+    calls = make_calls(host, tmp_path)
+    poor = FaissIVF(lists=40, probes=1)
+    expected: dict[str, Any] = {
+        "exact": (Dense(embedding_model="wordllama"), lambda recall: recall == 1.0),
+        "poor": (Dense(embedding_model="wordllama", store=poor), lambda recall: 0 < recall < 0.9),
+        "fused": (Hybrid(embedding_model="wordllama", store=poor), lambda recall: 0 < recall < 0.9),
+        "mmr": (MMR(embedding_model="wordllama", store=poor), lambda recall: 0 < recall < 0.9),
+        "words": (BM25(), lambda recall: recall is None),
+    }
+    for name, (config, right) in expected.items():
+        recall = build_retriever(config, chunks(texts), calls).store_recall(QUESTIONS[:3], 10)
+        assert right(recall), (name, recall)
+        retrieve._KEPT.clear()
+        host.asked.clear()
+        assert build_retriever(config, chunks(texts), calls).store_recall(QUESTIONS[:3], 10) == recall
+        assert host.asked == []
+        assert retrieve._KEPT == {}
 
 
 def test_every_setting_is_in_the_identity() -> None:
