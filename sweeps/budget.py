@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sweeps.problems import show, unknown
-from sweeps.spec import Budget, GridConfig, NoneConfig, SweepSpec
+from sweeps.spec import Budget, GridConfig, NoneConfig, RaceConfig, SweepSpec
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -56,6 +56,8 @@ def finalists(spec: SweepSpec, trials: int | None) -> int:
     if rule.finalists is not None:
         return rule.finalists
     wanted = spec.soup.top if spec.soup is not None else 1
+    if isinstance(rule, RaceConfig) and rule.most is not None:
+        wanted = min(wanted, rule.most)
     return wanted if trials is None else max(1, min(wanted, trials // 2))
 
 

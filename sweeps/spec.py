@@ -135,6 +135,16 @@ class RaceConfig(Config):
     """Chance of ever putting out a configuration that is best, over all looks and configurations."""
     finalists: int | None = Field(default=None, ge=1)
     """Trials that answer all questions whatever happens; default `soup.top`, else 1."""
+    most: int | None = Field(default=None, ge=1)
+    """Trials at most that go into the last block, the best by their means: for what is dear and done at the end alone
+    (answers, judges). Those cut so were not shown to be worse. All that are still in by default."""
+
+    @model_validator(mode="after")
+    def most_holds_the_finalists(self) -> RaceConfig:
+        """`most` is not below `finalists`."""
+        if self.most is not None and self.finalists is not None and self.most < self.finalists:
+            raise wrong("most", f"{self.most} is less than finalists, {self.finalists}; raise it")
+        return self
 
     def milestones(self, total: int) -> tuple[int, ...]:
         """Multiples of the block below the total, and the total."""

@@ -2,7 +2,8 @@
 
 Every configuration sees the same random order of questions, so differences are paired (`evaluators.racing`). When all that
 are still in have answered a block, those that are shown not to be the best leave; the others get the next block, up to
-the last question. With `finalists` so many stay in whatever the evidence. A race needs all its configurations from the
+the last question. With `finalists` so many stay in whatever the evidence; with `most` no more than so many, the best by their means, go into
+the last block, and the others are cut without a word about who is better. A race needs all its configurations from the
 beginning: the first block is over when no new trial can come.
 
 A run that fails is out; a run that is started again is waited for. Decisions depend on the items in the ledger alone, in
@@ -35,6 +36,7 @@ class RaceScheduler:
         milestones: numbers of questions after which the field is looked at, ascending, all questions last.
         alpha: chance of ever putting out one that is best.
         finalists: so many reach the last question.
+        most: so many at most go into the last block; None for all that are still in.
 
     Raises:
         ValueError: if the milestones do not ascend, or finalists is too small.
@@ -42,7 +44,9 @@ class RaceScheduler:
 
     left_behind = "shown not to be the best after {} questions"
 
-    def __init__(self, milestones: tuple[int, ...], alpha: float = 0.05, finalists: int = 1) -> None:
+    def __init__(
+        self, milestones: tuple[int, ...], alpha: float = 0.05, finalists: int = 1, most: int | None = None
+    ) -> None:
         if not milestones or list(milestones) != sorted(set(milestones)) or milestones[0] < 1:
             raise ValueError(f"milestones must ascend from at least 1, but got {milestones}")
         if finalists < 1:
@@ -50,30 +54,32 @@ class RaceScheduler:
         self.milestones = milestones
         self.alpha = alpha
         self.finalists = finalists
+        self.most = most
         self._field: tuple[str, ...] = ()
         self._race: Race | None = None
         self._out: dict[str, int] = {}
+        self._cut: set[str] = set()
         self._looked = 0
 
     @classmethod
     def of(cls, config: RaceConfig, milestones: tuple[int, ...], finalists: int) -> RaceScheduler:
         """From the sweep file's section."""
-        return cls(milestones, config.alpha, finalists)
+        return cls(milestones, config.alpha, finalists, config.most)
 
     def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
         """Goes on where the block is over and it is still in; the others that are out are stopped for good."""
-        if resource >= self.milestones[-1]:
-            return [Decision(run, "stop", resource, "reached the last question")]
         if resource not in self.milestones:
             return [Decision(run, "continue", resource, "between blocks")]
         rung = self._rung(view)
-        if rung is None or rung < resource:
-            return [Decision(run, "stop", resource, f"waits for the others at {resource}")]
         others = [
             Decision(one.run, "stop", self._out[one.run.id], self._reason(one.run))
             for one in view.runs
             if one.run.id in self._out and one.run != run and one.state == "waiting"
         ]
+        if resource >= self.milestones[-1]:
+            return [Decision(run, "stop", resource, "reached the last question"), *others]
+        if rung is None or rung < resource:
+            return [Decision(run, "stop", resource, f"waits for the others at {resource}"), *others]
         if run.id in self._out:
             return [Decision(run, "stop", resource, self._reason(run)), *others]
         return [Decision(run, "continue", resource, f"still in after {resource}"), *others]
@@ -94,6 +100,8 @@ class RaceScheduler:
         return (trials,) * len(self.milestones)
 
     def _reason(self, run: Run) -> str:
+        if run.id in self._cut:
+            return f"still in after {self._out[run.id]}, but not among the {self.most} best"
         return self.left_behind.format(self._out[run.id])
 
     def _rung(self, view: SweepView) -> int | None:
@@ -102,7 +110,7 @@ class RaceScheduler:
             return None
         field = tuple(one.run.id for one in view.runs)
         if field != self._field:
-            self._field, self._race, self._out, self._looked = field, None, {}, 0
+            self._field, self._race, self._out, self._cut, self._looked = field, None, {}, set(), 0
         if self._race is None:
             self._race = Race(len(field), self.alpha, self.finalists)
         over = None
@@ -145,3 +153,10 @@ class RaceScheduler:
         race.ask(items)
         for place in race.eliminate():
             self._out[view.runs[place].run.id] = milestone
+        if self.most is not None and milestone == self.milestones[-2]:
+            left = sorted(
+                (one for one in view.runs if self._in(one)), key=lambda one: (one.values[milestone], one.order)
+            )
+            for one in left[self.most :]:
+                self._out[one.run.id] = milestone
+                self._cut.add(one.run.id)

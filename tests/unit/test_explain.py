@@ -141,9 +141,7 @@ def test_unknown_words_get_a_guess(capsys: pytest.CaptureFixture[str]) -> None:
 def test_without_a_key_all_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     said = explain(capsys)
     assert said == overview() + "\n"
-    assert {
-        line.split()[0] for line in said.splitlines() if line.startswith("  ") and not line.startswith("    ")
-    } == {
+    assert {line.split()[0] for line in said.splitlines() if line.startswith("  ") and not line.startswith("    ")} == {
         key.name for section in sections() for key in section.keys if key.name != "type" or not section.variant
     }
     assert max(map(len, said.splitlines())) <= 100

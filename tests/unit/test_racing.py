@@ -124,9 +124,9 @@ def test_bad_scores_are_refused(scores):
 class Field:
     """A small engine: runs report blocks in any order; items are read from a table."""
 
-    def __init__(self, scores, milestones, fails=(), finalists=1):
+    def __init__(self, scores, milestones, fails=(), finalists=1, most=None):
         self.scores, self.milestones, self.fails = scores, milestones, dict(fails)
-        self.make = lambda: RaceScheduler(milestones, finalists=finalists)
+        self.make = lambda: RaceScheduler(milestones, finalists=finalists, most=most)
         self.scheduler = self.make()
         self.runs = []
 
@@ -220,3 +220,13 @@ def test_items_that_do_not_fit_are_an_error():
     field = Field(drawn(4, [0.9, 0.2], 10), MILESTONES)
     with pytest.raises(ValueError, match="must have 20 items"):
         field.play(0)
+
+
+def test_no_more_than_so_many_go_into_the_last_block():
+    scores = drawn(7, [0.8, 0.79, 0.78, 0.77, 0.2], 80)
+    for seed in range(4):
+        reached, told = Field(scores, MILESTONES, finalists=2, most=2).play(seed, restart=seed % 2 == 1)
+        best = sorted(range(4), key=lambda i: (-scores[i, :60].mean(), i))[:2]
+        assert sorted(order for order, resource in reached.items() if resource == 80) == sorted(best)
+        cut = [order for order, resource in reached.items() if resource == 60]
+        assert all("shown" not in told.get(order, "") for order in cut)
