@@ -201,7 +201,7 @@ class _Spaces:
             below = {"$ref": self.space(inner, path)}
             forms.append(below)
             if kinds := [word for model in inner for word in type_names(model)]:
-                opened = dict.fromkeys(kinds, {"anyOf": [below, {"type": "null"}]})
+                opened = {kind: {"anyOf": [below, {"type": "null"}]} for kind in kinds}
                 variants: Schema = {"type": "object", "properties": opened, "additionalProperties": False}
                 forms.append(_closed({"choose": {**variants, "minProperties": 1}}, "choose"))
         if any(about.get("additionalProperties") for about in abouts):
