@@ -58,6 +58,10 @@ def folder(tmp_path: Path) -> Path:
     row = json.dumps({"prompt": "2 + 2 =", "completion": " 4", "article": "sums"}) + "\n"
     for name in FILES:
         (tmp_path / name).write_text(row)
+    (tmp_path / "handbook").mkdir()
+    (tmp_path / "handbook" / "page.md").write_text("The lift is tested on Monday.\n")
+    asked = [json.dumps({"question": f"When is lift {i} tested?", "documents": ["page.md"]}) + "\n" for i in range(200)]
+    (tmp_path / "questions.jsonl").write_text("".join(asked))
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "0.csv").write_text("question,answer\n2 + 2 =, 4\n")
     return tmp_path
