@@ -110,6 +110,10 @@ class Retriever(Protocol):
 class Reranker(Protocol):
     """Scores passages for a question, through the memo and a resident model; one score a (question, passage)."""
 
+    def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """One number a (question, passage), as `scores`; all questions of a trial in one batch."""
+        ...
+
     def scores(self, question: str, passages: Sequence[str]) -> list[float]:
         """One number a passage, higher for the better, NaN where it could not be scored."""
         ...

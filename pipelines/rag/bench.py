@@ -7,6 +7,7 @@ that the next lease of a warm worker finds them.
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators.answers import Answered, Passage, Question
 from pipelines.calls import Calls
 from pipelines.rag import RERANKERS, load_stage
-from pipelines.rag.base import Chunk, Retriever, passage_of
+from pipelines.rag.base import Chunk, Reranker, passage_of
 from pipelines.rag.config import Corpus, RagConfig
 from pipelines.rag.context import cut
 from pipelines.rag.correct import Corrector
@@ -26,6 +27,7 @@ from pipelines.rag.stages import Corrective
 
 if TYPE_CHECKING:
     from pipelines.rag.corpus import CorpusText
+    from pipelines.rag.retrieve import MemoisedRetriever
 
 DEPTH = 20
 """Passages in a ranked list at least, so that lists can be scored at equal k and at equal budget."""
@@ -55,7 +57,7 @@ class Bench:
         self.corpus = corpus_of(config.corpus_section)
         self.chunks = chunks_of(config, self.corpus, calls)
         self.seconds: dict[str, float] = {}
-        self._retriever: Retriever | None = None
+        self._retriever: MemoisedRetriever | None = None
         self._corrector: Corrector | None = None
 
     @contextlib.contextmanager
@@ -78,13 +80,16 @@ class Bench:
         texts = [question.text for question in questions]
         with self._timed("retrieve"):
             lists = self._find(texts, depth)
-        found = []
-        for question, ranked in zip(questions, lists, strict=True):
-            with self._timed("rerank"):
-                reranked = self._reranked(question.text, ranked)
-            with self._timed("correct"):
-                found.append(self._settled(question, reranked))
-        return found
+        with self._timed("rerank"):
+            lists = self._reranked(texts, lists)
+        with self._timed("correct"):
+            return [self._settled(question, ranked) for question, ranked in zip(questions, lists, strict=True)]
+
+    def store_recall(self, questions: Sequence[Question]) -> float | None:
+        """Recall of the vector store at the number of passages that the generator gets; None without a store."""
+        if self._retriever is None:
+            self._retriever = self._build(self.config.retrieve)
+        return self._retriever.store_recall([question.text for question in questions], self.config.retrieve.top_k or 5)
 
     def answered(self, found: Sequence[Answered]) -> list[Answered]:
         """The same with answers, which are asked for in one batch; None where the generator gave up."""
@@ -116,7 +121,7 @@ class Bench:
             self._retriever = self._build(self.config.retrieve)
         return [self._passages(hits) for hits in self._retriever.retrieve(texts, depth)]
 
-    def _build(self, config: Any) -> Retriever:
+    def _build(self, config: Any) -> MemoisedRetriever:
         from pipelines.rag.retrieve import build_retriever
 
         return build_retriever(config, self.chunks, self.calls)
@@ -124,17 +129,21 @@ class Bench:
     def _passages(self, hits: Sequence[Any]) -> list[Passage]:
         return [passage_of(self.chunks[hit.chunk], hit.score) for hit in hits]
 
-    def _reranked(self, question: str, ranked: list[Passage]) -> list[Passage]:
-        """The first candidates in the reranker's order, the others behind them as they were."""
+    def _reranked(self, questions: Sequence[str], lists: list[list[Passage]]) -> list[list[Passage]]:
+        """The first candidates of each list in the reranker's order, the others behind them; one batch for all questions."""
         config = self.config.rerank
         if config.type == "none":
-            return ranked
-        head, tail = ranked[: config.candidates], ranked[config.candidates :]
-        reranker = load_stage(RERANKERS, config.type)(config, self.calls)
-        scores = reranker.scores(question, [passage.text for passage in head])
-        scored = [replace(passage, score=score) for passage, score in zip(head, scores, strict=True)]
-        worst = float("-inf")
-        return [*sorted(scored, key=lambda one: -(one.score if one.score == one.score else worst)), *tail]
+            return lists
+        reranker: Reranker = load_stage(RERANKERS, config.type)(config, self.calls)
+        heads = [ranked[: config.candidates] for ranked in lists]
+        pairs = [(text, passage.text) for text, head in zip(questions, heads, strict=True) for passage in head]
+        scores = iter(reranker.pair_scores(pairs))
+        found = []
+        for ranked, head in zip(lists, heads, strict=True):
+            scored = [replace(passage, score=next(scores)) for passage in head]
+            scored.sort(key=lambda passage: (math.isnan(passage.score), -passage.score))
+            found.append([*scored, *ranked[config.candidates :]])
+        return found
 
     def _settled(self, question: Question, ranked: list[Passage]) -> Answered:
         """A question with its ranked list and its context, corrected where the configuration says so."""

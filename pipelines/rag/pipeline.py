@@ -27,6 +27,8 @@ from pipelines.rag.questions import QuestionSplits, load_questions
 from pipelines.stage import EvaluationJob, Resource, Services, Task
 
 STATE = "answered.json"
+RECALL_QUESTIONS = 200
+"""Questions that a store's recall against exact search is measured on, the first ones of tune."""
 OFFLINE = ("index", "judge")
 """Stages that no user waits for: what is embedded for the index, and what is judged."""
 
@@ -58,6 +60,9 @@ class RagPipeline:
             scores = score(configs, done, "tune", tools_of(task.services, config, bench, calls))
             spent = spent_on(calls, before)
             measured = {"cost/seconds": time.perf_counter() - began, **telemetry(spent, milestone)}
+            recall = bench.store_recall(questions[:RECALL_QUESTIONS]) if milestone >= task.total else None
+            if recall is not None:
+                measured["cost/store_recall"] = recall
             made = Report(milestone, scores, measured, f"checkpoint-{milestone}")
             with placing(Path(task.folder) / f"checkpoint-{milestone}") as folder:
                 save_answered(folder, done, spent)

@@ -36,9 +36,13 @@ class OrderKept:
     def __init__(self, config: NoReranker, calls: Calls) -> None:
         pass
 
+    def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
+        """See `Reranker`."""
+        return [-float(place) for place in range(len(pairs))]
+
     def scores(self, question: str, passages: Sequence[str]) -> list[float]:
         """See `Reranker`."""
-        return [-float(place) for place in range(len(passages))]
+        return self.pair_scores([(question, passage) for passage in passages])
 
 
 class PairReranker:
@@ -48,13 +52,17 @@ class PairReranker:
         self._calls = calls
         self._spec = {"kind": config.type, **config.model_dump(include={"model", "batch_size", "trust_remote_code"})}
 
-    def scores(self, question: str, passages: Sequence[str]) -> list[float]:
+    def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """See `Reranker`.
 
         Raises:
             UserError: if the model is not there, or can't score pairs.
         """
-        return _asked(self._calls, self._spec, METHOD, [[question, passage] for passage in passages])
+        return _asked(self._calls, self._spec, METHOD, [[question, passage] for question, passage in pairs])
+
+    def scores(self, question: str, passages: Sequence[str]) -> list[float]:
+        """See `Reranker`; raises as `pair_scores`."""
+        return self.pair_scores([(question, passage) for passage in passages])
 
 
 class YesNoReranker:
@@ -67,12 +75,16 @@ class YesNoReranker:
         self._spec = {"kind": "local_lm", "precision": "fp32", "role": "reranker", **config.model_dump(include=include)}
 
     def scores(self, question: str, passages: Sequence[str]) -> list[float]:
+        """See `Reranker`; as `pair_scores`."""
+        return self.pair_scores([(question, passage) for passage in passages])
+
+    def pair_scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
         """See `Reranker`; NaN for a prompt that is longer than the model reads.
 
         Raises:
             UserError: if the model is not there.
         """
-        prompts = [self._filled({"question": question, "passage": passage}) for passage in passages]
+        prompts = [self._filled({"question": question, "passage": passage}) for question, passage in pairs]
         items = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts]
         return _asked(self._calls, self._spec, "yes_no", items)
 
