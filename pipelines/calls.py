@@ -112,8 +112,9 @@ class Host(Protocol):
 
 
 def kind_of(spec: Mapping[str, Any]) -> type[Kind]:
-    """The class behind a spec's `kind`."""
-    module, _, name = MODELS[str(spec["kind"])].partition(":")
+    """The class behind a spec's `kind`: a name in `MODELS`, or `module:class` of a pipeline of one's own."""
+    kind = str(spec["kind"])
+    module, _, name = MODELS.get(kind, kind).partition(":")
     found: type[Kind] = getattr(importlib.import_module(module), name)
     return found
 
