@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.base import ClusterError
 from pipelines.calls import Answers
 from pipelines.computing import RENEW_SECONDS
 from pipelines.hosts import LocalHost
@@ -129,7 +130,7 @@ class Residents:
         setup: of its workers; the hosts get the same environment.
 
     Raises:
-        UserError: when an actor can't be started.
+        ClusterError: when a host can't be started, or there is no room for it in time.
     """
 
     def __init__(self, plan: HostPlan, paths: SweepPaths, setup: Setup) -> None:
@@ -140,7 +141,11 @@ class Residents:
         self.actors = Actors(f"{mark}-memo", names[SHARED], roles)
         self._hosts = {process.name: self._start(process, names[process.name], setup) for process in plan.processes}
         self._memo: Any = None
-        ray.get([host.ready.remote() for host in self._hosts.values()], timeout=START_SECONDS)
+        try:
+            ray.get([host.ready.remote() for host in self._hosts.values()], timeout=START_SECONDS)
+        except ray.exceptions.RayError as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            raise ClusterError(f"the processes of resident models did not start: {first}") from error
 
     def open(self) -> None:
         """Start the memo and the hosts' logs, once the sweep has begun: nothing was written before."""
