@@ -6,7 +6,7 @@ import asyncio
 import pickle
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -69,8 +69,10 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def actor(tmp_path: Path) -> HostActor:
-    return HostActor(Setup(Devices(2.0), str(tmp_path), {}, "the cache"), str(tmp_path / "logs" / "host-models.log"))
+def actor(tmp_path: Path) -> Iterator[HostActor]:
+    made = HostActor(Setup(Devices(2.0), str(tmp_path), {}, "the cache"), str(tmp_path / "logs" / "host-models.log"))
+    yield made
+    made._host.close()
 
 
 def ask(actor: HostActor, *items: str) -> tuple[Answers, Failure | None]:
