@@ -118,3 +118,22 @@ def _infeasible(nodes: Sequence[Node], cpus: float, gpus: float) -> str:
             f"the nodes have {', '.join(f'{node.cpus:g} CPUs + {node.gpus:g} GPUs' for node in nodes)}"
         )
     return "\n".join(wrong)
+
+
+def reserve(nodes: Sequence[Node], wanted: Sequence[Node]) -> tuple[Node, ...] | None:
+    """What is left of the nodes when each of the wanted shares has its place; None where one has none.
+
+    The largest shares are placed first, each on the node where it leaves the least.
+    """
+    left = list(nodes)
+    for share in sorted(wanted, key=lambda one: (one.gpus, one.cpus), reverse=True):
+        fitting = [
+            (node.gpus - share.gpus, node.cpus - share.cpus, place)
+            for place, node in enumerate(left)
+            if node.cpus + 1e-6 >= share.cpus and node.gpus + 1e-6 >= share.gpus
+        ]
+        if not fitting:
+            return None
+        gpus, cpus, place = min(fitting)
+        left[place] = Node(max(0.0, round(cpus, 4)), max(0.0, round(gpus, 4)))
+    return tuple(left)

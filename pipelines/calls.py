@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from pipelines.computing import Settled, settle
-from pipelines.memo import Call, Cost, Memo, Unanswered
+from pipelines.memo import Call, Cost, Memo, Unanswered, total
 from pipelines.stage import Devices, Services
 
 Answers = list[tuple[bytes | Unanswered, Cost]]
@@ -112,8 +112,9 @@ class Host(Protocol):
 
 
 def kind_of(spec: Mapping[str, Any]) -> type[Kind]:
-    """The class behind a spec's `kind`."""
-    module, _, name = MODELS[str(spec["kind"])].partition(":")
+    """The class behind a spec's `kind`: a name in `MODELS`, or `module:class` of a pipeline of one's own."""
+    kind = str(spec["kind"])
+    module, _, name = MODELS.get(kind, kind).partition(":")
     found: type[Kind] = getattr(importlib.import_module(module), name)
     return found
 
@@ -170,8 +171,8 @@ class Usage:
             self.calls + len(settled),
             self.computed + len(fresh),
             self.unanswered + len(lacking),
-            sum((one.cost for one in settled), self.spent),
-            sum(fresh, self.fresh),
+            self.spent + Cost(*total([one.cost for one in settled])),
+            self.fresh + Cost(*total(fresh)),
             tuple(dict.fromkeys([*self.reasons, *lacking]))[:REASONS_KEPT],
         )
 
@@ -253,7 +254,7 @@ class Calls:
         else:
             settled = settle(
                 self._memo,
-                [self._call(spec, method, item, settings) for item in items],
+                list(map(self._made(spec, method, settings), items)),
                 lambda calls: self._host.ask(spec, method, [call.input for call in calls], settings),
                 self._owner,
             )
@@ -310,7 +311,8 @@ class Calls:
         counted = self._stage or stage
         self.usage[counted] = self.usage.get(counted, Usage()).with_all(settled)
 
-    def _call(self, spec: Mapping[str, Any], method: str, item: Any, settings: Mapping[str, Any]) -> Call:
+    def _made(self, spec: Mapping[str, Any], method: str, settings: Mapping[str, Any]) -> Callable[[Any], Call]:
+        """Makes the call of an item."""
         who = self.identity(spec)
         parameters = {**settings, "versions": dict(who.versions)}
-        return Call(method, who.function, who.model, who.tokenizer, who.dtype, item, parameters)
+        return lambda item: Call(method, who.function, who.model, who.tokenizer, who.dtype, item, parameters)

@@ -18,7 +18,7 @@ FIRST = 8
 BATCH_SECONDS = 5.0
 """What is computed is stored, and others get their turn, about so often."""
 GROWTH = 4
-RENEW_SECONDS = 60.0
+RENEW_SECONDS = 20.0
 """A caller that is still computing says so, so that its claims don't go to others."""
 LONGEST_POLL_SECONDS = 0.25
 

@@ -258,6 +258,8 @@ class CustomConfig(Config):
     """The resource of a whole run."""
     metrics: dict[str, Literal["minimize", "maximize"]] = Field(default_factory=dict)
     """Scores it reports on `tune`, without the split, and which way is better."""
+    asks_models: bool = False
+    """It asks resident models through the memo (`pipelines.calls.make_calls`): trials then get 0.1 CPU by default."""
 
     def moot(self) -> dict[str, str]:
         """Nothing is known of the keys of a pipeline of your own."""
@@ -295,7 +297,7 @@ def total_resource(
 
 def asks_models(config: AnyPipeline) -> bool:
     """Whether trials ask resident models through the memo; the others pay for neither."""
-    return isinstance(config, RagConfig)
+    return isinstance(config, RagConfig) or (isinstance(config, CustomConfig) and config.asks_models)
 
 
 def parse_pipeline(config: Mapping[str, Any]) -> AnyPipeline:

@@ -199,7 +199,7 @@ class _Lane:
                     host._changed.notify_all()
                     return False
                 host._changed.wait()
-            self.busy = True
+            self.busy, self.leaving = True, False  # asked again before it went: it stays
             return True
 
     def _load(self) -> None:

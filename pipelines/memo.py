@@ -25,6 +25,7 @@ from pipelines.mending import MendingDatabase
 _log = logging.getLogger(__name__)
 
 CLAIM_SECONDS = 300.0
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Call:
     @property
     def key(self) -> str:
         """SHA-256 (hex) of the canonical JSON of all fields."""
-        body = json.dumps(self.__dict__, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return hashlib.sha256(body.encode()).hexdigest()
+        return hashlib.sha256(_CANONICAL.encode(self.__dict__).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,7 @@ class Unanswered:
 
 @dataclass(frozen=True)
 class Entry:
-    """A computed value as it is stored.
-
-    Attributes:
-        key: of its call.
-        value: the answer.
-        cost: of computing it.
-        kind: of its call, for statistics.
-    """
+    """A computed value as it is stored: under the key of its call, with what it cost, and the call's kind for counting."""
 
     key: str
     value: bytes
@@ -126,14 +119,14 @@ class MemoStats:
         saved: what the hits cost when they were computed.
     """
 
-    hits: int
-    misses: int
-    waits: int
-    corrupt: int
-    repeated: int
-    entries: int
-    bytes: int
-    saved: Cost
+    hits: int = 0
+    misses: int = 0
+    waits: int = 0
+    corrupt: int = 0
+    repeated: int = 0
+    entries: int = 0
+    bytes: int = 0
+    saved: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -160,16 +153,10 @@ class KindStats:
 
 
 class Memo(Protocol):
-    """One writer; claims expire, so a dead claimer blocks nobody."""
+    """One writer; claims expire, so a dead claimer blocks nobody. Owners are unique among those that run at once."""
 
     def claim(self, keys: Sequence[str], owner: str, most: int | None = None) -> list[Claim]:
-        """For each key: the stored value, or the right to compute it, or the word to wait.
-
-        Args:
-            keys: what is asked for.
-            owner: unique among those that run at the same time.
-            most: keys claimed at most; by default all that are free.
-        """
+        """For each key the stored value, or the right to compute it (for `most` keys at most), or the word to wait."""
         ...
 
     def renew(self, keys: Sequence[str], owner: str) -> None:
@@ -221,7 +208,7 @@ class LocalMemo:
         self._shared = FolderLock(self.path.parent)
         self._shared.take(alone=False)
         self._claims: dict[str, tuple[str, float]] = {}
-        self._stats = MemoStats(0, 0, 0, 0, 0, 0, 0, Cost())
+        self._stats = MemoStats()
         self._db = MendingDatabase(self.path, "memo", OPENING)
 
     def claim(self, keys: Sequence[str], owner: str, most: int | None = None) -> list[Claim]:
@@ -236,14 +223,14 @@ class LocalMemo:
                 answers[key] = self._answer(key, owner, found.get(key), now, free > 0)
                 free -= answers[key].state == "yours"
             states = Counter(answer.state for answer in answers.values())
+            counted = self._stats
             self._stats = replace(
-                self._stats,
-                hits=self._stats.hits + states["hit"],
-                misses=self._stats.misses + states["yours"],
-                waits=self._stats.waits + states["wait"],
-                saved=sum((entry.cost for entry in found.values()), self._stats.saved),
+                counted,
+                hits=counted.hits + states["hit"],
+                misses=counted.misses + states["yours"],
+                waits=counted.waits + states["wait"],
+                saved=counted.saved + self._keep_count(list(found.values())),
             )
-            self._keep_count(list(found.values()))
             return [answers[key] for key in keys]
 
     def renew(self, keys: Sequence[str], owner: str) -> None:
@@ -349,15 +336,20 @@ class LocalMemo:
         self._claims[key] = (owner, now + self._claim_seconds)
         return Claim("yours")
 
-    def _keep_count(self, given: Sequence[Entry]) -> None:
-        """Add what was given out to the counters that stay."""
-        uses: dict[str, tuple[int, Cost]] = {}
-        for entry in given:
-            hits, saved = uses.get(entry.kind, (0, Cost()))
-            uses[entry.kind] = (hits + 1, saved + entry.cost)
-        if uses:
-            rows = [(k, hits, c.seconds, c.tokens, c.price, 0) for k, (hits, c) in uses.items()]
+    def _keep_count(self, given: Sequence[Entry]) -> Cost:
+        """Add what was given out to the counters that stay; what it cost in all."""
+        rows = []
+        for kind in {entry.kind for entry in given}:
+            costs = [entry.cost for entry in given if entry.kind == kind]
+            rows.append((kind, len(costs), *total(costs), 0))
+        if rows:
             self._db.write(_USE, rows)
+        return Cost(*total([entry.cost for entry in given]))
+
+
+def total(costs: Sequence[Cost]) -> tuple[float, int, float]:
+    """Seconds, tokens and price of all."""
+    return sum(c.seconds for c in costs), sum(c.tokens for c in costs), sum(c.price for c in costs)
 
 
 def open_memo(folder: str | os.PathLike[str]) -> LocalMemo:

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any
 from cluster.base import ClusterError, Node, place
 from cluster.machine import Machine, this_machine
 from evaluators.base import Example
-from pipelines.config import DataFile, SFTConfig, parse_pipeline
+from pipelines.config import DataFile, SFTConfig, asks_models, parse_pipeline
 from pipelines.finetune.memory import MemoryEstimate, estimate
 from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
 from pipelines.finetune.workload import RowSize, workload
 from sweeps.extremes import extremes
 from sweeps.footprint import checkpoint_bytes, complaints, footprint, free_bytes, gigabytes
+from sweeps.host_plan import plan_hosts
 from sweeps.splitsizes import TEXT_FORMATS, about, sizes
 
 if TYPE_CHECKING:
@@ -211,8 +212,11 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
     """The largest (and the smallest) trial, the machine, and what fits at once."""
     loaded = run.loaded
     try:
-        wanted = loaded.spec.resources
-        slots = place([node for node, _ in run.machines], wanted.cpus, wanted.gpus, loaded.spec.max_concurrent_trials)
+        wanted, nodes = loaded.spec.resources, [node for node, _ in run.machines]
+        if asks_models(loaded.spec.pipeline):
+            slots = plan_hosts(loaded.spec, nodes).placement
+        else:
+            slots = place(nodes, wanted.cpus, wanted.gpus, loaded.spec.max_concurrent_trials)
     except ClusterError as error:
         return {"largest": None, "smallest": None, "reason": str(error), "machines": _told(run)}, [str(error)]
     device = "gpu" if slots.gpus else "cpu"

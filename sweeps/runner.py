@@ -11,15 +11,11 @@ version of Ray is pinned; `tests/slow/test_ray_backend.py` holds what is used he
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
-from types import FrameType
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -33,12 +29,15 @@ from ray.tune.search import SearchAlgorithm
 from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
 from pipelines.config import asks_models
-from pipelines.memo import open_memo
 from pipelines.stage import Devices
+from sweeps.endpoints import endpoints_of
 from sweeps.failures import Failure, classify
+from sweeps.host_plan import plan_hosts
+from sweeps.interrupts import Interrupts
 from sweeps.lease_thread import Met
 from sweeps.loop import CallFailed, Loop
 from sweeps.paths import SweepPaths, cache_dir
+from sweeps.residents import Residents
 from sweeps.trial import Lease
 from sweeps.worker import CallWorker, LeaseWorker, Setup, make_task, worker_environment
 
@@ -224,34 +223,6 @@ class LeaseController(TuneController):
         self.scheduler.lost(trial.trial_id, failure)
 
 
-class Interrupts:
-    """Ctrl-C and SIGTERM while leases run: the first asks, the second ends at once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.at = 0.0
-
-    @contextlib.contextmanager
-    def caught(self) -> Iterator[Interrupts]:
-        """Take the signals over for a while; nothing is done outside the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {sign: signal.signal(sign, self._on_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield self
-        finally:
-            for sign, handler in before.items():
-                signal.signal(sign, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
-        if self.count == 1:
-            self.at = time.monotonic()
-        else:
-            raise KeyboardInterrupt
-
-
 class RayBackend:
     """Leases and calls on Ray, started here or reached by its address.
 
@@ -276,18 +247,32 @@ class RayBackend:
         self._paths = paths
         self._say = on_message or (lambda text: None)
         self._caller: Any = None
+        self._spared: dict[str, float] = {}
         env = worker_environment(loaded.spec.env)
         os.environ.update(TUNE_ENVIRONMENT)
         self._cluster: RayCluster = connect(address)
+        self._residents: Residents | None = None
         try:
-            wanted = loaded.spec.resources
-            self.placement = place(self._cluster.nodes, wanted.cpus, wanted.gpus, loaded.spec.max_concurrent_trials)
+            self._setup, self.placement = self._prepare(env)
         except BaseException:
             self._cluster.close()
             raise
-        devices = Devices(self.placement.cpus, self.placement.gpus)
-        memo = partial(open_memo, str(paths.memo)) if asks_models(loaded.spec.pipeline) else None
-        self._setup = Setup(devices, str(loaded.folder), env, str(cache_dir()), memo)
+
+    def _prepare(self, env: Mapping[str, str]) -> tuple[Setup, Placement]:
+        """What workers are told and get; resident models are started first, where the pipeline asks them."""
+        spec, nodes = self._loaded.spec, self._cluster.nodes
+        setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()))
+        if not asks_models(spec.pipeline):
+            placement = place(nodes, spec.resources.cpus, spec.resources.gpus, spec.max_concurrent_trials)
+            return replace(setup, devices=Devices(placement.cpus, placement.gpus)), placement
+        plan = plan_hosts(spec, nodes)
+        if plan.note:
+            self._say(plan.note)
+        self._residents = Residents(plan, self._paths, setup)
+        self._residents.check(endpoints_of(self._loaded))
+        devices = Devices(plan.placement.cpus, plan.placement.gpus)
+        memo, hosts = self._residents.memo, self._residents.hosts
+        return replace(setup, devices=devices, memo=memo, hosts=hosts), plan.placement
 
     @property
     def slots(self) -> int:
@@ -301,6 +286,7 @@ class RayBackend:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when running leases have ended or were killed; at once after the
                 second one.
         """
+        self._open_memo()
         interrupts = Interrupts()
         with interrupts.caught():
             controller = LeaseController(loop, self.placement, self._spawn, str(self._cluster.folder / "tune"))
@@ -325,6 +311,7 @@ class RayBackend:
         Raises:
             CallFailed: with the typed failure; the next call gets a fresh worker.
         """
+        self._open_memo()
         if self._caller is None:
             options = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus, "max_concurrency": 2}
             log = str(self._paths.log("calls"))
@@ -339,8 +326,10 @@ class RayBackend:
         return answer
 
     def close(self) -> None:
-        """End workers, and Ray where it was started here."""
+        """End workers and hosts, and Ray where it was started here."""
         self._end_caller()
+        if self._residents is not None:
+            self._residents.close()
         self._cluster.close()
 
     def _spawn(self, lease: Lease) -> dict[str, Any]:
@@ -365,8 +354,23 @@ class RayBackend:
         loop.tick()
         seconds = self._loaded.spec.stall_after
         for lease in loop.stalled():
-            if controller.age(lease) > seconds:
+            if controller.age(lease) > seconds and not self._waits(lease, seconds):
                 controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
+
+    def _open_memo(self) -> None:
+        if self._residents is not None:
+            self._residents.open()
+
+    def _waits(self, lease: str, seconds: float) -> bool:
+        """Whether a silent lease waits for resident models that get on; asked now and then."""
+        if self._residents is None:
+            return False
+        now = time.monotonic()
+        if now >= self._spared.get(lease, 0.0):
+            if not self._residents.waits(lease, seconds):
+                return False
+            self._spared[lease] = now + min(10.0, seconds)
+        return True
 
     def _await(self, future: Any, on_progress: Callable[[str], None] | None) -> Any:
         seen = 0

@@ -189,6 +189,28 @@ class Resources(Config):
         return self
 
 
+class HostResources(Config):
+    """What the process of a resident model gets."""
+
+    cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    """CPU threads; `auto` is a quarter of the largest node's."""
+    gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """GPUs, a fraction shares one; `auto` is one while the cluster has one left."""
+
+
+class Hosts(Config):
+    """Processes of resident models, for pipelines that ask them; roles without a section share one process."""
+
+    embedder: HostResources | None = None
+    """Embedding models."""
+    reranker: HostResources | None = None
+    """Cross-encoders and other rerankers."""
+    generator: HostResources | None = None
+    """What writes answers."""
+    judge: HostResources | None = None
+    """What grades answers."""
+
+
 class OnFailure(Config):
     """What happens when a trial fails, by the kind of failure."""
 
@@ -271,6 +293,8 @@ class SweepSpec(Config):
     """Seeds that each configuration is trained with, and those of the final step."""
     resources: Resources = Resources()
     """What one trial gets."""
+    hosts: Hosts = Hosts()
+    """Resident models that all trials ask (RAG): what their processes get."""
     on_failure: OnFailure = OnFailure()
     """What happens when a trial fails."""
     keep: Keep = Keep()

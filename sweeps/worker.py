@@ -15,6 +15,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,7 @@ class Setup:
         folder: the sweep file's folder, put on the module path.
         env: environment variables of trials, secrets already filled in; never written anywhere.
         cache: folder for converted models.
-        memo: opens the memo's client; None where the pipeline asks no model through it.
+        memo: opens the memo's client for a caller; None where the pipeline asks no model through it.
         hosts: opens the client of resident models; None keeps them in this process.
     """
 
@@ -56,7 +57,7 @@ class Setup:
     folder: str
     env: Mapping[str, str] = field(default_factory=dict, repr=False)
     cache: str | None = None
-    memo: Callable[[], Memo] | None = None
+    memo: Callable[[str], Memo] | None = None
     hosts: Callable[[], Host] | None = None
 
 
@@ -116,13 +117,19 @@ def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup
         report_every=loaded.spec.report_every,
         devices=setup.devices,
         replay=lease.replay,
-        services=services(setup),
+        services=services(setup, lease.id),
     )
 
 
-def services(setup: Setup) -> Services:
-    """What pipelines get from above in this process."""
-    return Services(memo=setup.memo, hosts=setup.hosts, secret=read_secret, cache=setup.cache)
+def services(setup: Setup, caller: str = "call") -> Services:
+    """What pipelines get from above in this process.
+
+    Args:
+        setup: the process's.
+        caller: the lease, or whatever else asks.
+    """
+    memo = None if setup.memo is None else partial(setup.memo, caller)
+    return Services(memo=memo, hosts=setup.hosts, secret=read_secret, cache=setup.cache)
 
 
 class WarmPipelines:

@@ -180,6 +180,28 @@ def test_the_model_asked_longest_ago_makes_room(host: LocalHost, monkeypatch: py
     assert (LOADED, GONE) == (["a", "b", "c", "b"], ["b", "c"])
 
 
+def test_a_model_that_is_asked_without_a_pause_does_not_keep_an_idle_one_from_making_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hosts, "LINGER_SECONDS", 0.0)
+    host = LocalHost(kept=2, gather_seconds=0.0)
+    over = threading.Event()
+
+    def keep_asking() -> None:
+        waiting: list[Future[Any]] = []
+        while not over.is_set():
+            waiting = [*waiting[-2:], host.submit(echo("busy"), "embed", ["x"], {"seconds": 0.002})]
+            waiting[0].result(10)
+
+    thread = threading.Thread(target=keep_asking)
+    thread.start()
+    for i in range(20):
+        assert values(host.ask(echo(f"m{i}"), "embed", ["x"], {})) == [f"m{i}:x"]
+    over.set()
+    thread.join(10)
+    host.close()
+
+
 def test_more_models_than_room_asked_by_many_threads_all_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosts, "LINGER_SECONDS", 0.005)
     host = LocalHost(kept=1, gather_seconds=0.0)
@@ -199,12 +221,13 @@ def test_more_models_than_room_asked_by_many_threads_all_answer(monkeypatch: pyt
 
 
 def test_a_closed_host_refuses_and_leaves_no_thread(host: LocalHost) -> None:
+    before = set(threading.enumerate())
     host.ask(echo(), "embed", ["x"], {})
     host.submit({"kind": "far", "name": "f"}, "generate", ["x"], {}).result(10)
     host.close()
     with pytest.raises(RuntimeError, match="closed"):
         host.ask(echo(), "embed", ["x"], {})
-    assert not [t.name for t in threading.enumerate() if t.name.startswith(("host-", "endpoint"))]
+    assert not set(threading.enumerate()) - before
     assert GONE == ["a"]
 
 
