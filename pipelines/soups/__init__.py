@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     from pipelines.soups.config import MergeMethodConfig
 
 SOUPS: dict[str, str] = {
-    "uniform": "pipelines.soups.recipes:UniformSoup",
-    "greedy": "pipelines.soups.recipes:GreedySoup",
+    "uniform": "pipelines.soups.recipes.uniform:UniformSoup",
+    "weighted": "pipelines.soups.recipes.uniform:WeightedSoup",
+    "greedy": "pipelines.soups.recipes.greedy:GreedySoup",
+    "pruned": "pipelines.soups.recipes.pruned:PrunedSoup",
+    "learned": "pipelines.soups.recipes.learned:LearnedSoup",
+    "search": "pipelines.soups.recipes.search:SearchSoup",
+    **dict.fromkeys(
+        ("slerp", "task_arithmetic", "ties", "dare", "della", "model_stock", "regmean"),
+        "pipelines.soups.recipes.uniform:MergedSoup",
+    ),
 }
 METHODS: dict[str, str] = {
     "average": "pipelines.soups.methods.average:average",
@@ -55,6 +63,10 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     """
     from pipelines.soups.config import parse_method
 
+    if (payload.get("method") or {}).get("type") == "learned":
+        from pipelines.soups.learned import merge_learned
+
+        return merge_learned(payload)
     ingredients = [(Path(folder), float(weight)) for folder, weight in payload["ingredients"]]
     out, cache = Path(payload["out"]), None if payload.get("cache") is None else Path(payload["cache"])
     given = {key: payload[key] for key in ("scale", "seed") if key in payload}

@@ -17,6 +17,7 @@ import pipelines.soups
 import pipelines.soups.config
 import sweeps.schedulers
 import sweeps.searchers
+import sweeps.soup_spec
 import sweeps.spec
 
 HEAVY = (
@@ -36,7 +37,10 @@ TABLES = {
     "SEARCHERS": (sweeps.searchers.SEARCHERS, literals(sweeps.spec.MethodConfig)),
     "SCHEDULERS": (sweeps.schedulers.SCHEDULERS, literals(sweeps.spec.EarlyTerminateConfig)),
     "METHODS": (pipelines.soups.METHODS, literals(pipelines.soups.config.MergeMethodConfig)),
-    "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
+    "SOUPS": (
+        pipelines.soups.SOUPS,
+        {str(config.model_fields["method"].default) for config in sweeps.soup_spec.SOUP_CONFIGS},
+    ),
 }
 
 
