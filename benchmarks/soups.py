@@ -53,7 +53,8 @@ def write_data(folder: Path, select: int, test: int) -> None:
     """600 rows to train on, 50 to tune on, and as many as asked for to choose and to judge on."""
     path = ROOT / "examples" / "data" / "generate.py"
     spec = importlib.util.spec_from_file_location("orders", path)
-    assert spec is not None and spec.loader is not None, f"{path} must be a module"
+    assert spec is not None, f"{path} must be a module"
+    assert spec.loader is not None, f"{path} must be a module"
     orders = importlib.util.module_from_spec(spec)
     sys.modules["orders"] = orders
     spec.loader.exec_module(orders)

@@ -227,7 +227,7 @@ class Tasting:
         return self.known[blend]
 
     def _failed(self, blend: Blend, message: str) -> Score:
-        split, _, name = self.plan.metric.partition("/")
+        name = self.plan.metric.partition("/")[2]
         score = Score(name, "select", math.nan, math.nan, 0, 0, self._direction())
         self._write(blend, score, (), {"failed": message})
         self.say(f"soup {self.soup}: {told(blend)}: could not be scored: {message}")

@@ -83,7 +83,8 @@ def _in_blocks(pipeline: Any, job: EvaluationJob, early: Mapping[str, Any]) -> d
         if len(seen) == len(rows):
             break
         score = _joined(parts, seen)
-        assert score.items is not None and score.item_set is not None, "scores of blocks must have items"
+        assert score.items is not None, "scores of blocks must have items"
+        assert score.item_set is not None, "scores of blocks must have items"
         verdict = hopeless(
             score.items, beat[np.sort(seen)], score.item_set, len(rows), early["alpha"] / looks, score.direction
         )

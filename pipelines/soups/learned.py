@@ -285,7 +285,7 @@ def _stacked_adapter(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str
 def _ranks(folder: Path) -> dict[str, int]:
     """Module -> rank of its B."""
     with safe_open(str(folder / ADAPTER), framework="pt") as file:
-        return {_inside(name): file.get_slice(name).get_shape()[1] for name in file.keys() if ".lora_B." in name}
+        return {_inside(name): file.get_slice(name).get_shape()[1] for name in file.keys() if ".lora_B." in name}  # noqa: SIM118
 
 
 def _inside(name: str) -> str:

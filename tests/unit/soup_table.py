@@ -49,10 +49,7 @@ class Table:
         assert against is None or against in self.known, "only what was scored can be beaten"
         self.asked.append(blend)
         assert sum(weight for _, weight in blend.mixture) == pytest.approx(1.0)
-        if callable(self.values):
-            value = self.values(blend)
-        else:
-            value = self.values["".join(sorted(blend.runs))]
+        value = self.values(blend) if callable(self.values) else self.values["".join(sorted(blend.runs))]
         self.known[blend] = score(value, self.direction)
         return self.known[blend]
 

@@ -10,6 +10,7 @@ evaluations ends it here.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def walk_path(
             points = sorted(known)
             gaps = np.diff(points)
             bound = float(gaps.mean() + gaps.std())
-            waiting = [(a, b) for a, b in zip(points, points[1:], strict=False) if b - a > bound * (1 + 1e-9)]
+            waiting = [(a, b) for a, b in itertools.pairwise(points) if b - a > bound * (1 + 1e-9)]
     rise, at = max((_rise(known, point), point) for point in known)
     knots = tuple((point, factor * value) for point, value in sorted(known.items()))
     return Path(knots, max(0.0, rise), at, max_drop + 2 * error)
