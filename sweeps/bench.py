@@ -167,11 +167,10 @@ class Tasting:
             "ingredients": [[self.folders[run], weight] for run, weight in blend.mixture],
             "out": str(out),
             "cache": str(cache_dir()),
-            "method": json.loads(blend.method),
-            "base": self.config.get("base_model"),
-            "scale": blend.scale,
-            "seed": blend.seed,
         }
+        if not blend.averaged:
+            payload |= {"method": json.loads(blend.method), "base": self.config.get("base_model"), "seed": blend.seed}
+            payload["scale"] = blend.scale
         return {**payload, **{k: v for k, v in (("rank", blend.rank), ("energy", blend.energy)) if v is not None}}
 
     def made(self, blend: Blend, folder: Path) -> Score:

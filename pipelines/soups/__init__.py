@@ -79,5 +79,15 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
 
+    return merge_models(ingredients, out, base=_base_folder(payload, cache), cache=cache, **given)
+
+
+def _base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:
+    """Where the base model lies, found and converted only for what needs it."""
+    needed = (payload.get("method") or {}).get("type") in ON_CHANGES or payload.get("scale", 1.0) != 1.0
     base = payload.get("base")
-    return merge_models(ingredients, out, base=None if base is None else Path(base), cache=cache, **given)
+    if base is None or cache is None or not needed or (Path(base) / "config.json").is_file():
+        return None if base is None or not (needed and Path(base).is_dir()) else Path(base)
+    from pipelines.finetune.model import resolve
+
+    return resolve(str(base), cache)
