@@ -29,7 +29,7 @@ from pipelines.config import SFTConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.finetune.freezing import unfreeze
-from pipelines.finetune.model import BaseModels, LoadedModel, content_hash
+from pipelines.finetune.model import BaseModels, LoadedModel, content_hash, origin
 from pipelines.finetune.optimizers import random_state, set_random_state
 from pipelines.finetune.rows import TrainRows, encode_train
 from pipelines.finetune.trainer import StepLosses, Trainer, unpatched
@@ -238,7 +238,7 @@ class _Run:
             scores = self.score(last=step == self.task.milestones[-1])
             self.lap(training=False)
             done = Report(step, scores, self.telemetry(), folder.name)
-            self.trainer.save(aside, random)
+            self.trainer.save(aside, random, origin(self.loaded.folder))
             write_complete(aside, done)
         self.report(done)
         set_random_state(random)

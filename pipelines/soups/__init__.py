@@ -56,7 +56,8 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
             result is compacted).
 
     Returns:
-        `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`.
+        `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`, `residual` (‖ΔW - kept‖/‖ΔW‖ in all) and
+        `residuals` (of each layer that lost something).
 
     Raises:
         pipelines.stage.UserError: if the ingredients can't be merged; the message names what and why.
@@ -75,7 +76,7 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     if any((folder / "adapter_config.json").is_file() for folder, _ in ingredients):
         from pipelines.soups.lora import merge_adapters
 
-        given.update({key: payload[key] for key in ("rank", "energy") if key in payload})
+        given.update({key: payload[key] for key in ("base", "rank", "energy") if key in payload})
         return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
 

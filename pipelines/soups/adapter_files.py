@@ -153,7 +153,11 @@ def read_adapter(
             if trained:
                 whole[trained] = tensor
         else:
-            what = "of a convolution" if kind is not None else f"nothing that a {config['peft_type']} adapter of linear layers has"
+            what = (
+                "of a convolution"
+                if kind is not None
+                else f"nothing that a {config['peft_type']} adapter of linear layers has"
+            )
             problems.append(f"{path} holds {name}, which is {what}; a soup can't average it")
     if not layers and not whole:
         problems.append(f"{path} holds no adapter weights")
@@ -177,18 +181,17 @@ def read_adapter(
     return AdapterFile(folder, config, made, {}, whole)
 
 
-def soup_config(ranks: Mapping[str, int], files: Sequence[AdapterFile], base: str | None) -> dict[str, Any]:
+def soup_config(ranks: Mapping[str, int], files: Sequence[AdapterFile]) -> dict[str, Any]:
     """PEFT's configuration of a soup: LoRA with alpha = rank everywhere, so that the scaling is 1.
 
     Args:
         ranks: rank of each layer.
         files: the ingredients.
-        base: name of the base model; the first ingredient's where None.
     """
     rank = max(ranks.values(), default=1)
     pattern = {f"^{re.escape(layer)}$": own for layer, own in ranks.items() if own != rank}
     return {
-        **shared_config(files, base),
+        **shared_config(files),
         "peft_type": "LORA",
         "r": rank,
         "lora_alpha": rank,
@@ -201,13 +204,13 @@ def soup_config(ranks: Mapping[str, int], files: Sequence[AdapterFile], base: st
     }
 
 
-def shared_config(files: Sequence[AdapterFile], base: str | None) -> dict[str, Any]:
+def shared_config(files: Sequence[AdapterFile]) -> dict[str, Any]:
     """What the configurations of all kinds of soups have in common."""
     first = files[0].config
     saved = sorted({module for file in files for module in file.config.get("modules_to_save") or ()})
     return {
         **{key: first.get(key) for key in SHARED},
-        "base_model_name_or_path": base or first.get("base_model_name_or_path"),
+        "base_model_name_or_path": first.get("base_model_name_or_path"),
         "fan_in_fan_out": bool(first.get("fan_in_fan_out")),
         "inference_mode": True,
         **({"modules_to_save": saved} if saved else {}),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -62,6 +64,12 @@ class BaseTensors:
             self._folder = folder
         return self._folder
 
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors that its files hold, in the order of the files."""
+        assert self.folder.is_dir(), "looked up and opened"
+        return list(self._places)
+
     def has(self, name: str) -> bool:
         """Whether it has a tensor, tied ones included."""
         return self._stored(name) is not None
@@ -84,6 +92,20 @@ class BaseTensors:
         stored = self._known(name)
         tensor: torch.Tensor = self._places[stored].get_tensor(stored)
         return tensor
+
+    def pieces(self, name: str, numbers: int = 1 << 22) -> Iterator[slice]:
+        """Slices along a tensor's first axis of at most so many numbers (one row at least)."""
+        shape = self.shape(name)
+        rows = max(1, numbers // max(1, math.prod(shape[1:])))
+        yield from (slice(start, start + rows) for start in range(0, shape[0] if shape else 1, rows))
+
+    def piece(self, name: str, rows: slice) -> torch.Tensor:
+        """Rows of a tensor, alone read from the disk; a number is itself."""
+        stored = self._known(name)
+        if not self.shape(name):
+            return self.tensor(name)
+        piece: torch.Tensor = self._places[stored].get_slice(stored)[rows]
+        return piece
 
     def _known(self, name: str) -> str:
         stored = self._stored(name)

@@ -24,10 +24,6 @@ SPARSE = 0.05
 """Share of zeros from which prunable weights count as pruned."""
 NOT_PRUNED = ("embed", "lm_head", "norm", "wte", "wpe")
 """Parts of names of matrices that pruning leaves alone."""
-VOLATILE = ("name_or_path", "tokenizer_file", "transformers_version", "_commit_hash", "is_local", "local_files_only")
-"""Keys of `tokenizer_config.json` that say nothing about tokens."""
-TOKENIZER = ("tokenizer", "vocab", "merges", "special_tokens", "added_tokens", "spiece", "sentencepiece", "chat_template")
-"""Beginnings of names of a tokenizer's files."""
 
 
 def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +47,7 @@ def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
         return {"problems": problems, "mask": None, "cosines": None}
     sources = [_source(folder) or str(payload.get("base") or "") for folder in folders]
     problems += base_problems(runs, folders, sources, cache)
-    problems += differing("tokenizer", runs, [tokenizer_hash(folder) for folder in folders])
+    problems += differing("tokenizer", runs, [tokenizer_of(folder) for folder in folders])
     masks = [mask_hash(folder) for folder in folders]
     problems += differing("mask of pruned weights", runs, [mask or "dense" for mask in masks])
     cosines = None
@@ -59,7 +55,8 @@ def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
         from pipelines.soups.cosines import delta_cosines
 
         try:
-            cosines = {"runs": runs, **delta_cosines(folders, payload.get("base"), cache)}
+            found = delta_cosines(folders, payload.get("base"), cache)
+            cosines = None if found is None else {"runs": runs, **found}
         except UserError as error:
             problems.append(str(error).removeprefix("no soup: "))
     return {"problems": problems, "mask": masks[0] if masks else None, "cosines": cosines}
@@ -116,19 +113,11 @@ def weight_problems(runs: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return problems
 
 
-def tokenizer_hash(folder: Path) -> str | None:
-    """SHA-256 (hex) of what a folder's tokenizer files say; a checkpoint's record where it has no files; else None."""
-    body = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.is_file() and path.name.startswith(TOKENIZER):
-            content = path.read_bytes()
-            if path.name == "tokenizer_config.json":
-                settings = {key: value for key, value in json.loads(content).items() if key not in VOLATILE}
-                content = json.dumps(settings, sort_keys=True).encode()
-            body[path.name] = hashlib.sha256(content).hexdigest()
-    if not body:
-        return _recorded(folder, "tokenizer_hash")
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+def tokenizer_of(folder: Path) -> str | None:
+    """SHA-256 (hex) of what a folder's tokenizer files say; a checkpoint's record where it has none; else None."""
+    from pipelines.finetune.model import tokenizer_hash
+
+    return tokenizer_hash(folder) or _recorded(folder, "tokenizer_hash")
 
 
 def mask_hash(folder: Path) -> str | None:

@@ -75,9 +75,7 @@ def compact(down: torch.Tensor, up: torch.Tensor, rank: int | None = None, energ
     total = float(squares.sum())
     kept = rank_of(squares, total, rank, energy)
     root = singular[:kept].sqrt()
-    return Kept(
-        root[:, None] * (vh[:kept] @ right.T), (left @ u[:, :kept]) * root, float(squares[kept:].sum()), total
-    )
+    return Kept(root[:, None] * (vh[:kept] @ right.T), (left @ u[:, :kept]) * root, float(squares[kept:].sum()), total)
 
 
 def factorise(delta: torch.Tensor, rank: int | None = None, energy: float | None = None) -> Kept:

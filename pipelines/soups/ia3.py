@@ -35,7 +35,6 @@ def write_ia3(
     scale: float,
     mixing: Mixing,
     whole: Mapping[str, torch.Tensor],
-    base: str | None,
     out: Path,
 ) -> dict[str, Any]:
     """Write the merge of IA3 adapters.
@@ -46,7 +45,6 @@ def write_ia3(
         scale: factor on the soup's change.
         mixing: how changes l - 1 are combined.
         whole: merged tensors of the base model (heads).
-        base: name of the base model, or None for the one the first names.
         out: the soup's folder.
 
     Returns:
@@ -58,7 +56,9 @@ def write_ia3(
     vectors = {}
     for layer in sorted({layer for file in files for layer in file.vectors}):
         there = [file.vectors.get(layer) for file in files]
-        shapes = {tuple(vector.shape): file.folder for vector, file in zip(there, files, strict=True) if vector is not None}
+        shapes = {
+            tuple(vector.shape): file.folder for vector, file in zip(there, files, strict=True) if vector is not None
+        }
         if len(shapes) > 1:
             told = " and ".join(f"{shape} in {folder}" for shape, folder in shapes.items())
             raise UserError(f"no soup: {layer} is scaled by {told} (feedforward_modules differ)")
@@ -69,7 +69,7 @@ def write_ia3(
         vectors[layer] = (1 + scale * mixing(changes, weights, layer)).float().contiguous()
     columns = [layer for layer, vector in vectors.items() if vector.shape[0] == 1 and vector.shape[1] > 1]
     record = {
-        **shared_config(files, base),
+        **shared_config(files),
         "peft_type": IA3,
         "target_modules": sorted(vectors),
         "feedforward_modules": columns,

@@ -20,10 +20,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipelines.finetune.checkpoint import placing
+from pipelines.soups import method_function
 from pipelines.soups.adapter_files import (
     CONFIG,
     IA3,
@@ -47,6 +46,7 @@ from pipelines.soups.adapter_files import (
 from pipelines.soups.arithmetic import folder_bytes, folder_hash
 from pipelines.soups.bases import BaseTensors
 from pipelines.soups.compact import Kept, compact, factorise
+from pipelines.soups.config import AverageConfig, MergeMethodConfig, TaskArithmeticConfig
 from pipelines.soups.dora import as_dora, dora_delta, summed_dora
 from pipelines.soups.factors import Factors, merged_bias, summed
 from pipelines.soups.whole import HEADS, head_problems, merged_whole, stored_names
@@ -61,35 +61,36 @@ class Mixing:
     """How changes are combined.
 
     Attributes:
-        method: `{"type": ...}` with its parameters, of `pipelines.soups.METHODS`.
+        method: of `pipelines.soups.METHODS`.
         seed: of random methods.
     """
 
-    method: Mapping[str, Any] = field(default_factory=lambda: {"type": "average"})
+    method: MergeMethodConfig = field(default_factory=AverageConfig)
     seed: int = 0
 
     @property
     def linear(self) -> float | None:
         """The factor on Σ w·δ; None for a method that is no such sum."""
-        return {"average": 1.0, "task_arithmetic": float(self.method.get("scaling", 1.0))}.get(self.method["type"])
-
-    @cached_property
-    def _function(self) -> Callable[..., torch.Tensor]:
-        from pipelines.soups import METHODS
-
-        module, _, name = METHODS[self.method["type"]].partition(":")
-        function: Callable[..., torch.Tensor] = getattr(import_module(module), name)
-        return function
+        if isinstance(self.method, TaskArithmeticConfig):
+            return self.method.scaling
+        return 1.0 if isinstance(self.method, AverageConfig) else None
 
     def __call__(self, changes: Sequence[torch.Tensor], weights: Sequence[float], name: str) -> torch.Tensor:
-        """The merged change of one tensor, in float64."""
+        """The merged change of one tensor, in float64.
+
+        Raises:
+            UserError: if the method does not take these weights.
+        """
         if self.linear is not None:
             total = torch.zeros(changes[0].shape, dtype=torch.float64)
             for change, weight in zip(changes, weights, strict=True):
                 total.add_(change.double(), alpha=weight * self.linear)
             return total
-        parameters = {key: value for key, value in self.method.items() if key != "type"}
-        return self._function(list(changes), list(weights), None, name=name, seed=self.seed, **parameters).double()
+        try:
+            merged = method_function(self.method)(list(changes), list(weights), None, name=name, seed=self.seed)
+        except ValueError as error:
+            raise UserError(f"no soup: {self.method.type} of {name}: {error}") from error
+        return torch.as_tensor(merged).double()
 
 
 def merge_adapters(
@@ -97,8 +98,8 @@ def merge_adapters(
     out: Path,
     cache: Path | None = None,
     *,
-    method: Mapping[str, Any] | None = None,
-    base: str | None = None,
+    method: MergeMethodConfig | None = None,
+    base: str | Path | None = None,
     scale: float = 1.0,
     seed: int = 0,
     rank: int | None = None,
@@ -111,8 +112,8 @@ def merge_adapters(
         out: the soup's folder; written aside and moved, what stood there is replaced.
         cache: where converted base models are kept; a temporary folder by default. The base is read only where a merge
             needs it: for DoRA, VeRA, and biases or heads that some ingredient lacks.
-        method: how changes are combined, `{"type": ...}` of `pipelines.soups.METHODS`; the weighted sum by default.
-        base: the base model; default is the one that the adapters name.
+        method: how changes are combined; the weighted sum by default.
+        base: where the base model is read; default is the one that the adapters name.
         scale: factor on the soup's change: 1 is the soup, 0 the base.
         seed: of random methods.
         rank: ranks of a layer at most.
@@ -132,19 +133,19 @@ def merge_adapters(
         problems += _other_bases(folders, configs, cache)
     refuse(problems)
     source = base or configs[0].get("base_model_name_or_path")
-    with BaseTensors(source, cache) as tensors:
+    with BaseTensors(None if source is None else str(source), cache) as tensors:
         files = [
             read_adapter(folder, config, lambda layer: tensors.shape(f"{layer}.weight")[-1], problems)
             for folder, config in zip(folders, configs, strict=True)
         ]
         refuse(problems)
         refuse(head_problems(files, tensors))
-        mixing = Mixing(method or {"type": "average"}, seed)
-        merge = _Merge(files, [weight for _, weight in ingredients], tensors, mixing, base, scale, rank, energy)
+        mixing = Mixing(method or AverageConfig(), seed)
+        merge = _Merge(files, [weight for _, weight in ingredients], tensors, mixing, scale, rank, energy)
         if configs[0]["peft_type"] == IA3:
             from pipelines.soups.ia3 import write_ia3
 
-            return write_ia3(files, merge.weights, scale, mixing, merge.whole(), base, out)
+            return write_ia3(files, merge.weights, scale, mixing, merge.whole(), out)
         return merge.write(out)
 
 
@@ -156,7 +157,6 @@ class _Merge:
     weights: Sequence[float]
     tensors: BaseTensors
     mixing: Mixing
-    base: str | None
     scale: float
     rank: int | None
     energy: float | None
@@ -182,7 +182,7 @@ class _Merge:
                 shape = tensors[f"{PREFIX}{layer}.lora_B.weight"].shape[:1]
                 tensors.setdefault(f"{PREFIX}{layer}.lora_B.bias", torch.zeros(shape))
         tensors.update(stored_names(self.whole(), list(ranks)))
-        record = soup_config(ranks, self.files, self.base)
+        record = soup_config(ranks, self.files)
         record.update({key: True for key, used in (("use_dora", self.dora), ("lora_bias", biased)) if used})
         with placing(out) as folder:
             save_file(tensors, str(folder / WEIGHTS), metadata={"format": "pt"})
@@ -207,7 +207,7 @@ class _Merge:
 
     def _layer(self, layer: str) -> dict[str, torch.Tensor]:
         """One layer's tensors of the soup, by what PEFT calls them."""
-        there = [file.layers[layer] if layer in file.layers else None for file in self.files]
+        there = [file.layers.get(layer) for file in self.files]
         self._same_shape(layer, there)
         dora = self.dora or any(part is not None and part.magnitude is not None for part in there)
         weight = self._base_weight(layer) if dora else None

@@ -165,9 +165,7 @@ def test_heads_that_the_base_lacks_are_averaged_if_they_began_alike(tmp_path: Pa
     ("seeds", "recorded", "words"),
     [((0, 1), True, r"score\.weight began differently in"), ((0, 0), False, r"does not say in heads\.json")],
 )
-def test_heads_that_began_apart_are_refused(
-    tmp_path: Path, seeds: tuple[int, int], recorded: bool, words: str
-) -> None:
+def test_heads_that_began_apart_are_refused(tmp_path: Path, seeds: tuple[int, int], recorded: bool, words: str) -> None:
     ingredients = heads(tmp_path, seeds, recorded)
     with pytest.raises(UserError, match=words) as caught:
         merge_adapters(ingredients, tmp_path / "soup")

@@ -13,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 
+from pipelines.soups import merge, method_function
 from pipelines.soups.compact import compact, factorise, rank_of
+from pipelines.soups.config import parse_method
 from pipelines.soups.lora import ENERGY, merge_adapters
 
 
@@ -95,3 +97,43 @@ def test_energy_may_give_layers_different_ranks(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "soup" / "adapter_config.json").read_text())
     assert config["rank_pattern"] == config["alpha_pattern"]
     assert adapted(tmp_path / "soup") is not None
+
+
+METHODS = [
+    {"type": "task_arithmetic", "scaling": 1.4},
+    {"type": "slerp"},
+    {"type": "ties", "density": 0.5},
+    {"type": "dare", "density": 0.6, "elect": "sum"},
+    {"type": "della", "density": 0.6},
+    {"type": "model_stock", "per": "row"},
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method["type"])
+@pytest.mark.parametrize("dora", [False, True])
+def test_methods_see_dense_changes(tmp_path: Path, method: dict[str, Any], dora: bool) -> None:
+    base = save_base(tmp_path / "base")
+    configs = [lora(3, use_dora=dora), lora(2, use_rslora=True), lora(4)]
+    made = [save_adapter(tmp_path / str(at), base, at, config) for at, config in enumerate(configs)]
+    payload = {"ingredients": [[str(folder), 1 / 3] for folder in made], "out": str(tmp_path / "soup"), "energy": 1.0}
+    result = merge({**payload, "method": method, "seed": 5, "scale": 0.8})
+    plain, expected = net().state_dict(), net()
+    function = method_function(parse_method(method))
+    for name in ("a", "b"):
+        key = f"{name}.weight"
+        changes = [adapted(folder).merge_and_unload().state_dict()[key] - plain[key] for folder in made]
+        change = function(changes, [1 / 3] * 3, None, name=key, seed=5)
+        expected.get_parameter(key).data = plain[key] + 0.8 * change
+    assert result["residual"] < 1e-6
+    assert_same_answers(tmp_path / "soup", expected)
+
+
+def test_a_method_that_is_not_linear_keeps_most_of_its_energy_by_default(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    made = [(save_adapter(tmp_path / str(at), base, at, lora(3)), 0.5) for at in range(2)]
+    ties = parse_method({"type": "ties", "density": 0.3})
+    result = merge_adapters(made, tmp_path / "soup", method=ties)
+    assert 0 < result["residual"] <= (1 - ENERGY) ** 0.5 + 1e-9
+    capped = merge_adapters(made, tmp_path / "soup", method=ties, rank=2)
+    assert capped["rank"] == 2
+    assert capped["residual"] > result["residual"]

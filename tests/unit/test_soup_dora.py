@@ -75,7 +75,9 @@ def test_equals_dense_arithmetic_in_float64() -> None:
 def test_the_mean_is_the_stretched_base_and_the_stretched_products() -> None:
     """(1/n) Σ diag(cᵢ)(W + ΔWᵢ) = diag(mean c)·W + (1/n) Σ diag(cᵢ)·sᵢBᵢAᵢ."""
     three = [draw(seed, {"q": rank}, 0.5 * seed, dora=True)["q"] for seed, rank in ((1, 2), (2, 3), (3, 4))]
-    stretched = [part.magnitude / (weight("q") + part.delta()).norm(dim=1) for part in three if part.magnitude is not None]
+    stretched = [
+        part.magnitude / (weight("q") + part.delta()).norm(dim=1) for part in three if part.magnitude is not None
+    ]
     mean = torch.stack(stretched).mean(0)[:, None] * weight("q")
     mean += sum(own[:, None] * part.delta() for own, part in zip(stretched, three, strict=True)) / 3
     made = merged([({"q": part}, 1 / 3) for part in three], "q")
