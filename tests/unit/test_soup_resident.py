@@ -158,7 +158,7 @@ def test_learned_weights_of_one_layer_are_that_layers(root: Path, tmp_path: Path
 def _deltas(folder: Path) -> dict[str, torch.Tensor]:
     import json
 
-    from pipelines.soups.lora import scaling
+    from pipelines.soups.factors import scaling
 
     settings = json.loads((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
