@@ -65,18 +65,19 @@ def make(folder: Path, models: int, layers: int) -> list[Path]:
         shapes[f"{stem}mlp.down_proj.weight"] = (width, inner)
         shapes |= {f"{stem}{name}_layernorm.weight": (width,) for name in ("input", "post_attention")}
     shapes["model.norm.weight"] = (width,)
-    made = []
-    for number in range(models):
-        path = folder / f"model-{number}"
+    made = [folder / f"model-{number}" for number in range(models)]
+    noise = torch.randn(1 << 20, generator=torch.Generator().manual_seed(0)) * 0.002
+    base = {}
+    for place, (name, shape) in enumerate(shapes.items()):
+        base[name] = torch.empty(shape).normal_(0, 0.02, generator=torch.Generator().manual_seed(place)).bfloat16()
+    for number, path in enumerate(made):
         path.mkdir()
         tensors = {}
-        for place, (name, shape) in enumerate(shapes.items()):
-            base = torch.randn(shape, generator=torch.Generator().manual_seed(place)) * 0.02
-            own = torch.randn(shape, generator=torch.Generator().manual_seed(1000 * (number + 1) + place)) * 0.002
-            tensors[name] = (base + own).to(torch.bfloat16)
+        for name, shape in shapes.items():
+            own = noise.roll(7919 * (number + 1)).repeat(base[name].numel() // len(noise) + 1)[: base[name].numel()]
+            tensors[name] = (base[name] + own.reshape(shape)).bfloat16()
         save_file(tensors, str(path / "model.safetensors"), metadata={"format": "pt"})
         (path / "config.json").write_text(json.dumps({**CONFIG, "num_hidden_layers": layers}))
-        made.append(path)
     return made
 
 
