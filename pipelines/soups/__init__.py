@@ -51,7 +51,7 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         payload: `ingredients` ([[folder, weight], ...], all adapters or all full models), `out` (a folder, replaced),
             `cache` (a folder for converted base models, or none), and, where it isn't the default, `method` (a
             `MergeMethodConfig` as JSON; `{"type": "average"}`), `base` (folder of the base model; none; needed by
-            `ON_CHANGES` on full models, and by `scale`), `scale` (1.0; the result is base + scale·(merged - base), for
+            `ON_CHANGES` on full models, and by `scale`; `slerp` goes over the changes from it where it is there), `scale` (1.0; the result is base + scale·(merged - base), for
             adapters scale·ΔW), `seed` (0; of `dare` and `della`), and for adapters `rank` and `energy` (to what the
             result is compacted).
 
@@ -85,7 +85,7 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def _base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:
     """Where the base model lies, found and converted only for what needs it."""
-    needed = (payload.get("method") or {}).get("type") in ON_CHANGES or payload.get("scale", 1.0) != 1.0
+    needed = (payload.get("method") or {}).get("type") in (*ON_CHANGES, "slerp") or payload.get("scale", 1.0) != 1.0
     base = payload.get("base")
     if base is None or cache is None or not needed or (Path(base) / "config.json").is_file():
         return None if base is None or not (needed and Path(base).is_dir()) else Path(base)
