@@ -258,7 +258,8 @@ class Tasting:
 
 def told(blend: Blend) -> str:
     """A blend in a line for people."""
-    runs = " + ".join(blend.runs)
+    equal = len({round(weight, 9) for _, weight in blend.mixture}) == 1
+    runs = " + ".join(run if equal else f"{weight:.2g} {run}" for run, weight in blend.mixture)
     kind = json.loads(blend.method)["type"]
     words = [] if kind == "average" else [kind]
     words += [f"scale {blend.scale:g}"] if blend.scale != 1.0 else []

@@ -188,7 +188,9 @@ def merge_learned(payload: Mapping[str, Any]) -> dict[str, Any]:
                 tensors[name] = tensors[name].to(torch.float32) * (weight * count)
             save_file(tensors, copy / ADAPTER, metadata={"format": "pt"})
             scaled.append([str(copy), 1.0 / count])
-        rest = {key: value for key, value in payload.items() if key not in ("ingredients", "method")}
+        rest = {key: payload[key] for key in ("out", "cache", "rank", "energy") if key in payload}
+        if payload.get("scale", 1.0) != 1.0:
+            rest |= {"scale": payload["scale"], "base": payload.get("base")}
         return merge({**rest, "ingredients": scaled})
 
 
