@@ -70,7 +70,9 @@ def _made(soup: SoupState) -> list[str]:
             lines.append(f"  search  {note['evaluations']} mixtures in {note['generations']} generations{failed}")
         elif note["what"] == "learned":
             losses = note["losses"]
-            lines.append(f"  learned {note['epochs']} epochs, loss {losses[0]:.4g} to {min(losses):.4g} on what it learned from")
+            lines.append(
+                f"  learned {note['epochs']} epochs, loss {losses[0]:.4g} to {min(losses):.4g} on what it learned from"
+            )
     paths = [note for note in soup.notes if note["what"] == "path"]
     if paths:
         behind = sum(not note["passes"] for note in paths)

@@ -193,7 +193,9 @@ VERDICT = {
 
 
 def test_verdicts_are_told_in_words() -> None:
-    assert verdict_line(VERDICT) == ("soup - best single on test/loss: -0.012 ± 0.02 (95 %), p = 0.3, n=60: no difference shown")
+    assert verdict_line(VERDICT) == (
+        "soup - best single on test/loss: -0.012 ± 0.02 (95 %), p = 0.3, n=60: no difference shown"
+    )
     clear = {**VERDICT, "high": -0.002, "low": -0.022, "better": "left", "p": 0.01}
     assert verdict_line(clear).endswith(": soup is better")
     assert verdict_line({**clear, "better": "right"}).endswith(": best single is better")

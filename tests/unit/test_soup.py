@@ -160,12 +160,12 @@ def test_no_soup_of_one(tmp_path: Path) -> None:
 
 def test_refused_ingredients_are_told_and_not_tried_again(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.5])
-    stage.add(1, 0.5, lora_bias=True)
+    stage.add(1, 0.5, layer_replication=[[0, 1]])
     assert make(stage) is None
-    assert "lora_bias" in stage.said[-1]
+    assert "layer_replication" in stage.said[-1]
     (finished,) = stage.bodies("soup_finished")
     assert finished["folder"] == ""
-    assert "lora_bias" in finished["reason"]
+    assert "layer_replication" in finished["reason"]
     asked = len(stage.backend.calls)
     assert make(stage) is None
     assert len(stage.backend.calls) == asked
