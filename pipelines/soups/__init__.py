@@ -80,10 +80,10 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
 
-    return merge_models(ingredients, out, base=_base_folder(payload, cache), cache=cache, **given)
+    return merge_models(ingredients, out, base=base_folder(payload, cache), cache=cache, **given)
 
 
-def _base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:
+def base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:
     """Where the base model lies, found and converted only for what needs it."""
     needed = (payload.get("method") or {}).get("type") in (*ON_CHANGES, "slerp") or payload.get("scale", 1.0) != 1.0
     base = payload.get("base")

@@ -21,6 +21,7 @@ from pipelines.soups import plan as planning
 from pipelines.soups.arithmetic import folder_bytes, folder_hash, merge_models, plan_models
 from pipelines.soups.config import parse_method
 from pipelines.soups.grams import GRAMS, gather_grams
+from pipelines.soups.parts import finish_merge, merge_part, plan_merge
 from pipelines.stage import UserError
 
 SETTINGS = {
@@ -301,6 +302,7 @@ import threading, time
 from pathlib import Path
 from pipelines.soups.arithmetic import merge_models
 from pipelines.soups.config import parse_method
+from pipelines.soups.parts import finish_merge, merge_part, plan_merge
 def anon():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon"))
 folders = [Path({str(tmp_path)!r}) / str(seed) for seed in range(4)]
@@ -351,3 +353,15 @@ def test_grams_are_those_of_the_layers_inputs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="at least one token"):
         gather_grams(net, [], tmp_path / "none")
     assert [path.name for path in tmp_path.iterdir()] == [GRAMS]
+
+
+def test_calls_on_workers_make_the_soup_of_one_call(tmp_path: Path) -> None:
+    folders = [write(tmp_path / str(seed), seed) for seed in range(2)]
+    base = write(tmp_path / "base", 9)
+    payload = {"ingredients": [[str(folder), 0.5] for folder in folders], "base": str(base), "scale": 0.5}
+    whole = merge({**payload, "out": str(tmp_path / "whole")})
+    begun = plan_merge({**payload, "out": str(tmp_path / "parted"), "parts": 3})
+    assert begun["parts"] == 3
+    done = [merge_part(json.loads(json.dumps({"plan": begun["plan"], "part": part}))) for part in (2, 0, 1)]
+    assert sum(part["bytes"] for part in done) == sum(t.numel() * t.element_size() for t in read(folders[0]).values())
+    assert finish_merge({"plan": begun["plan"]}) == whole
