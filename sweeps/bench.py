@@ -202,7 +202,7 @@ class Tasting:
             return None
         split, _, name = self.plan.metric.partition("/")
         stored = self.ledger.items(f"soup/{self.soup}/{self.steps[against]}", RESOURCE, name, split)
-        if stored is None:
+        if stored is None or name == "perplexity":
             return None
         items = [None if math.isnan(value) else float(value) for value in stored.values]
         settings = {"metric": self.plan.metric, "block": rule.block, "alpha": rule.alpha, "seed": self.plan.config.seed}

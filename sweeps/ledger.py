@@ -27,7 +27,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     soup_answered     {soup, question, about, answer}                  learn | problems: asked of the weights once
     soup_decided      {soup, run, decision, score, best, reason}
     soup_noted        {soup, what, ...}                                path | learned | search | toward_base
-    soup_finished     {soup, ingredients, method, scale, rank, ..., folder, score, hash, reason}  folder empty: none made
+    soup_finished     {soup, ingredients, method, scale, rank, ..., made, folder, score, hash, reason}  folder empty: none
     driver_ended      {reason}                                         finished | interrupted | aborted
     sweep_finished    {trials, failed, best, seconds}
 

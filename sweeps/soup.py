@@ -133,7 +133,7 @@ def _make(
         "hash": made["hash"],
         "reason": "",
     }
-    body |= {key: made[key] for key in ("rank", "residual") if key in made}
+    body["made"] = {key: made[key] for key in ("rank", "residual") if key in made}
     ledger.append([Event("soup_finished", body)])
     say(f"soup {soup}: {len(blend.mixture)} of {len(plan.ingredients)} runs, {scored(score)}")
 

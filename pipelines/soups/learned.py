@@ -174,6 +174,8 @@ def merge_learned(payload: Mapping[str, Any]) -> dict[str, Any]:
     folders = [Path(folder) for folder, _ in payload["ingredients"]]
     count = len(folders)
     if not (folders[0] / "adapter_config.json").is_file():
+        if payload.get("scale", 1.0) != 1.0:
+            raise UserError("no soup: learned weights of full models can't be moved toward the base")
         return _merge_models(folders, coefficients, method["per"], Path(payload["out"]))
     with tempfile.TemporaryDirectory(prefix="stockpot-") as own:
         scaled = []

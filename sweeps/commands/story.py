@@ -77,8 +77,9 @@ def _made(soup: SoupState) -> list[str]:
     if paths:
         behind = sum(not note["passes"] for note in paths)
         lines.append(f"  paths   {len(paths)} looked at, {behind or 'none'} with a barrier")
-    if done.get("residual"):
-        lines.append(f"  compact rank {done['rank']}, {done['residual']:.2g} of the change is lost")
+    made = done.get("made") or {}
+    if (made.get("residual") or 0.0) > 1e-6:
+        lines.append(f"  compact rank {made['rank']}, {made['residual']:.2g} of the change is lost")
     return lines
 
 

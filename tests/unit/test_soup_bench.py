@@ -267,3 +267,78 @@ def test_early_stops_are_rarely_wrong_and_often_right(kind: str) -> None:
         right += cut(beat + difference + 1.0 * difference.std(), beat, whole, 25, alpha, seed) is not None
     assert wrong <= alpha * tried + 3 * math.sqrt(alpha * (1 - alpha) * tried)
     assert right > 0.8 * tried
+
+
+def test_a_single_run_moved_toward_the_base_is_another_model(tmp_path: Path) -> None:
+    from sweeps.candidates import same_models
+    from sweeps.ledger import Event
+    from sweeps.state import fold
+
+    stage = Stage(tmp_path, [0.3, 0.4])
+    run = stage.runs[0]
+    candidates = [{"role": "winner", "run": run}, {"role": "soup", "soup": "greedy-1"}]
+    stage.ledger.append(
+        [
+            Event("soup_started", {"soup": "greedy-1", "method": "greedy", "metric": "select/loss", "ingredients": []}),
+            Event("final_frozen", {"candidates": candidates}),
+        ]
+    )
+    done = {"soup": "greedy-1", "ingredients": [[run, 1.0]], "folder": "f", "score": None, "hash": "h", "reason": ""}
+    for more, same in (
+        ({}, {"soup": "winner"}),
+        ({"scale": 0.5}, {}),
+        ({"rank": 2}, {}),
+        ({"made": {"rank": 5}}, {"soup": "winner"}),
+    ):
+        stage.ledger.append([Event("soup_finished", {**done, **more})])
+        assert same_models(fold(stage.ledger.events())) == same
+
+
+def test_the_real_worker_stops_a_hopeless_candidate_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`taste` with a pipeline that answers from a table: a hopeless candidate is scored in part, a good one in whole."""
+    from pipelines.stage import Devices
+    from sweeps import tasting, worker
+
+    rows = [{"prompt": f"question {row}", "completion": "answer"} for row in range(400)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    data = {"train": {"path": str(tmp_path / "rows.jsonl"), "type": "prompt_completion"}, "select": {"fraction": 0.5}}
+    config = {"type": "sft", "base_model": "org/model", "datasets": data, "max_steps": 1}
+    seen: list[int] = []
+
+    class Answers:
+        blends = True
+        worse = 0.0
+
+        def evaluate(self, job: Any) -> Any:
+            seen.append(len(job.rows))
+            names = tuple(row.id for row in job.rows)
+            values = [1.0 + self.worse + 0.1 * (int(name[:2], 16) % 5) for name in names]
+            return (summarise("loss", "select", "minimize", ItemSet(names), values),)
+
+    answers = Answers()
+    monkeypatch.setattr(tasting.WARM, "get", lambda config, devices: answers)
+    monkeypatch.setattr(worker, "_SETUP", [worker.Setup(Devices(), str(tmp_path))])
+    from pipelines.config import parse_pipeline
+    from pipelines.splits import load_splits
+
+    typed = parse_pipeline(config)
+    select = load_splits(typed.datasets, 0).rows("select")  # type: ignore[union-attr]
+    items = [1.0 + 0.1 * (int(row.id[:2], 16) % 5) + 0.05 * (int(row.id[2:4], 16) % 3 - 1) for row in select]
+    payload = {
+        "config": config,
+        "split": "select",
+        "evaluators": [{"type": "loss"}],
+        "averaged": True,
+        "merge": {"ingredients": [["a", 1.0]], "out": str(tmp_path / "out")},
+        "early": {"metric": "select/loss", "block": 25, "alpha": 0.001, "seed": 0, "items": items},
+    }
+    answers.worse = 0.5
+    answer = tasting.taste(payload)
+    assert answer["seen"] == sum(seen) < len(select)
+    assert answer["worse_by"] == pytest.approx(0.5, abs=0.05)
+    seen.clear()
+    answers.worse = -0.001
+    answer = tasting.taste(payload)
+    assert "seen" not in answer
+    assert sum(seen) == len(select) == answer["scores"][0].n
+    assert answer["scores"][0].item_set.ids == tuple(row.id for row in select)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pipelines.soups.base import AVERAGE, Bench, Blend, Ingredient, SoupEvent, method_text, uniform
 from pipelines.soups.recipes.gate import Gate
-from pipelines.soups.recipes.ranking import Ranking, alone, rank, tell_left_out
+from pipelines.soups.recipes.ranking import NothingScored, Ranking, alone, rank, tell_left_out
 
 Weights = Sequence[float] | Mapping[str, float]
 
@@ -130,13 +130,13 @@ class WeightedSoup:
         """The weighted average of the ingredients that have a weight.
 
         Raises:
-            NothingScored: if no ingredient could be scored.
-            ValueError: if there is no ingredient, or none has a weight.
+            NothingScored: if no ingredient could be scored, or none has a weight.
+            ValueError: if there is no ingredient.
         """
         ranking = rank(ingredients, bench)
         given = dict(zip(ranking.runs, self._of(ranking.runs), strict=True))
         if not any(given.values()):
-            raise ValueError(f"none of the runs has a weight: {', '.join(ranking.runs)}")
+            raise NothingScored(f"none of the runs has a weight: {', '.join(ranking.runs)}")
         best = ranking.best
         first = next(run for run in ranking.runs if given[run])
         taken: list[str] = []
