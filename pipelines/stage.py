@@ -37,11 +37,14 @@ class ModelSource:
         base_model: hub id, folder, GGUF file or `package://module/path`.
         adapter: folder of a PEFT adapter on top of it; None for the base itself.
         content_hash: SHA-256 of the weights where known, for the memo's keys.
+        blend: (folder, weight) of adapters on the base, or of full models, to be averaged in memory; for pipelines whose
+            `blends` is true.
     """
 
     base_model: str
     adapter: str | None = None
     content_hash: str | None = None
+    blend: tuple[tuple[str, float], ...] | None = None
 
 
 @dataclass(frozen=True)

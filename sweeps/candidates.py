@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.config import METRICS
+from pipelines.soups.base import Blend
 from sweeps.metrics import FRONT, Metric, soup_metric
 from sweeps.paths import SweepPaths
 from sweeps.scoring import Placed, front_runs, ranked, relative, whole_checkpoint
@@ -112,9 +113,12 @@ def same_models(state: SweepState) -> dict[str, str]:
     found = {}
     for candidate in state.candidates:
         soup = state.soups.get(str(candidate.get("soup")))
-        inside = [run for run, _ in (soup.finished or {}).get("ingredients") or ()] if soup is not None else []
-        if len(inside) == 1 and inside[0] in runs:
-            found[str(candidate["role"])] = runs[inside[0]]
+        done = (soup.finished or {}) if soup is not None else {}
+        if not done.get("ingredients") or done.get("rank") is not None or done.get("energy") is not None:
+            continue
+        single = Blend.from_record({**done, "mixture": done["ingredients"]}).single
+        if single in runs:
+            found[str(candidate["role"])] = runs[str(single)]
     return found
 
 

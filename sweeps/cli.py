@@ -195,8 +195,13 @@ def _add_report(add: Add) -> None:
 def _add_models(add: Add) -> None:
     soup = add("soup", "make and judge a soup from a finished or stopped sweep")
     _name(soup)
-    soup.add_argument("--method", metavar="M", help="uniform or greedy; default: the file's, else greedy")
+    soup.add_argument(
+        "--method", metavar="M", help="greedy, uniform, pruned, ties, ...; default: the file's, else greedy"
+    )
     soup.add_argument("--top", type=_positive, metavar="K", help="runs considered; default: the file's, else 5")
+    soup.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of soup: barrier=false, ..."
+    )
     _address(soup)
     _json(soup)
     evaluate = add("evaluate", "score any model or soup on data")

@@ -78,7 +78,7 @@ def _path(detail: ErrorDetails, data: Any) -> Place:
     if kind == "rule":
         path += str(detail.get("ctx", {}).get("field", "")).split(".")
     elif kind in ("union_tag_invalid", "union_tag_not_found"):
-        path.append("type")
+        path.append("method" if path == ["soup"] else "type")
     return tuple(path)
 
 

@@ -16,9 +16,10 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from sweeps.complaints import BARE, pattern_words
-from sweeps.fields import take_apart, type_names
+from sweeps.fields import tag_key, take_apart, type_names
 from sweeps.parameters import DISTRIBUTION_NAMES, FIXED
 from sweeps.schema import Schema
+from sweeps.soup_spec import DEFAULT
 from sweeps.spec import SweepSpec
 
 NEVER_WRITTEN = ("base_model_hash", "content_hash")
@@ -61,7 +62,7 @@ class Section:
     Attributes:
         path: where it stands; empty for the top of the file.
         also: other places of the same section.
-        variant: its word of `type`; empty for a section without variants.
+        variant: its word of `type`, or of `method` for a soup; empty for a section without variants.
         text: its documentation, one line.
         keys: in the spec's order.
     """
@@ -73,9 +74,14 @@ class Section:
     keys: tuple[Key, ...]
 
     @property
+    def told_by(self) -> str:
+        """The key that the variant is a word of."""
+        return "method" if self.path == "soup" else "type"
+
+    @property
     def title(self) -> str:
         """`method, type: tpe`."""
-        kind = f", type: {self.variant}" if self.variant else ""
+        kind = f", {self.told_by}: {self.variant}" if self.variant else ""
         return f"{self.path or 'top of the file'}{kind}"
 
     def record(self) -> dict[str, Any]:
@@ -161,9 +167,10 @@ def _keys(model: type[BaseModel], path: str) -> Iterator[Key]:
             continue
         whole = f"{path}.{name}" if path else name
         inside = whole.removeprefix("pipeline.")
-        told_apart = name == "type" and "const" in about
+        told_apart = name == tag_key(model) and "const" in about
         text = _line(model.model_fields[name].description) or ("Says which section this is." if told_apart else "")
         default = None if told_apart or name in schema.get("required", ()) else _default(about)
+        default = DEFAULT if told_apart and path == "soup" else default
         yield Key(
             whole,
             _type(about, definitions, bare=not path and name in BARE),
@@ -203,11 +210,13 @@ def _type(about: Schema, definitions: Mapping[str, Schema], *, bare: bool = Fals
     if "const" in about:
         return str(about["const"])
     if members := about.get("anyOf") or about.get("oneOf"):
+        members = [inner for one in members for inner in one.get("oneOf", [one])]
         words = dict.fromkeys(_type(one, definitions) for one in members if one.get("type") != "null")
         kinds = [definitions[one["$ref"].rpartition("/")[2]] for one in members if "$ref" in one]
-        tags = [kind["properties"].get("type", {}).get("const") for kind in kinds]
-        if len(tags) > 1 and all(tags):
-            return f"section with type: {' | '.join(tags)}" + (", or that word" if bare else "")
+        for key in ("type", "method"):
+            tags = [kind["properties"].get(key, {}).get("const") for kind in kinds]
+            if len(tags) > 1 and all(tags):
+                return f"section with {key}: {' | '.join(tags)}" + (", or that word" if bare else "")
         return " or ".join(words) + (", or a word" if bare else "")
     if about.get("type") == "array":
         return f"list of {_plural(_type(about.get('items', {}), definitions))}"

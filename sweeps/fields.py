@@ -117,7 +117,7 @@ def _step(data: Any, part: str | int) -> Any:
 def _chosen(models: list[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
     if len(models) < 2 or not isinstance(data, Mapping):
         return models
-    by_type = [model for model in models if data.get("type") in type_names(model)]
+    by_type = [model for model in models if data.get(tag_key(model)) in type_names(model)]
     if by_type:
         return by_type
     if any(type_names(model) for model in models):
@@ -125,9 +125,14 @@ def _chosen(models: list[type[BaseModel]], data: Any) -> list[type[BaseModel]]:
     return [max(models, key=lambda model: (len(model.model_fields.keys() & data.keys()), -len(model.model_fields)))]
 
 
+def tag_key(model: type[BaseModel]) -> str:
+    """The key that tells a model from its siblings: `type`, or `method` of a soup."""
+    return str(getattr(model, "told_by", "type"))
+
+
 def type_names(model: type[BaseModel]) -> tuple[str, ...]:
-    """The words of `type` that stand for a model; empty for one without."""
-    info = model.model_fields.get("type")
+    """The words of that key that stand for a model; empty for one without."""
+    info = model.model_fields.get(tag_key(model))
     return () if info is None else tuple(str(word) for word in Target(take_apart(info.annotation)).literals)
 
 

@@ -21,10 +21,13 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     test_opened       {by, candidates, metrics}
     final_scored      {role, candidate, scores, seed, owner}           items under `owner` (default `final/<role>[/seed-s]`)
     verdict           {left, right, metric, difference, se, low, high, p, p_holm, n, clusters, dropped, better, covers, seeds, note}
-    soup_started      {soup, method, tie, metric, ingredients: [{run, checkpoint, hash, score, resource, parameters}]}
-    soup_scored       {soup, step, mixture: [[run, weight], ...], score}  items under owner `soup/<id>/<step>`
+    soup_started      {soup, method, settings, metric, ingredients: [{run, checkpoint, hash, score, resource, parameters}]}
+    soup_scored       {soup, step, mixture: [[run, weight], ...], method, scale, seed, rank, energy, score, seen, failed}
+                      what a plain average lacks is left out; items under owner `soup/<id>/<step>`
+    soup_answered     {soup, question, about, answer}                  learn | problems: asked of the weights once
     soup_decided      {soup, run, decision, score, best, reason}
-    soup_finished     {soup, ingredients, folder, score, hash, reason}  folder is empty when none could be made
+    soup_noted        {soup, what, ...}                                path | learned | search | toward_base
+    soup_finished     {soup, ingredients, method, scale, rank, ..., made, folder, score, hash, reason}  folder empty: none
     probed            {run, n, p50, p95, stages: {stage: {p50, p95}}}     seconds a question, nothing from the memo
     driver_ended      {reason}                                         finished | interrupted | aborted
     sweep_finished    {trials, failed, best, seconds}

@@ -54,6 +54,18 @@ class Loop(Protocol):
         ...
 
 
+class Pending(Protocol):
+    """A call that was started."""
+
+    def result(self, on_progress: Callable[[str], None] | None = None) -> Any:
+        """Wait for it. Raises `CallFailed` with a typed failure."""
+        ...
+
+    def forget(self) -> None:
+        """Nobody wants its result any more; the worker is free when it is done."""
+        ...
+
+
 class Backend(Protocol):
     """Executes leases and calls. `RayBackend` (sweeps/runner.py) and `SimulatedBackend` (sweeps/simulate.py)."""
 
@@ -73,9 +85,31 @@ class Backend(Protocol):
         """
         ...
 
+    def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
+        """Begin a call; up to `slots` of them run at once, each on a worker of its own, and more wait for a free one."""
+        ...
+
     def close(self) -> None:
         """Free everything it started."""
         ...
+
+
+class Later:
+    """A `Pending` for backends without workers: the call is made when its result is asked for, and never if it is not.
+
+    Args:
+        call: makes the call.
+    """
+
+    def __init__(self, call: Callable[[Callable[[str], None] | None], Any]) -> None:
+        self._call = call
+
+    def result(self, on_progress: Callable[[str], None] | None = None) -> Any:
+        """Make the call."""
+        return self._call(on_progress)
+
+    def forget(self) -> None:
+        """Nothing was begun."""
 
 
 class CallFailed(RuntimeError):

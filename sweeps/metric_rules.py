@@ -63,6 +63,11 @@ def check_soup_metric(draft: Draft, metrics: tuple[Metric, ...]) -> None:
     if spec.soup is None:
         return
     bare, known = soup_metric(spec, metrics), known_metrics(spec.pipeline)
+    if getattr(spec.soup, "early_stop", None) is not None and bare == "perplexity":
+        draft.wrong(
+            ("soup", "early_stop"),
+            "perplexity is no mean over rows, so blocks of them can't be compared; give soup.metric: loss",
+        )
     if spec.soup.metric is not None and bare not in known:
         draft.wrong(("soup", "metric"), unknown(spec.soup.metric, list(known)))
     elif spec.soup.metric is None and not any(metric.scored for metric in metrics):

@@ -17,6 +17,8 @@ Written from the spec by `make reference`; edit the texts in `sweeps/spec.py`, `
 `pipeline` can be swept under `parameters`, but for those marked °.
 """
 WIDTH = 100
+MANY = 6
+"""More variants than these are called `all`."""
 
 
 def page() -> str:
@@ -35,20 +37,22 @@ def _table(path: str, group: Sequence[Section]) -> str:
     lines = [f"## {places or 'Top of the file'}", ""]
     variants = [section for section in group if section.variant]
     if variants:
-        lines += [f"- `type: {section.variant}`: {section.text}" for section in variants]
+        lines += [f"- `{section.told_by}: {section.variant}`: {section.text}" for section in variants]
     else:
         lines += [section.text for section in group]
     rows = _rows(group)
     told_apart = len(variants) > 1 and any(len(kinds) < len(variants) for _, kinds in rows)
     if rows:
-        heads = ["key", *(["type"] if told_apart else []), "what may stand there", "default", "meaning"]
+        kind = variants[0].told_by if variants else "type"
+        heads = ["key", *([kind] if told_apart else []), "what may stand there", "default", "meaning"]
         lines += ["", _row(heads), _row(["---"] * len(heads))]
     for key, kinds in rows:
         mark = " °" if key.path.startswith("pipeline.") and not key.swept else ""
         default = (
             "*unset*" if key.default == "unset" else "**must be given**" if key.default is None else f"`{key.default}`"
         )
-        cells = [f"`{key.name}`{mark}", *([", ".join(kinds)] if told_apart else []), key.type, default, key.text]
+        whose = "all" if len(kinds) == len(variants) > MANY else ", ".join(kinds)
+        cells = [f"`{key.name}`{mark}", *([whose] if told_apart else []), key.type, default, key.text]
         lines.append(_row(cells))
     return "\n".join(lines) + "\n"
 
@@ -58,7 +62,7 @@ def _rows(group: Sequence[Section]) -> list[tuple[Key, list[str]]]:
     found: dict[Key, list[str]] = {}
     for section in group:
         for key in section.keys:
-            if key.name != "type" or not section.variant:
+            if key.name != section.told_by or not section.variant:
                 found.setdefault(key, []).append(section.variant)
     return list(found.items())
 
@@ -73,8 +77,8 @@ def overview() -> str:
     for path, group in groupby(sections(), key=lambda section: section.path):
         listed = list(group)
         variants = " | ".join(section.variant for section in listed if section.variant)
-        head = f"{path or 'top of the file'}{f' (type: {variants})' if variants else ''}"
-        lines += ["", *textwrap.wrap(head, WIDTH, subsequent_indent="    ")]
+        head = f"{path or 'top of the file'}{f' ({listed[0].told_by}: {variants})' if variants else ''}"
+        lines += ["", *textwrap.wrap(head, WIDTH, subsequent_indent=" ")]
         rows = {key.name: key for key, _ in reversed(_rows(listed))}
         for name, key in reversed(rows.items()):
             room = WIDTH - 3 - max(28, len(name))
@@ -88,7 +92,7 @@ def entry(found: Sequence[Section]) -> str:
     keys: dict[Key, list[str]] = {}
     for section in found:
         for key in section.keys if section not in known else ():
-            plain = replace(key, type="", text="") if key.name == "type" and section.variant else key
+            plain = replace(key, type="", text="") if key.name == section.told_by and section.variant else key
             keys.setdefault(plain, []).append(section.variant)
     return "\n\n".join(
         [*(_key(key, kinds) for key, kinds in keys.items()), *(_section(one) for one in found if one in known)]
@@ -99,7 +103,7 @@ def _section(section: Section) -> str:
     width = max((len(key.name) for key in section.keys), default=0)
     lines = [section.title, *textwrap.wrap(section.text, WIDTH, initial_indent="  ", subsequent_indent="  ")]
     for key in section.keys:
-        if key.name == "type" and section.variant:
+        if key.name == section.told_by and section.variant:
             continue
         head = f"    {key.name:<{width}}  "
         lines += textwrap.wrap(key.text or key.type, WIDTH, initial_indent=head, subsequent_indent=" " * len(head))

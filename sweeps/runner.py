@@ -30,12 +30,13 @@ from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
 from pipelines.config import asks_models
 from pipelines.stage import Devices
+from sweeps.callers import Callers
 from sweeps.endpoints import endpoints_of
 from sweeps.failures import Failure, classify
 from sweeps.host_plan import plan_hosts
 from sweeps.interrupts import Interrupts
 from sweeps.lease_thread import Met
-from sweeps.loop import CallFailed, Loop
+from sweeps.loop import Loop, Pending
 from sweeps.paths import SweepPaths, cache_dir
 from sweeps.residents import Residents
 from sweeps.trial import Lease
@@ -246,7 +247,7 @@ class RayBackend:
         self._loaded = loaded
         self._paths = paths
         self._say = on_message or (lambda text: None)
-        self._caller: Any = None
+        self._callers = Callers(self._new_caller, lambda: self.slots)
         self._spared: dict[str, float] = {}
         env = worker_environment(loaded.spec.env)
         os.environ.update(TUNE_ENVIRONMENT)
@@ -311,26 +312,24 @@ class RayBackend:
         Raises:
             CallFailed: with the typed failure; the next call gets a fresh worker.
         """
+        return self.start(function, payload).result(on_progress)
+
+    def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
+        """Begin a call on a free warm worker, or on a new one while there are fewer than slots; else wait for one."""
         self._open_memo()
-        if self._caller is None:
-            options = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus, "max_concurrency": 2}
-            log = str(self._paths.log("calls"))
-            self._caller = ray.remote(**options)(CallWorker).remote(self._setup, log)
-        try:
-            answer, failure = self._await(self._caller.call.remote(function, dict(payload)), on_progress)
-        except ray.exceptions.RayError as error:
-            answer, failure = None, classify(error)
-        if failure is not None:
-            self._end_caller()
-            raise CallFailed(failure)
-        return answer
+        return self._callers.start(function, payload)
 
     def close(self) -> None:
         """End workers and hosts, and Ray where it was started here."""
-        self._end_caller()
+        self._callers.close()
         if self._residents is not None:
             self._residents.close()
         self._cluster.close()
+
+    def _new_caller(self, number: int) -> Any:
+        options = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus, "max_concurrency": 2}
+        log = str(self._paths.log("calls" if number == 0 else f"calls-{number}"))
+        return ray.remote(**options)(CallWorker).remote(self._setup, log)
 
     def _spawn(self, lease: Lease) -> dict[str, Any]:
         task = make_task(self._loaded, self._paths, lease, self._setup)
@@ -371,17 +370,3 @@ class RayBackend:
                 return False
             self._spared[lease] = now + min(10.0, seconds)
         return True
-
-    def _await(self, future: Any, on_progress: Callable[[str], None] | None) -> Any:
-        seen = 0
-        while not ray.wait([future], timeout=0.5 if on_progress else None)[0]:
-            if on_progress:
-                for text in ray.get(self._caller.poll.remote(seen)):
-                    seen += 1
-                    on_progress(text)
-        return ray.get(future)
-
-    def _end_caller(self) -> None:
-        caller, self._caller = self._caller, None
-        if caller is not None and ray.is_initialized():
-            ray.kill(caller)

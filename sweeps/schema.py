@@ -20,6 +20,7 @@ from pipelines.config import PIPELINE_CONFIGS
 from sweeps.complaints import BARE
 from sweeps.fields import take_apart, type_names
 from sweeps.parameters import CONTINUOUS, FIXED
+from sweeps.soup_spec import DEFAULT
 from sweeps.spec import METRICS_AT_MOST, SweepSpec
 
 DRAFT = "http://json-schema.org/draft-07/schema#"
@@ -34,6 +35,7 @@ def file_schema() -> Schema:
     definitions: dict[str, Schema] = schema["$defs"]
     properties: dict[str, Schema] = schema["properties"]
     _need_types(definitions, properties)
+    _soups(properties["soup"], definitions)
     for section, key in BARE.items():
         if section != "metric":
             _short_form(properties[section], definitions, key)
@@ -78,6 +80,17 @@ def _need_types(definitions: Mapping[str, Schema], properties: Mapping[str, Sche
     for union in (*told_apart, properties["evaluate"]["items"]):
         for member in _members(union, definitions):
             member["required"] = sorted({*member.get("required", ()), "type"})
+
+
+def _soups(union: Schema, definitions: Mapping[str, Schema]) -> None:
+    """Recipes are told apart by `method`, which one of them can do without; their merge methods by `type`."""
+    nested = next(form for form in union.pop("anyOf") if "oneOf" in form)
+    union["anyOf"] = [*nested["oneOf"], {"type": "null"}]
+    for member in _members(union, definitions):
+        if member["properties"]["method"]["const"] != DEFAULT:
+            member["required"] = sorted({*member.get("required", ()), "method"})
+        for method in _members(member["properties"].get("merge", {"oneOf": []}), definitions):
+            method["required"] = sorted({*method.get("required", ()), "type"})
 
 
 def _short_form(union: Schema, definitions: Mapping[str, Schema], key: str) -> None:

@@ -17,6 +17,7 @@ from pipelines.stage import ModelSource
 from sweeps import pareto
 from sweeps.engine import Backend, CallFailed
 from sweeps.failures import Failure, remedy
+from sweeps.loop import Pending
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN
@@ -145,8 +146,23 @@ def evaluate(
     return tuple(call(loaded, backend, EVALUATE, payload, say))
 
 
-def call(loaded: LoadedSweep, backend: Backend, function: str, payload: Mapping[str, Any], say: Say = silent) -> Any:
+def call(
+    loaded: LoadedSweep,
+    backend: Backend,
+    function: str,
+    payload: Mapping[str, Any],
+    say: Say = silent,
+    begun: Pending | None = None,
+) -> Any:
     """`Backend.call`, again after a failure where `on_failure` would start a trial again.
+
+    Args:
+        loaded: the sweep.
+        backend: makes the call.
+        function: `module:function`.
+        payload: its argument.
+        say: takes lines for people.
+        begun: the same call, where it was started before.
 
     Raises:
         CallFailed: with the typed failure.
@@ -154,6 +170,9 @@ def call(loaded: LoadedSweep, backend: Backend, function: str, payload: Mapping[
     earlier: list[Failure] = []
     while True:
         try:
+            if begun is not None:
+                pending, begun = begun, None
+                return pending.result(say)
             return backend.call(function, payload, say)
         except CallFailed as error:
             config = payload.get("config") or {}

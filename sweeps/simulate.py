@@ -26,7 +26,7 @@ from sweeps.checkpoints import Checkpoint
 from sweeps.engine import Engine
 from sweeps.failures import Failure, classify
 from sweeps.ledger import Event, Ledger
-from sweeps.loop import CallFailed, Loop
+from sweeps.loop import CallFailed, Later, Loop, Pending
 from sweeps.metrics import TELEMETRY
 from sweeps.paths import SweepPaths, checkpoint_name
 from sweeps.standings import Plan
@@ -188,6 +188,10 @@ class SimulatedBackend:
             return getattr(importlib.import_module(module), name)(payload)
         except Exception as error:
             raise CallFailed(classify(error)) from error
+
+    def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
+        """A call that is made when its result is asked for."""
+        return Later(lambda on_progress: self.call(function, payload, on_progress))
 
     def close(self) -> None:
         """Forget what runs."""

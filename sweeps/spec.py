@@ -11,10 +11,9 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from evaluators.config import AnyEvaluatorConfig
 from pipelines.config import Config, PipelineConfig, wrong
+from sweeps.soup_spec import Seed, SoupConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What every generator of random numbers takes."""
 
 
 class RandomConfig(Config):
@@ -233,19 +232,6 @@ class Keep(Config):
     """Runs whose newest checkpoint is kept; default `soup.top`, at least 1."""
     disk_gb: float | None = Field(default=None, gt=0)
     """Gigabytes of checkpoints at most."""
-
-
-class SoupConfig(Config):
-    """The soup made when the sweep ends; scored on `select`, judged on `test`."""
-
-    method: Literal["uniform", "greedy"] = "greedy"
-    """`uniform` averages all, `greedy` adds one at a time while the score does not fall."""
-    top: int = Field(default=5, ge=2)
-    """Runs considered: the best at the highest rung."""
-    tie: Literal["accept", "reject"] = "accept"
-    """Greedy: whether an equal score lets an ingredient in (the paper: accept)."""
-    metric: str | None = None
-    """Which metric chooses on `select`; default the sweep's."""
 
 
 class MetricConfig(Config):

@@ -105,6 +105,14 @@ class SoupState:
     ingredients: list[dict[str, Any]]
     scored: list[dict[str, Any]] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[dict[str, Any]] = field(default_factory=list)
+    """what the recipe found on the way: paths, learned weights, the search"""
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """decisions and notes in one order, each with its `kind`"""
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    """what workers found out about the weights"""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """the recipe's; empty in ledgers of older versions"""
     finished: dict[str, Any] | None = None
 
 
@@ -334,7 +342,11 @@ def _verdict(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
 
 def _soup_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.soups[body["soup"]] = SoupState(
-        body["soup"], body["method"], body["metric"], [dict(ingredient) for ingredient in body["ingredients"]]
+        body["soup"],
+        body["method"],
+        body["metric"],
+        [dict(ingredient) for ingredient in body["ingredients"]],
+        settings=dict(body.get("settings") or {}),
     )
 
 
@@ -344,6 +356,16 @@ def _soup_scored(state: SweepState, body: Mapping[str, Any], event: Event) -> No
 
 def _soup_decided(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.soups[body["soup"]].decisions.append(dict(body))
+    state.soups[body["soup"]].told.append({"kind": event.kind, **body})
+
+
+def _soup_noted(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.soups[body["soup"]].notes.append(dict(body))
+    state.soups[body["soup"]].told.append({"kind": event.kind, **body})
+
+
+def _soup_answered(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.soups[body["soup"]].answers.append(dict(body))
 
 
 def _soup_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
@@ -379,6 +401,8 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "soup_started": _soup_started,
     "soup_scored": _soup_scored,
     "soup_decided": _soup_decided,
+    "soup_noted": _soup_noted,
+    "soup_answered": _soup_answered,
     "soup_finished": _soup_finished,
     "driver_ended": _driver_ended,
     "sweep_finished": _sweep_finished,

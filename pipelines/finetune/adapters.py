@@ -71,6 +71,12 @@ def attach(model: Any, folder: Path) -> Any:
         config.inference_mode = True
         config.base_model_name_or_path = None
         adapted = get_peft_model(model, config)
+        if getattr(config, "bias", "none") != "none":
+            adapted.plain_biases = {
+                _plain(name): value.detach().clone()
+                for name, value in adapted.get_base_model().named_parameters()
+                if name.endswith(".bias") and ".lora_" not in name
+            }
         load_weights(adapted, folder)
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"{folder}: the adapter can't be put on its base model: {error}") from error
@@ -78,11 +84,27 @@ def attach(model: Any, folder: Path) -> Any:
 
 
 def detach(adapted: Any) -> Any:
-    """The base model as it was before its adapter."""
+    """The base model as it was before its adapter, trained biases and heads taken out again too."""
+    heads = [
+        (name, module.original_module)
+        for name, module in adapted.get_base_model().named_modules()
+        if hasattr(module, "original_module") and hasattr(module, "modules_to_save")
+    ]
+    biases = getattr(adapted, "plain_biases", {})
     model = adapted.unload()
+    for name, original in heads:
+        parent, _, own = name.rpartition(".")
+        setattr(model.get_submodule(parent), own, original)
+    for name, value in biases.items():
+        model.get_parameter(name).data.copy_(value)
     if hasattr(model, "peft_config"):
         del model.peft_config
     return model
+
+
+def _plain(name: str) -> str:
+    """What a parameter is called without an adapter around it."""
+    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
 def save_weights(adapted: Any, folder: Path, base_model: str) -> None:

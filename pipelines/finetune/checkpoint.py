@@ -42,20 +42,29 @@ def placing(folder: Path) -> Iterator[Path]:
 
     What stood at `folder` before is replaced. Left-overs of killed writers of the same folder are removed.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for torn in folder.parent.glob(f".{folder.name}.*.tmp"):
-        shutil.rmtree(torn, ignore_errors=True)
+    clear_torn(folder)
     aside = folder.parent / f".{folder.name}.{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
-    aside.mkdir()
+    aside.mkdir(parents=True)
     try:
         yield aside
-        if folder.exists():
-            (folder / COMPLETE).unlink(missing_ok=True)
-            shutil.rmtree(folder)
-        aside.rename(folder)
-        _sync(folder.parent)
+        put_in_place(aside, folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def clear_torn(folder: Path) -> None:
+    """Remove what killed writers of a folder left beside it."""
+    for torn in folder.parent.glob(f".{folder.name}.*.tmp"):
+        shutil.rmtree(torn, ignore_errors=True)
+
+
+def put_in_place(aside: Path, folder: Path) -> None:
+    """Move a whole folder that was written aside to its place; what stood there is replaced."""
+    if folder.exists():
+        (folder / COMPLETE).unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    _sync(folder.parent)
 
 
 def write_complete(folder: Path, report: Report) -> None:

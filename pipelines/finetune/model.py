@@ -36,6 +36,18 @@ _ALTERNATIVES = (
     "Give a folder with safetensors, a GGUF file, package://module/path (a model inside an installed package) or "
     "sweep://NAME/best instead"
 )
+_TOKENIZER_FILES = (
+    "tokenizer",
+    "vocab",
+    "merges",
+    "special_tokens",
+    "added_tokens",
+    "spiece",
+    "sentencepiece",
+    "chat_",
+)
+_SAYS_NOTHING = ("name_or_path", "tokenizer_file", "transformers_version", "is_local", "local_files_only")
+"""Keys of `tokenizer_config.json` that say nothing about tokens."""
 
 
 @dataclass
@@ -132,6 +144,24 @@ def resolve(source: str, cache: Path, *, trust_remote_code: bool = False) -> Pat
     if source.startswith(PACKAGE) or not _HUB_ID.fullmatch(source) or path.suffix.lower() == ".gguf":
         raise UserError(f"base_model: {path} does not exist. {_ALTERNATIVES}")
     return _from_hub(source, trust_remote_code)
+
+
+def origin(folder: Path) -> dict[str, str | None]:
+    """What a checkpoint's `state.json` says of its base model, for soups: `base_hash` and `tokenizer_hash`."""
+    return {"base_hash": content_hash(folder), "tokenizer_hash": tokenizer_hash(folder)}
+
+
+def tokenizer_hash(folder: Path) -> str | None:
+    """SHA-256 (hex) of what a folder's tokenizer files say, however they were written; None where there are none."""
+    body = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_file() and path.name.startswith(_TOKENIZER_FILES):
+            body[path.name] = file_hash(path)
+            if path.name == "tokenizer_config.json":
+                record = json.loads(path.read_text(encoding="utf-8"))
+                said = {key: value for key, value in record.items() if key not in _SAYS_NOTHING}
+                body[path.name] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest() if body else None
 
 
 def _package_path(source: str) -> Path:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import os
 import resource
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +29,13 @@ from pipelines.config import SFTConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.finetune.freezing import unfreeze
-from pipelines.finetune.model import BaseModels, LoadedModel
+from pipelines.finetune.model import BaseModels, LoadedModel, origin
 from pipelines.finetune.optimizers import random_state, set_random_state
 from pipelines.finetune.rows import TrainRows, encode_train
 from pipelines.finetune.trainer import StepLosses, Trainer, unpatched
 from pipelines.lm import LocalLanguageModel, memoised
+from pipelines.soups import merge
+from pipelines.soups.resident import ResidentSum
 from pipelines.splits import Splits, load_splits
 from pipelines.stage import Devices, EvaluationJob, OutOfMemory, Resource, Task, UserError
 from pipelines.weights import content_hash
@@ -48,9 +52,12 @@ class SFTPipeline:
     """
 
     resource: Resource = "steps"
+    blends = True
+    """`ModelSource.blend` is understood."""
 
     def __init__(self) -> None:
         self._models: BaseModels | None = None
+        self._resident: tuple[LoadedModel, ResidentSum] | None = None
         self._tokens: tuple[tuple[Any, ...], Splits, TrainRows] | None = None
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -73,6 +80,7 @@ class SFTPipeline:
             _log.warning("%s", warning)
         if config.precision == "fp16" and device == "cpu":
             _log.warning("precision: fp16 on a CPU is slow; bf16 and fp32 are made for it")
+        self._resident = None
         with _memory_errors(config):
             loaded = self._base(config.base_model, config, task.services.cache, device)
             rows = self._train_rows(config, splits, loaded)
@@ -92,13 +100,19 @@ class SFTPipeline:
         if not rows:
             raise UserError(f"datasets.{job.split} is not given, so nothing can be scored on it")
         with _memory_errors(config), contextlib.ExitStack() as stack:
-            loaded = self._base(job.model.base_model, config, job.services.cache, device)
+            parts, adapter = job.model.blend or (), job.model.adapter
+            if parts and not (Path(parts[0][0]) / "adapter_config.json").is_file():
+                loaded = self._blended(parts, config, job.services.cache, device)
+            else:
+                self._resident = None
+                loaded = self._base(job.model.base_model, config, job.services.cache, device)
+                adapter = str(stack.enter_context(_merged(parts, job.services.cache))) if parts else adapter
             model = loaded.model
-            if job.model.adapter is not None:
-                model = adapters.attach(loaded.model, Path(job.model.adapter))
+            if adapter is not None:
+                model = adapters.attach(loaded.model, Path(adapter))
                 stack.callback(adapters.detach, model)
             lm: LanguageModel = _language_model(model, loaded.tokenizer, config)
-            if job.services.memo is not None:
+            if job.services.memo is not None and not parts:
                 lm = memoised(
                     lm,
                     job.services.memo(),
@@ -108,6 +122,18 @@ class SFTPipeline:
                     settings={"sequence_len": config.sequence_len},
                 )
             return evaluate_all(job.evaluators, lm, rows, job.split)
+
+    def _blended(
+        self, parts: Sequence[tuple[str, float]], config: SFTConfig, cache: str | None, device: str
+    ) -> LoadedModel:
+        """The average of full models, in the model that stays for the next such job."""
+        if self._resident is None:
+            loaded = self._base(parts[0][0], config, cache, device)
+            assert self._models is not None
+            self._models.drop()
+            self._resident = (loaded, ResidentSum(loaded.model))
+        self._resident[1].apply(parts)
+        return self._resident[0]
 
     def _base(self, source: str, config: SFTConfig, cache: str | None, device: str) -> LoadedModel:
         if self._models is None or (cache is not None and str(self._models.cache) != cache):
@@ -213,7 +239,7 @@ class _Run:
             scores = self.score(last=step == self.task.milestones[-1])
             self.lap(training=False)
             done = Report(step, scores, self.telemetry(), folder.name)
-            self.trainer.save(aside, random)
+            self.trainer.save(aside, random, origin(self.loaded.folder))
             write_complete(aside, done)
         self.report(done)
         set_random_state(random)
@@ -268,6 +294,16 @@ class _Run:
         else:
             self.trainer.progress.evaluation_seconds += now - self.clock
         self.clock = now
+
+
+@contextlib.contextmanager
+def _merged(parts: Sequence[tuple[str, float]], cache: str | None) -> Iterator[Path]:
+    """The average of adapters, as an adapter that lies in memory where the system has a place for files there."""
+    memory = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(prefix="stockpot-", dir=memory if os.access(memory, os.W_OK) else None) as own:
+        out = Path(own) / "soup"
+        merge({"ingredients": [list(part) for part in parts], "out": str(out), "cache": cache})
+        yield out
 
 
 def _typed(config: Mapping[str, Any]) -> SFTConfig:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -149,8 +149,14 @@ class Trainer(SFTTrainer):
             self.remove_callback(callback)
         self.add_callback(_OnStep(self, on_step))
 
-    def save(self, folder: Path, random: dict[str, Any]) -> None:
-        """Write optimizer, schedule, random states, position and counters; the weights are written by the pipeline."""
+    def save(self, folder: Path, random: dict[str, Any], origin: Mapping[str, str | None]) -> None:
+        """Write optimizer, schedule, random states, position and counters; the weights are written by the pipeline.
+
+        Args:
+            folder: the checkpoint's folder.
+            random: random states as they were at the step.
+            origin: hashes of what the run began from, kept beside the rest.
+        """
         groups = save_optimizer(self.optimizer, folder)
         state = {
             "format": FORMAT,
@@ -162,6 +168,7 @@ class Trainer(SFTTrainer):
             "scaler": scale_state(self.scaler),
             "progress": asdict(self.progress),
             "torch": torch.__version__,
+            **origin,
         }
         (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
         self.state.log_history = []

@@ -12,8 +12,16 @@ if TYPE_CHECKING:
     from pipelines.soups.config import MergeMethodConfig
 
 SOUPS: dict[str, str] = {
-    "uniform": "pipelines.soups.recipes:UniformSoup",
-    "greedy": "pipelines.soups.recipes:GreedySoup",
+    "uniform": "pipelines.soups.recipes.uniform:UniformSoup",
+    "weighted": "pipelines.soups.recipes.uniform:WeightedSoup",
+    "greedy": "pipelines.soups.recipes.greedy:GreedySoup",
+    "pruned": "pipelines.soups.recipes.pruned:PrunedSoup",
+    "learned": "pipelines.soups.recipes.learned:LearnedSoup",
+    "search": "pipelines.soups.recipes.search:SearchSoup",
+    **dict.fromkeys(
+        ("slerp", "task_arithmetic", "ties", "dare", "della", "model_stock", "regmean"),
+        "pipelines.soups.recipes.uniform:MergedSoup",
+    ),
 }
 METHODS: dict[str, str] = {
     "average": "pipelines.soups.methods.average:average",
@@ -43,18 +51,23 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         payload: `ingredients` ([[folder, weight], ...], all adapters or all full models), `out` (a folder, replaced),
             `cache` (a folder for converted base models, or none), and, where it isn't the default, `method` (a
             `MergeMethodConfig` as JSON; `{"type": "average"}`), `base` (folder of the base model; none; needed by
-            `ON_CHANGES` on full models, and by `scale`), `scale` (1.0; the result is base + scale·(merged - base), for
+            `ON_CHANGES` on full models, and by `scale`; `slerp` goes over the changes from it where it is there), `scale` (1.0; the result is base + scale·(merged - base), for
             adapters scale·ΔW), `seed` (0; of `dare` and `della`), and for adapters `rank` and `energy` (to what the
             result is compacted).
 
     Returns:
-        `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`.
+        `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`, `residual` (‖ΔW - kept‖/‖ΔW‖ in all) and
+        `residuals` (of each layer that lost something).
 
     Raises:
         pipelines.stage.UserError: if the ingredients can't be merged; the message names what and why.
     """
     from pipelines.soups.config import parse_method
 
+    if (payload.get("method") or {}).get("type") == "learned":
+        from pipelines.soups.learned import merge_learned
+
+        return merge_learned(payload)
     ingredients = [(Path(folder), float(weight)) for folder, weight in payload["ingredients"]]
     out, cache = Path(payload["out"]), None if payload.get("cache") is None else Path(payload["cache"])
     given = {key: payload[key] for key in ("scale", "seed") if key in payload}
@@ -63,9 +76,19 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     if any((folder / "adapter_config.json").is_file() for folder, _ in ingredients):
         from pipelines.soups.lora import merge_adapters
 
-        given.update({key: payload[key] for key in ("rank", "energy") if key in payload})
+        given.update({key: payload[key] for key in ("base", "rank", "energy") if key in payload})
         return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
 
+    return merge_models(ingredients, out, base=base_folder(payload, cache), cache=cache, **given)
+
+
+def base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:
+    """Where the base model lies, found and converted only for what needs it."""
+    needed = (payload.get("method") or {}).get("type") in (*ON_CHANGES, "slerp") or payload.get("scale", 1.0) != 1.0
     base = payload.get("base")
-    return merge_models(ingredients, out, base=None if base is None else Path(base), cache=cache, **given)
+    if base is None or cache is None or not needed or (Path(base) / "config.json").is_file():
+        return None if base is None or not (needed and Path(base).is_dir()) else Path(base)
+    from pipelines.finetune.model import resolve
+
+    return resolve(str(base), cache)

@@ -1,11 +1,11 @@
-"""The weighted average of full models, tensor by tensor.
+"""Merges of full models: what must agree before anything is read, and the way from folders to a folder.
 
-θ = Σ wᵢ θᵢ with Σ wᵢ = 1, accumulated in float32 (float64 for float64 tensors) whatever the files hold and rounded once
-to the first model's type: a running mean kept in bfloat16 has about three times the rounding error. Inputs are mapped,
-not loaded; the result is held in memory once.
+Numbers are calculated in float32 (float64 for float64 tensors) whatever the files hold and rounded once to the
+ingredients' type: a running mean kept in bfloat16 has about three times the rounding error. Nothing is loaded whole
+(`pipelines/soups/streaming.py`).
 
-Integer and boolean tensors must be equal and are copied. A tied output head that only some ingredients store is left out,
-as the loader ties it again.
+Whole numbers and booleans must be equal and are copied. Where the configuration ties the output head to the embeddings, a stored
+head must be the embeddings and is left out, as the loader ties it again.
 
 Example:
     >>> merge_models([(Path("a"), 0.5), (Path("b"), 0.5)], Path("soup"))
@@ -17,78 +17,43 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from pipelines.finetune.checkpoint import placing
-from pipelines.soups import method_function
+from pipelines.soups import ON_CHANGES
 from pipelines.soups.config import AverageConfig, MergeMethodConfig
+from pipelines.soups.files import FLOATS, INDEX, WEIGHTS, Mapped, ModelFiles, Stored, read_header
+from pipelines.soups.grams import GRAMS
+from pipelines.soups.plan import SHARD_BYTES, MergePlan, lay_out
+from pipelines.soups.streaming import merge_whole
 from pipelines.stage import UserError
 
 AVERAGE = AverageConfig()
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 TIED_HEAD = "lm_head.weight"
+EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "word_embeddings.weight")
+"""How names of embeddings end."""
 VOLATILE = ("_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache")
 """Keys of `config.json` that may differ between ingredients."""
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "added_tokens.json",
+)
+"""Files that say which token has which number."""
+TOKENIZER_HABITS = ("padding", "truncation")
+"""Keys of `tokenizer.json` that change no token."""
 NOT_COPIED = ("complete.json", "state.json", "soup.json", INDEX)
 """JSON files of an ingredient that say nothing about the soup."""
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
-
-
-class ModelFiles:
-    """A model's safetensors, one file or sharded, mapped; use as a context manager.
-
-    Args:
-        folder: where `model.safetensors` or its index lies.
-
-    Raises:
-        UserError: if neither is there.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._stack = ExitStack()
-        if (folder / INDEX).is_file():
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-            files = sorted(set(index["weight_map"].values()))
-        else:
-            files = [WEIGHTS]
-        missing = [name for name in files if not (folder / name).is_file()]
-        if missing:
-            raise UserError(f"no soup: {folder} has no {', '.join(missing)}")
-        self._where: dict[str, Any] = {}
-        for name in files:
-            shard = self._stack.enter_context(safe_open(str(folder / name), framework="pt"))
-            self._where.update(dict.fromkeys(shard.keys(), shard))
-
-    def __enter__(self) -> ModelFiles:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    @property
-    def names(self) -> set[str]:
-        """Names of all tensors."""
-        return set(self._where)
-
-    def kind(self, name: str) -> tuple[tuple[int, ...], str]:
-        """(shape, dtype) of a tensor, without reading it."""
-        view = self._where[name].get_slice(name)
-        return tuple(view.get_shape()), str(view.get_dtype())
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """A tensor's values."""
-        tensor: torch.Tensor = self._where[name].get_tensor(name)
-        return tensor
 
 
 def merge_models(
@@ -104,11 +69,11 @@ def merge_models(
     """Write the merge of full models with the first one's configuration and tokenizer.
 
     Args:
-        ingredients: (model folder, weight); the weights sum to one.
+        ingredients: (model folder, weight); the weights sum to one, or are any numbers for a method on changes.
         out: the soup's folder; written aside and moved, what stood there is replaced.
         method: how weights are merged.
-        base: the base model's folder, where the method or `scale` needs one.
-        cache: where a converted base is kept.
+        base: the base model, where the method or `scale` needs one.
+        cache: where a converted base is kept; a temporary folder by default.
         scale: the result is base + scale·(merged - base).
         seed: of random methods.
 
@@ -116,37 +81,95 @@ def merge_models(
         `{kind, hash, bytes}`.
 
     Raises:
-        UserError: if a file is missing, tensors, shapes, types or configurations differ, or a number is not finite.
+        UserError: if a file is missing, tensors, shapes, types, configurations or tokenizers differ, or a number is
+            not finite.
+        OSError: if the disk is full; what stood at `out` is left as it was.
     """
-    weights = [weight for _, weight in ingredients]
-    if not ingredients or not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
-        raise UserError(f"no soup: weights of full models must sum to 1, but are {weights}")
-    folders = [folder for folder, _ in ingredients]
-    configs = [_read_json(folder / "config.json") for folder in folders]
     with ExitStack() as stack:
-        models = [stack.enter_context(ModelFiles(folder)) for folder in folders]
-        names = _common_names(models, bool(configs[0].get("tie_word_embeddings")))
-        problems = _config_problems(folders, configs) + _tensor_problems(models, names)
-        if problems:
-            rest = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise UserError("no soup: " + "; ".join(problems[:5]) + rest)
-        function = method_function(method)
-        own = None if base is None else stack.enter_context(ModelFiles(base))
-        merged = {name: _merged(name, models, weights, own, function, scale, seed) for name in sorted(names)}
-        with placing(out) as folder:
-            save_file(merged, str(folder / WEIGHTS), metadata={"format": "pt"})
-            for path in sorted(folders[0].iterdir()):
-                if path.is_file() and path.suffix in COPIED_SUFFIXES and path.name not in NOT_COPIED:
-                    shutil.copyfile(path, folder / path.name)
-    return {"kind": "full", "hash": folder_hash(out), "bytes": folder_bytes(out)}
+        if cache is None and base is not None:
+            cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stockpot-")))
+        plan = plan_models(ingredients, out, method=method, base=base, cache=cache, scale=scale, seed=seed)
+        known = merge_whole(plan)
+    return {"kind": "full", "hash": folder_hash(out, known), "bytes": folder_bytes(out)}
 
 
-def folder_hash(folder: Path) -> str:
-    """SHA-256 (hex) over the names and hashes of a weights folder's files, as `checkpoint.content_hash` makes it."""
+def plan_models(
+    ingredients: Sequence[tuple[Path, float]],
+    out: Path,
+    *,
+    method: MergeMethodConfig = AVERAGE,
+    base: Path | None = None,
+    cache: Path | None = None,
+    scale: float = 1.0,
+    seed: int = 0,
+    parts: int = 1,
+    shard_bytes: int = SHARD_BYTES,
+) -> MergePlan:
+    """What `merge_models` will do, for any number of workers; reads headers and small files alone.
+
+    Args:
+        ingredients: as for `merge_models`, and so are `out`, `method`, `base`, `cache`, `scale` and `seed`.
+        out: see there.
+        method: see there.
+        base: see there.
+        cache: see there.
+        scale: see there.
+        seed: see there.
+        parts: shares of the work.
+        shard_bytes: largest file of the result.
+
+    Raises:
+        UserError: if the ingredients don't fit together.
+    """
+    folders, weights = [folder for folder, _ in ingredients], [weight for _, weight in ingredients]
+    _check_weights(weights, method)
+    configs = [_read_json(folder / "config.json") for folder in folders]
+    models = [ModelFiles(folder) for folder in folders]
+    on_base = method.type in ON_CHANGES or scale != 1.0 or (method.type == "slerp" and base is not None)
+    if on_base and base is None:
+        wanting = f"method {method.type}" if method.type in ON_CHANGES else f"scale {scale:g}"
+        raise UserError(f"no soup: {wanting} needs the base model of full models")
+    own = _base_files(base, cache) if on_base and base is not None else None
+    names = set().union(*(model.tensors for model in models))
+    problems = _config_problems(folders, configs) + _tokenizer_problems(folders)
+    if configs[0].get("tie_word_embeddings"):
+        problems += _drop_tied_head(models, names)
+    problems += _tensor_problems(models, names, own)
+    grams = _grams(folders, models, names, problems) if method.type == "regmean" else {}
+    if problems:
+        rest = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise UserError("no soup: " + "; ".join(problems[:5]) + rest)
+    return lay_out(
+        models,
+        weights,
+        sorted(names),
+        out,
+        method=method,
+        base=own,
+        grams=grams,
+        scale=scale,
+        seed=seed,
+        copies=_copies(folders[0]),
+        parts=parts,
+        shard_bytes=shard_bytes,
+    )
+
+
+def folder_hash(folder: Path, known: Mapping[str, str] | None = None) -> str:
+    """SHA-256 (hex) over the names and hashes of a weights folder's files, as `checkpoint.content_hash` makes it.
+
+    Args:
+        folder: of the weights.
+        known: hashes of files by name that need not be read again.
+    """
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if known is not None and name in known:
+            files[name] = known[name]
+            continue
         with path.open("rb") as file:
-            files[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            files[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
 
 
@@ -155,50 +178,91 @@ def folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def _merged(
-    name: str,
-    models: Sequence[ModelFiles],
-    weights: Sequence[float],
-    base: ModelFiles | None,
-    function: Callable[..., torch.Tensor],
-    scale: float,
-    seed: int,
-) -> torch.Tensor:
-    tensors = [model.tensor(name) for model in models]
-    if tensors[0].is_floating_point():
-        for model, tensor in zip(models, tensors, strict=True):
-            if not bool(torch.isfinite(tensor).all()):
-                raise UserError(f"no soup: {model.folder} holds NaN or infinite numbers in {name}")
-        own = None if base is None else base.tensor(name)
-        merged = function(tensors, weights, own, name=name, seed=seed)
-        if own is not None and scale != 1.0:
-            merged = own.to(merged.dtype) + scale * (merged - own.to(merged.dtype))
-        return merged.to(tensors[0].dtype).contiguous()
-    for model, tensor in zip(models[1:], tensors[1:], strict=True):
-        if not torch.equal(tensors[0], tensor):
-            raise UserError(f"no soup: {name} holds whole numbers that differ in {models[0].folder} and {model.folder}")
-    return tensors[0].contiguous()
+def _check_weights(weights: Sequence[float], method: MergeMethodConfig) -> None:
+    if not weights:
+        raise UserError("no soup: it needs at least one ingredient")
+    if not all(math.isfinite(weight) for weight in weights):
+        raise UserError(f"no soup: weights must be finite, but are {weights}")
+    if method.type not in ON_CHANGES and not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
+        raise UserError(f"no soup: weights of full models must sum to 1, but are {weights}")
 
 
-def _common_names(models: Sequence[ModelFiles], tied: bool) -> set[str]:
-    everywhere = set.intersection(*(model.names for model in models))
-    anywhere = set.union(*(model.names for model in models))
-    return everywhere if tied and anywhere - everywhere == {TIED_HEAD} else anywhere
+def _base_files(base: Path, cache: Path | None) -> ModelFiles:
+    if (base / WEIGHTS).is_file() or (base / INDEX).is_file():
+        return ModelFiles(base)
+    if cache is None:
+        raise UserError(f"no soup: the base model {base} is no folder of safetensors")
+    from pipelines.finetune.model import resolve
+
+    return ModelFiles(resolve(str(base), cache))
 
 
-def _tensor_problems(models: Sequence[ModelFiles], names: set[str]) -> list[str]:
+def _drop_tied_head(models: Sequence[ModelFiles], names: set[str]) -> list[str]:
+    """Take a tied head out of the names, and say where it is not the embeddings."""
+    problems = []
+    embeddings = sorted(name for name in names if name.endswith(EMBEDDINGS))
+    holders = [model for model in models if TIED_HEAD in model.tensors]
+    if not embeddings:
+        if len(holders) < len(models):
+            names.discard(TIED_HEAD)
+        return []
+    for model in holders:
+        embedding = model.tensors.get(embeddings[0])
+        if embedding is not None and not _equal(model.tensors[TIED_HEAD], embedding):
+            text = f"{model.folder} says tie_word_embeddings, but its {TIED_HEAD} is not its {embeddings[0]}"
+            problems.append(text)
+    names.discard(TIED_HEAD)
+    return problems
+
+
+def _equal(left: Stored, right: Stored) -> bool:
+    if (left.shape, left.dtype) != (right.shape, right.dtype):
+        return False
+    mapped, each = Mapped(), 1 << 20
+    grid = ((at, min(at + each, left.numel)) for at in range(0, left.numel, each))
+    return all(torch.equal(mapped.numbers(left, *ends), mapped.numbers(right, *ends)) for ends in grid)
+
+
+def _tensor_problems(models: Sequence[ModelFiles], names: Iterable[str], base: ModelFiles | None) -> list[str]:
     problems = []
     for name in sorted(names):
-        lacking = [model for model in models if name not in model.names]
+        lacking = [model for model in models if name not in model.tensors]
         problems += [f"{model.folder} lacks {name}" for model in lacking]
         if lacking:
             continue
-        expected = models[0].kind(name)
+        first = models[0].tensors[name]
         for model in models[1:]:
-            kind = model.kind(name)
-            if kind != expected:
-                problems.append(f"{name} is {expected} in {models[0].folder}, but {kind} in {model.folder}")
+            other = model.tensors[name]
+            if (other.shape, other.dtype) != (first.shape, first.dtype):
+                ours, theirs = f"{first.dtype} {first.shape}", f"{other.dtype} {other.shape}"
+                problems.append(f"{name} is {ours} in {models[0].folder}, but {theirs} in {model.folder}")
+        if base is not None and first.dtype in FLOATS:
+            below = base.tensors.get(name)
+            if below is None:
+                problems.append(f"the base model {base.folder} lacks {name}")
+            elif below.shape != first.shape or below.dtype not in FLOATS:
+                problems.append(f"{name} is {first.shape} in {models[0].folder}, but {below.shape} in the base model")
     return problems
+
+
+def _grams(
+    folders: Sequence[Path], models: Sequence[ModelFiles], names: Iterable[str], problems: list[str]
+) -> dict[str, list[Stored]]:
+    """Gram matrices by tensor, one an ingredient."""
+    missing = [folder for folder in folders if not (folder / GRAMS).is_file()]
+    if missing:
+        problems.append(f"regmean needs {GRAMS} beside every ingredient, but {missing[0]} has none")
+        return {}
+    headers = [read_header(folder / GRAMS) for folder in folders]
+    found = {}
+    for name in sorted(set().union(*headers) & set(names)):
+        side = models[0].tensors[name].shape[-1] if name in models[0].tensors else 0
+        for folder, header in zip(folders, headers, strict=True):
+            shape = header[name].shape if name in header else None
+            if shape != (side, side):
+                problems.append(f"{folder / GRAMS} has {shape or 'nothing'} for {name}, which needs ({side}, {side})")
+        found[name] = [header[name] for header in headers if name in header]
+    return found
 
 
 def _config_problems(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -209,6 +273,38 @@ def _config_problems(folders: Sequence[Path], configs: Sequence[Mapping[str, Any
         if differing:
             problems.append(f"config.json of {folders[0]} and {folder} differ in {', '.join(differing)}")
     return problems
+
+
+def _tokenizer_problems(folders: Sequence[Path]) -> list[str]:
+    """Where the tokens differ; a folder without a tokenizer agrees with all."""
+    problems = []
+    known = [(folder, tokens) for folder in folders if (tokens := _tokens(folder))]
+    for folder, tokens in known[1:]:
+        first, expected = known[0]
+        differing = [name for name in TOKENIZER if tokens.get(name) != expected.get(name)]
+        if differing:
+            problems.append(f"{first} and {folder} have different tokenizers ({', '.join(differing)})")
+    return problems
+
+
+def _tokens(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in TOKENIZER:
+        if (folder / name).is_file():
+            raw = (folder / name).read_bytes()
+            found[name] = raw
+            if name == "tokenizer.json":
+                record = json.loads(raw)
+                found[name] = {key: value for key, value in record.items() if key not in TOKENIZER_HABITS}
+    return found
+
+
+def _copies(folder: Path) -> list[str]:
+    return [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_file() and path.suffix in COPIED_SUFFIXES and path.name not in NOT_COPIED
+    ]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from sweeps.commands.places import UsageError, find_sweep
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
-    from sweeps.spec import SoupConfig
+    from sweeps.soup_spec import SoupConfig
 
 
 def soup(arguments: argparse.Namespace) -> int:
@@ -52,17 +53,49 @@ def soup(arguments: argparse.Namespace) -> int:
 def _config(arguments: argparse.Namespace, loaded: LoadedSweep) -> SoupConfig:
     """The file's `soup` section with what the command line changes.
 
-    Raises:
-        UsageError: for an unknown method or fewer than two runs.
-    """
-    from pipelines.soups import SOUPS
-    from sweeps.problems import unknown
-    from sweeps.spec import SoupConfig
+    Another method keeps what the section says of every method (`top`, `metric`, `barrier`, `rank`, ...).
 
-    config = loaded.spec.soup or SoupConfig()
-    if arguments.method is not None and arguments.method not in SOUPS:
-        raise UsageError(f"--method: {unknown(arguments.method, list(SOUPS))}")
+    Raises:
+        UsageError: naming every mistake.
+    """
+    from pydantic import ValidationError
+
+    from pipelines.soups import SOUPS
+    from sweeps.complaints import complaints
+    from sweeps.problems import unknown
+    from sweeps.soup_spec import DEFAULT, SOUP_CONFIGS, SoupBase, parse_soup
+    from sweeps.yaml_source import read
+
+    given = {} if loaded.spec.soup is None else loaded.spec.soup.model_dump(mode="json", exclude_unset=True)
+    method = arguments.method or given.get("method", DEFAULT)
+    if method not in SOUPS:
+        raise UsageError(f"--method: {unknown(method, list(SOUPS))}")
     if arguments.top is not None and arguments.top < 2:
         raise UsageError(f"--top must be at least 2 to make a soup, but got {arguments.top}")
-    changes = {"method": arguments.method, "top": arguments.top}
-    return config.model_copy(update={key: value for key, value in changes.items() if value is not None})
+    if method != given.get("method", DEFAULT):
+        given = {key: value for key, value in given.items() if key in SoupBase.model_fields}
+    data: dict[str, Any] = {**given, "method": method}
+    if arguments.top is not None:
+        data["top"] = arguments.top
+    for argument in arguments.sets:
+        key, equals, text = argument.partition("=")
+        document = read(text.encode())
+        if not equals or not key.strip() or document.problems:
+            raise UsageError(
+                f"--set {argument}: write KEY=VALUE, a key of the soup section: merge.type=ties, tie=reject"
+            )
+        _put(data, key.strip().removeprefix("soup.").split("."), document.data)
+    try:
+        return parse_soup(data)
+    except ValidationError as error:
+        found = complaints(error, data, SOUP_CONFIGS, "soup")
+        told = [f"{'.'.join(map(str, ('soup', *one.path)))}: {one.message}" for one in found]
+        raise UsageError("; ".join(told)) from error
+
+
+def _put(data: dict[str, Any], path: Sequence[str], value: Any) -> None:
+    for key in path[:-1]:
+        if not isinstance(data.get(key), dict):
+            data[key] = {}
+        data = data[key]
+    data[path[-1]] = value

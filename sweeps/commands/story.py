@@ -34,10 +34,52 @@ def soup_lines(soup: SoupState, folder: Path) -> list[str]:
     if not soup.finished.get("folder"):
         lines.append(f"  no soup: {soup.finished.get('reason') or 'none could be made'}")
         return lines
-    inside = [_run_name(entry) for entry in soup.finished.get("ingredients") or ()]
+    inside = soup.finished.get("ingredients") or ()
     if inside:
-        lines.append(f"  in it   {', '.join(inside)}")
+        lines.append(f"  in it   {', '.join(_parts(inside))}")
+    lines += _made(soup)
     lines.append(f"  folder  {folder}")
+    if len(inside) > 1:
+        lines.append(f"  {soup.metric} chose it, so its score there flatters it; `final step` below has what counts")
+    return lines
+
+
+def _parts(inside: Sequence[Any]) -> list[str]:
+    """Runs, with their weights where these differ."""
+    weights = [entry[1] for entry in inside if isinstance(entry, list | tuple)]
+    if len(set(weights)) < 2:
+        return [_run_name(entry) for entry in inside]
+    return [f"{_run_name(entry)} ({weight:.3g})" for entry, weight in zip(inside, weights, strict=True)]
+
+
+def _made(soup: SoupState) -> list[str]:
+    """How it was merged, what was found on the way, and what an adapter was compacted to."""
+    done, lines = soup.finished or {}, []
+    method = dict(done.get("method") or {})
+    kind = method.pop("type", "average")
+    method.pop("coefficients", None)
+    if kind != "average":
+        lines.append(f"  merged  {', '.join([kind, *(f'{key} {value}' for key, value in method.items())])}")
+    for note in soup.notes:
+        if note["what"] == "toward_base":
+            taken = note["taken"]
+            said = f"{taken:g} of the way from the base is better" if taken < 1 else "no step toward it is better"
+            lines.append(f"  base    {said}, of {len(note['knots'])} points")
+        elif note["what"] == "search":
+            failed = f", {note['failed']} of them failed" if note["failed"] else ""
+            lines.append(f"  search  {note['evaluations']} mixtures in {note['generations']} generations{failed}")
+        elif note["what"] == "learned":
+            losses = note["losses"]
+            lines.append(
+                f"  learned {note['epochs']} epochs, loss {losses[0]:.4g} to {min(losses):.4g} on what it learned from"
+            )
+    paths = [note for note in soup.notes if note["what"] == "path"]
+    if paths:
+        behind = sum(not note["passes"] for note in paths)
+        lines.append(f"  paths   {len(paths)} looked at, {behind or 'none'} with a barrier")
+    made = done.get("made") or {}
+    if (made.get("residual") or 0.0) > 1e-6:
+        lines.append(f"  compact rank {made['rank']}, {made['residual']:.2g} of the change is lost")
     return lines
 
 
@@ -48,7 +90,7 @@ def _run_name(entry: Any) -> str:
 
 
 def verdict_line(verdict: Mapping[str, Any], tests: int = 1, alpha: float = 0.05) -> str:
-    """`soup - best single on test/loss: -0.012 ± 0.020 (95 %), n=60: no difference shown`.
+    """`soup - best single on test/loss: -0.012 ± 0.020 (95 %), p = 0.24, n=60: no difference shown`.
 
     Args:
         verdict: as the ledger has it, with `p_holm` where several were made.
@@ -65,7 +107,8 @@ def verdict_line(verdict: Mapping[str, Any], tests: int = 1, alpha: float = 0.05
         text += f" ± {(high - low) / 2:.2g} (95 %)"
     if verdict["metric"].endswith("/perplexity"):
         text += " in nats, the logarithm's scale"
-    text += f", n={verdict['n']}: "
+    p = number(verdict.get("p"))
+    text += f", p = {p:.2g}, n={verdict['n']}: " if p is not None else f", n={verdict['n']}: "
     better, adjusted = verdict.get("better") or "neither", number(verdict.get("p_holm"))
     if better != "neither" and tests > 1 and adjusted is not None and adjusted > alpha:
         return text + f"no difference shown once {tests} verdicts are allowed for (Holm p = {adjusted:.2g})"

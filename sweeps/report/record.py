@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.soups.base import Blend
 from sweeps.board import Leaderboard
 from sweeps.leaderboard import leaderboard
 from sweeps.load import LoadedSweep, describe
@@ -130,9 +131,14 @@ def _finals(board: Leaderboard) -> list[dict[str, Any]]:
     ]
 
 
+STEP = ("step", "mixture", "method", "scale", "score", "seen", "failed")
+"""What the page shows of a scored mixture."""
+
+
 def _soup(soup: SoupState) -> dict[str, Any]:
     """A soup's story; `steps` are the mixtures as they were scored, with the decision that each led to."""
-    singles = {body["mixture"][0][0]: body["score"] for body in soup.scored if len(body["mixture"]) == 1}
+    alone = [(Blend.from_record(body).single, body["score"]) for body in soup.scored]
+    singles = {run: score for run, score in alone if run is not None}
     done = soup.finished
     inside = {} if done is None else {str(run): weight for run, weight in done.get("ingredients") or ()}
     return {
@@ -149,7 +155,8 @@ def _soup(soup: SoupState) -> dict[str, Any]:
             }
             for entry in soup.ingredients
         ],
-        "steps": [{"step": body["step"], "mixture": body["mixture"], "score": body["score"]} for body in soup.scored],
+        "steps": [{key: body[key] for key in STEP if key in body} for body in soup.scored],
+        "notes": soup.notes,
         "decisions": soup.decisions,
         "finished": None
         if done is None

@@ -162,6 +162,21 @@ def test_a_call_fails_with_a_type_and_the_next_gets_a_fresh_worker(ran: Ran) -> 
     assert ran.backend.call("toy_pipeline:look_around", {})["pid"] != before
 
 
+def test_calls_run_at_once_on_workers_of_their_own(ran: Ran) -> None:
+    slots = ran.backend.slots
+    begun = [ran.backend.start("toy_pipeline:look_around", {"wait": 0.5}) for _ in range(slots)]
+    with pytest.raises(RuntimeError, match=f"at most {slots} calls run at once"):
+        ran.backend.start("toy_pipeline:look_around", {})
+    pids = {call.result()["pid"] for call in begun}
+    assert len(pids) == slots
+    forgotten = [ran.backend.start("toy_pipeline:look_around", {"fail": True}) for _ in range(slots)]
+    for call in forgotten:
+        call.forget()
+    after = {call.result()["pid"] for call in [ran.backend.start("toy_pipeline:look_around", {}) for _ in range(slots)]}
+    assert len(after) == slots
+    assert not after & pids, "a worker whose forgotten call failed is not used again"
+
+
 def test_an_evaluation_uses_the_pipelines_own_evaluate(ran: Ran) -> None:
     run = runs_of(ran, "")[0]
     folder = str(ran.paths.run(Run.parse(run.id)) / "attempt-0" / "checkpoint-3")

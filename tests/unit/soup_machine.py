@@ -7,6 +7,7 @@ the ledger of a finished sweep of such adapters.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sweeps.engine import CallFailed, Loop
 from sweeps.failures import Failure
 from sweeps.ledger import Event, Items, Ledger
 from sweeps.load import LoadedSweep, load_text
+from sweeps.loop import Later
 from sweeps.paths import SweepPaths
 
 NAME = "base_model.model.layer"
@@ -94,6 +96,7 @@ class SmallMachine:
         self.calls: list[tuple[str, Mapping[str, Any]]] = []
         self.fail: Callable[[str, Mapping[str, Any]], None] = lambda function, payload: None
         self.blind: set[str] = set()
+        self.unsound: dict[str, str] = {}
 
     def run(self, loop: Loop) -> None:
         raise AssertionError("no leases here")
@@ -110,7 +113,18 @@ class SmallMachine:
         except UserError as error:
             raise CallFailed(Failure("user", str(error))) from error
 
+    def start(self, function: str, payload: Mapping[str, Any]) -> Later:
+        return Later(lambda on_progress: self.call(function, payload, on_progress))
+
     def do(self, function: str, payload: Mapping[str, Any]) -> Any:
+        if function == "pipelines.soups.admission:problems":
+            return {run: why for run, why in self.unsound.items() if run in payload["folders"]}
+        if function == "sweeps.tasting:taste":
+            soups.merge(payload["merge"])
+            scored = {**payload, "model": {"base_model": "org/model", "adapter": payload["merge"]["out"]}}
+            scores = tuple(score for entry in payload["evaluators"] for score in self.scores(scored, entry["type"]))
+            shutil.rmtree(payload["merge"]["out"])
+            return {"scores": scores}
         if function == "pipelines.soups:merge":
             return soups.merge(payload)
         if function == "sweeps.retrain:train":

@@ -193,14 +193,16 @@ VERDICT = {
 
 
 def test_verdicts_are_told_in_words() -> None:
-    assert verdict_line(VERDICT) == ("soup - best single on test/loss: -0.012 ± 0.02 (95 %), n=60: no difference shown")
+    assert verdict_line(VERDICT) == (
+        "soup - best single on test/loss: -0.012 ± 0.02 (95 %), p = 0.3, n=60: no difference shown"
+    )
     clear = {**VERDICT, "high": -0.002, "low": -0.022, "better": "left", "p": 0.01}
     assert verdict_line(clear).endswith(": soup is better")
     assert verdict_line({**clear, "better": "right"}).endswith(": best single is better")
     shaken = verdict_line({**clear, "p_holm": 0.08}, tests=8)
     assert shaken.endswith("no difference shown once 8 verdicts are allowed for (Holm p = 0.08)")
     nats = verdict_line({**VERDICT, "metric": "test/perplexity"})
-    assert "-0.012 ± 0.02 (95 %) in nats, the logarithm's scale, n=60" in nats
+    assert "-0.012 ± 0.02 (95 %) in nats, the logarithm's scale, p = 0.3, n=60" in nats
     assert verdict_line({**VERDICT, "difference": None}).endswith("nothing could be compared")
 
 

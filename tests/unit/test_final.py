@@ -18,7 +18,7 @@ from sweeps.failures import Failure
 from sweeps.final import DATA_ONLY, judge_soup, open_test, run_final
 from sweeps.leaderboard import leaderboard
 from sweeps.soup import make_soup
-from sweeps.spec import SoupConfig
+from sweeps.soup_spec import parse_soup
 from sweeps.state import fold
 
 NOISES = [0.9, 0.5, 0.8]
@@ -31,7 +31,12 @@ class Killed(BaseException):
 
 def soup(stage: Stage, **config: Any) -> Any:
     made = make_soup(
-        stage.loaded, stage.ledger, stage.paths, stage.backend, SoupConfig(**{"top": 3, **config}), stage.said.append
+        stage.loaded,
+        stage.ledger,
+        stage.paths,
+        stage.backend,
+        parse_soup({"barrier": False, "top": 3, **config}),
+        stage.said.append,
     )
     assert made is not None
     return made

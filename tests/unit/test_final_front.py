@@ -17,8 +17,8 @@ from sweeps.leaderboard import leaderboard, to_text
 from sweeps.load import from_record
 from sweeps.scoring import front_runs, ranked
 from sweeps.soup import make_soup
+from sweeps.soup_spec import parse_soup
 from sweeps.sources import resolve_source
-from sweeps.spec import SoupConfig
 from sweeps.state import fold
 
 COST = "[loss, {name: cost/seconds, goal: minimize}]"
@@ -53,7 +53,7 @@ def soup(made: Stage, **config: Any) -> Any:
         made.ledger,
         made.paths,
         made.backend,
-        SoupConfig(**{"top": 3, **config}),
+        parse_soup({"barrier": False, "top": 3, **config}),
         made.said.append,
     )
 

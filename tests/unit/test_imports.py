@@ -21,6 +21,7 @@ import pipelines.soups
 import pipelines.soups.config
 import sweeps.schedulers
 import sweeps.searchers
+import sweeps.soup_spec
 import sweeps.spec
 
 HEAVY = (
@@ -52,7 +53,10 @@ TABLES = {
     "RERANKERS": (pipelines.rag.RERANKERS, literals(pipelines.rag.stages.RerankConfig)),
     "GENERATORS": (pipelines.rag.GENERATORS, literals(pipelines.rag.models.GeneratorConfig)),
     "METHODS": (pipelines.soups.METHODS, literals(pipelines.soups.config.MergeMethodConfig)),
-    "SOUPS": (pipelines.soups.SOUPS, set(get_args(sweeps.spec.SoupConfig.model_fields["method"].annotation))),
+    "SOUPS": (
+        pipelines.soups.SOUPS,
+        {str(config.model_fields["method"].default) for config in sweeps.soup_spec.SOUP_CONFIGS},
+    ),
 }
 
 

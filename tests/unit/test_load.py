@@ -223,6 +223,10 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ),
         ("soup: {top: 3}\nparameters: {lora_r: [1, 2]}", "soup.top", "there are only 2"),
         ("soup: {metric: exact}", "soup.metric", "did you mean 'exact_match'?"),
+        ("soup: {metric: perplexity, early_stop: {block: 10}}", "soup.early_stop", "give soup.metric: loss"),
+        ("soup: {rank: 4, energy: 0.9}", "soup.energy", "each of them decides the rank; delete one"),
+        ("soup: {method: greedi}", "soup.method", "did you mean 'greedy'?"),
+        ("soup: {method: ties, tie: accept}", "soup.tie", "is unknown"),
         (
             "soup: {top: 4}\nkeep: {best: 2}\nparameters: {lora_r: [1, 2, 3, 4]}",
             "keep.best",

@@ -15,7 +15,7 @@ from soup_machine import Stage, delta
 from sweeps.engine import CallFailed
 from sweeps.failures import Failure
 from sweeps.soup import make_soup
-from sweeps.spec import SoupConfig
+from sweeps.soup_spec import parse_soup
 from sweeps.state import SoupState
 
 NOISES = [0.9, 0.3, 0.35, 3.0, 0.4]
@@ -26,7 +26,7 @@ class Killed(BaseException):
 
 
 def make(stage: Stage, **config: Any) -> SoupState | None:
-    soup = SoupConfig(**{"top": 4, **config})
+    soup = parse_soup({"barrier": False, "top": 4, **config})
     return make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, soup, stage.said.append)
 
 
@@ -52,7 +52,7 @@ def test_greedy_soup_end_to_end(tmp_path: Path) -> None:
         assert entry["select"]["n"] == 40
         assert entry["select"]["se"] > 0
         assert entry["decision"] == ("start" if entry["run"] == next(iter(mixture)) else entry["decision"])
-    assert record["score"] == soup.finished["score"]
+    assert record["chose"] == soup.finished["score"]
     assert record["weights"]["hash"] == soup.finished["hash"]
     assert record["metric"] == "select/loss"
     assert {path.name for path in folder.iterdir()} == {
@@ -160,12 +160,12 @@ def test_no_soup_of_one(tmp_path: Path) -> None:
 
 def test_refused_ingredients_are_told_and_not_tried_again(tmp_path: Path) -> None:
     stage = Stage(tmp_path, [0.5])
-    stage.add(1, 0.5, lora_bias=True)
+    stage.add(1, 0.5, layer_replication=[[0, 1]])
     assert make(stage) is None
-    assert "lora_bias" in stage.said[-1]
+    assert "layer_replication" in stage.said[-1]
     (finished,) = stage.bodies("soup_finished")
     assert finished["folder"] == ""
-    assert "lora_bias" in finished["reason"]
+    assert "layer_replication" in finished["reason"]
     asked = len(stage.backend.calls)
     assert make(stage) is None
     assert len(stage.backend.calls) == asked

@@ -73,9 +73,15 @@ def test_float64_stays_float64() -> None:
 
 
 def test_a_tied_head_stored_by_some_is_left_out(tmp_path: Path) -> None:
-    a, b = write(tmp_path / "a", 0), write(tmp_path / "b", 1, lm_head__weight=torch.ones(7, 5))
-    merge_models([(a, 0.5), (b, 0.5)], tmp_path / "soup")
+    a, b = write(tmp_path / "a", 0), write(tmp_path / "b", 1)
+    c = write(tmp_path / "c", 1, lm_head__weight=read(b)["model.embed_tokens.weight"].clone())
+    merge_models([(a, 0.5), (c, 0.5)], tmp_path / "soup")
     assert set(read(tmp_path / "soup")) == set(read(a))
+    merge_models([(c, 0.5), (c, 0.5)], tmp_path / "soup")
+    assert set(read(tmp_path / "soup")) == set(read(a))
+    d = write(tmp_path / "d", 1, lm_head__weight=torch.ones(7, 5))
+    with pytest.raises(UserError, match=r"d says tie_word_embeddings, but its lm_head\.weight is not its model\.embed"):
+        merge_models([(a, 0.5), (d, 0.5)], tmp_path / "soup")
 
 
 def test_reads_shards(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_soup_peft import TOKENS, base
 
-from pipelines.soups.dora import merge_dora_factors
-from pipelines.soups.lora import Adapter, Factors, merge_adapters
+from pipelines.soups.dora import as_dora, dora_delta, summed_dora
+from pipelines.soups.factors import Adapter, Factors
+from pipelines.soups.lora import merge_adapters
 from pipelines.stage import UserError
 
 SHAPES = {"q": (12, 10), "v": (6, 10)}
@@ -48,6 +49,14 @@ def dense(adapter: Adapter, layer: str) -> torch.Tensor:
     return factors.magnitude[:, None] * changed / changed.norm(dim=1, keepdim=True)
 
 
+def merged(adapters: list[tuple[Adapter, float]], layer: str) -> Factors:
+    """A layer of the soup as a DoRA adapter."""
+    parts = [(adapter[layer], share) for adapter, share in adapters if layer in adapter]
+    down, up, total = summed_dora(parts, weight(layer))
+    up, magnitude = as_dora(down, up, total, weight(layer))
+    return Factors(down, up, 1.0, magnitude)
+
+
 MIXED = [
     (draw(0, {"q": 4, "v": 2}, 2.0, dora=True), 0.5),
     (draw(1, {"q": 2}, 16 / math.sqrt(2), dora=False), 0.4),
@@ -56,29 +65,42 @@ MIXED = [
 
 
 def test_equals_dense_arithmetic_in_float64() -> None:
-    merged = merge_dora_factors(MIXED, weight)
-    for layer in SHAPES:
-        down, up, magnitude = merged[layer]
-        soup = dense({layer: Factors(down, up, 1.0, magnitude)}, layer)
+    for layer, rank in (("q", 6), ("v", 5)):
+        made = merged(MIXED, layer)
         expected = weight(layer) + sum(share * (dense(adapter, layer) - weight(layer)) for adapter, share in MIXED)
-        torch.testing.assert_close(soup, expected, rtol=0, atol=1e-12)
-    assert merged["q"][0].shape == (6, 10)
-    assert merged["v"][0].shape == (5, 10)
+        torch.testing.assert_close(dense({layer: made}, layer), expected, rtol=0, atol=1e-12)
+        assert made.down.shape == (rank, 10)
+
+
+def test_the_mean_is_the_stretched_base_and_the_stretched_products() -> None:
+    """(1/n) Σ diag(cᵢ)(W + ΔWᵢ) = diag(mean c)·W + (1/n) Σ diag(cᵢ)·sᵢBᵢAᵢ."""
+    three = [draw(seed, {"q": rank}, 0.5 * seed, dora=True)["q"] for seed, rank in ((1, 2), (2, 3), (3, 4))]
+    stretched = [
+        part.magnitude / (weight("q") + part.delta()).norm(dim=1) for part in three if part.magnitude is not None
+    ]
+    mean = torch.stack(stretched).mean(0)[:, None] * weight("q")
+    mean += sum(own[:, None] * part.delta() for own, part in zip(stretched, three, strict=True)) / 3
+    made = merged([({"q": part}, 1 / 3) for part in three], "q")
+    torch.testing.assert_close(dense({"q": made}, "q"), mean, rtol=0, atol=1e-12)
+    assert made.down.shape[0] == 9
 
 
 def test_lora_alone_stays_what_it_was() -> None:
-    [(down, up, magnitude)] = merge_dora_factors([(MIXED[1][0], 1.0)], weight).values()
-    soup = dense({"q": Factors(down, up, 1.0, magnitude)}, "q")
-    torch.testing.assert_close(soup, dense(MIXED[1][0], "q"), rtol=0, atol=1e-12)
+    made = merged([(MIXED[1][0], 1.0)], "q")
+    torch.testing.assert_close(dense({"q": made}, "q"), dense(MIXED[1][0], "q"), rtol=0, atol=1e-12)
+
+
+def test_the_whole_change_is_the_dense_one() -> None:
+    change = dora_delta(MIXED[0][0]["q"], weight("q"))
+    torch.testing.assert_close(change, dense(MIXED[0][0], "q") - weight("q"), rtol=0, atol=1e-13)
 
 
 def test_weights_that_cancel_a_row_are_refused() -> None:
-    adapter = draw(5, {"q": 2}, 1.0, dora=True)
-    factors = adapter["q"]
+    factors = draw(5, {"q": 2}, 1.0, dora=True)["q"]
     norm = (weight("q") + factors.up @ factors.down).norm(dim=1)
-    doubled = {"q": Factors(factors.down, factors.up, 1.0, 2 * norm)}  # c = 2
-    with pytest.raises(ValueError, match="cancel a row of q"):
-        merge_dora_factors([(doubled, -1.0)], weight)
+    doubled = Factors(factors.down, factors.up, 1.0, 2 * norm)  # c = 2
+    with pytest.raises(ValueError, match="cancel a row"):
+        summed_dora([(doubled, -1.0)], weight("q"))
 
 
 def peft_adapter(folder: Path, base_folder: Path, seed: int, **config: object) -> Path:
@@ -137,6 +159,6 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
             merge_adapters([(good, 1.0)], tmp_path / "soup")
     save_file(whole, path)
     (tmp_path / "base" / "model.safetensors").rename(tmp_path / "base" / "gone")
-    with pytest.raises(UserError, match=r"has no weight .*q_proj\.weight, which DoRA's norms need"):
+    with pytest.raises(UserError, match=r"has no .*q_proj\.weight, which this merge has to read"):
         merge_adapters([(good, 1.0)], tmp_path / "soup")
     assert not (tmp_path / "soup").exists()

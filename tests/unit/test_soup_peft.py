@@ -9,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from pipelines.finetune.adapters import attach, detach
 from pipelines.soups.lora import merge_adapters
 
 TOKENS = torch.tensor([[5, 9, 23, 7, 1, 30]])
@@ -106,3 +107,37 @@ def test_peft_cat_differs_on_rslora(adapters: dict[str, Path], tmp_path: Path) -
     merge_adapters(pair, tmp_path / "soup")
     ours = logits(tmp_path / "soup")
     assert (theirs - exact).abs().max() > 100 * (ours - exact).abs().max()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"bias": "all"}, {"bias": "lora_only"}, {"modules_to_save": ["lm_head"]}, {"use_dora": True}]
+)
+def test_an_evaluated_adapter_leaves_nothing_in_the_base(tmp_path: Path, settings: dict[str, object]) -> None:
+    """The base stays in memory between tasks: trained biases and heads must not stay in it."""
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        attention_bias=True,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trained = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **settings))  # type: ignore[arg-type]
+    for parameter in trained.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.5
+    trained.save_pretrained(str(tmp_path / "adapter"))
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        plain = model(TOKENS).logits
+        adapted = attach(model, tmp_path / "adapter")
+        assert (adapted(TOKENS).logits - plain).abs().max() > 0.001
+        model = detach(adapted)
+        torch.testing.assert_close(model(TOKENS).logits, plain, rtol=0, atol=0)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())

@@ -1,0 +1,212 @@
+"""What must hold before weights are averaged; each problem names the runs and what differs.
+
+One base model and one tokenizer, both by content and not by name; one mask where weights are sparse; one start of heads
+(`whole.py`); no NaN. `inspect` is what `sweeps/soup.py` has called on a worker.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from pipelines.soups.adapter_files import CONFIG, WEIGHTS
+from pipelines.stage import UserError
+
+STATE = "state.json"
+MASK = "mask.json"
+SPARSE = 0.05
+"""Share of zeros from which prunable weights count as pruned."""
+NOT_PRUNED = ("embed", "lm_head", "norm", "wte", "wpe")
+"""Parts of names of matrices that pruning leaves alone."""
+
+
+def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Look at candidates of a soup before anything is averaged.
+
+    Args:
+        payload: `ingredients` ([[run, folder], ...]), `base` (the base model as the sweep names it, or None), `cache`, and
+            `cosines` (false leaves them out; they read every weight).
+
+    Returns:
+        `problems` (sentences; empty if all is well), `mask` (hash, or None where weights are dense) and `cosines`: the
+        runs, their ‖Δ‖ and the matrix of cosines between their changes; None where there is no base to compare with.
+    """
+    runs = [str(run) for run, _ in payload["ingredients"]]
+    folders = [Path(folder) for _, folder in payload["ingredients"]]
+    cache = None if payload.get("cache") is None else Path(payload["cache"])
+    problems = weight_problems(runs, folders)
+    adapters = [folder for folder in folders if (folder / CONFIG).is_file()]
+    if len(adapters) not in (0, len(folders)):
+        problems.append("some runs are adapters and some are full models: they can't be averaged")
+        return {"problems": problems, "mask": None, "cosines": None}
+    sources = [_source(folder) or str(payload.get("base") or "") for folder in folders]
+    problems += base_problems(runs, folders, sources, cache)
+    problems += differing("tokenizer", runs, [tokenizer_of(folder) for folder in folders])
+    masks = [mask_hash(folder) for folder in folders]
+    problems += differing("mask of pruned weights", runs, [mask or "dense" for mask in masks])
+    cosines = None
+    if not problems and payload.get("cosines", True):
+        from pipelines.soups.cosines import delta_cosines
+
+        try:
+            found = delta_cosines(folders, payload.get("base"), cache)
+            cosines = None if found is None else {"runs": runs, **found}
+        except UserError as error:
+            problems.append(str(error).removeprefix("no soup: "))
+    return {"problems": problems, "mask": masks[0] if masks else None, "cosines": cosines}
+
+
+def differing(what: str, runs: Sequence[str], hashes: Sequence[str | None]) -> list[str]:
+    """A problem where known hashes are not all equal; who has which is named."""
+    groups: dict[str, list[str]] = {}
+    for run, own in zip(runs, hashes, strict=True):
+        if own is not None:
+            groups.setdefault(own, []).append(run)
+    if len(groups) < 2:
+        return []
+    told = "; ".join(f"{', '.join(members)} ({own[:12]})" for own, members in groups.items())
+    return [f"the runs do not have one {what}: {told}"]
+
+
+def base_problems(
+    runs: Sequence[str], folders: Sequence[Path], sources: Sequence[str], cache: Path | None
+) -> list[str]:
+    """Runs that were trained on different base models, by content.
+
+    A checkpoint's own record (`state.json`) of its base's hash counts; without one, bases of other names are read where
+    they can be, and bases of one name are the same.
+    """
+    recorded = [_recorded(folder, "base_hash") for folder in folders]
+    if all(recorded):
+        return differing("base model", runs, recorded)
+    if len(set(sources)) < 2:
+        return differing("base model", runs, recorded)
+    from pipelines.finetune.model import resolve
+    from pipelines.weights import content_hash
+
+    found: list[str | None] = []
+    for source, known in zip(sources, recorded, strict=True):
+        try:
+            found.append(known or _resolved_hash(source, cache, resolve, content_hash))
+        except UserError as error:
+            names = sorted({f"base_model_name_or_path {other!r}" for other in sources})
+            return [f"{' and '.join(runs)} have {' and '.join(names)}, and {error}"]
+    return differing("base model", [f"{run} on {source}" for run, source in zip(runs, sources, strict=True)], found)
+
+
+def weight_problems(runs: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """NaN and infinite numbers in files of weights, one tensor at a time."""
+    problems = []
+    for run, folder in zip(runs, folders, strict=True):
+        files = weight_files(folder)
+        if not files:
+            problems.append(f"{run} has no weights in {folder}")
+        bad = [name for name, read in _tensors(files) if _broken(read())]
+        if bad:
+            more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+            problems.append(f"{run} holds NaN or infinite numbers in {bad[0]}{more}")
+    return problems
+
+
+def tokenizer_of(folder: Path) -> str | None:
+    """SHA-256 (hex) of what a folder's tokenizer files say; a checkpoint's record where it has none; else None."""
+    from pipelines.finetune.model import tokenizer_hash
+
+    return tokenizer_hash(folder) or _recorded(folder, "tokenizer_hash")
+
+
+def mask_hash(folder: Path) -> str | None:
+    """SHA-256 (hex) of which prunable weights are zero; None for dense weights and for adapters without a record.
+
+    `mask.json` (`{"hash": ...}`) of a folder counts. Otherwise the zeros of every matrix that pruning touches (all but
+    embeddings, output layer and norms) are packed to bits, tensor by tensor in the order of names.
+    """
+    if (folder / MASK).is_file():
+        return str(json.loads((folder / MASK).read_text(encoding="utf-8"))["hash"])
+    if (folder / CONFIG).is_file():
+        return None
+    return mask_of(
+        (name, read)
+        for name, read in sorted(_tensors(weight_files(folder)), key=lambda pair: pair[0])
+        if prunable(name)
+    )
+
+
+def prunable(name: str) -> bool:
+    """Whether pruning touches a tensor of this name, if it is a matrix."""
+    return name.endswith(".weight") and not any(part in name for part in NOT_PRUNED)
+
+
+def mask_of(tensors: Any) -> str | None:
+    """The hash of the zeros of (name, read) pairs; None if fewer than `SPARSE` of the numbers are zero."""
+    import numpy as np
+
+    total = zeros = 0
+    digest = hashlib.sha256()
+    for name, read in tensors:
+        tensor = read()
+        if tensor.dim() != 2 or not tensor.is_floating_point():
+            continue
+        zero = (tensor == 0).numpy()
+        total, zeros = total + zero.size, zeros + int(zero.sum())
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(np.packbits(zero.reshape(-1)).tobytes())
+    return digest.hexdigest() if total and zeros / total >= SPARSE else None
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """An adapter's file, or a model's shards."""
+    if (folder / CONFIG).is_file():
+        return [path for path in [folder / WEIGHTS] if path.is_file()]
+    return sorted(folder.glob("model*.safetensors"))
+
+
+def _tensors(files: Sequence[Path]) -> list[tuple[str, Callable[[], torch.Tensor]]]:
+    found: list[tuple[str, Callable[[], torch.Tensor]]] = []
+    for path in files:
+        with safe_open(str(path), "pt") as file:
+            found += [(name, _reader(path, name)) for name in file.keys()]  # noqa: SIM118
+    return found
+
+
+def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
+    def read() -> torch.Tensor:
+        with safe_open(str(path), "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+            return tensor
+
+    return read
+
+
+def _broken(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+
+
+def _source(folder: Path) -> str | None:
+    path = folder / CONFIG
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
+
+
+def _recorded(folder: Path, key: str) -> str | None:
+    path = folder / STATE
+    if not path.is_file():
+        return None
+    value = json.loads(path.read_text(encoding="utf-8")).get(key)
+    return None if value is None else str(value)
+
+
+def _resolved_hash(
+    source: str, cache: Path | None, resolve: Callable[..., Path], content_hash: Callable[[Path], str]
+) -> str:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(prefix="stockpot-") as own:
+        return content_hash(resolve(source, cache or Path(own)))

@@ -1,0 +1,126 @@
+"""Workers for calls on Ray: warm from call to call, as many at once as there are slots, replaced after a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ray
+
+from sweeps.failures import classify
+from sweeps.loop import CallFailed, Pending
+
+
+class Caller:
+    """A worker for calls.
+
+    Attributes:
+        worker: its actor (`sweeps.worker.CallWorker`).
+        number: from 0; a worker that takes an ended one's place has its number.
+        future: its present call, or its last one.
+        claimed: whether somebody waits for that call's result.
+    """
+
+    def __init__(self, worker: Any, number: int) -> None:
+        self.worker, self.number = worker, number
+        self.future: Any = None
+        self.claimed = False
+
+    @property
+    def free(self) -> bool:
+        """Whether it can take a call."""
+        return not self.claimed and (self.future is None or bool(ray.wait([self.future], timeout=0)[0]))
+
+    def failed(self) -> bool:
+        """Whether its last call, which is done, failed: its process is not used again."""
+        if self.future is None:
+            return False
+        try:
+            return ray.get(self.future)[1] is not None
+        except ray.exceptions.RayError:
+            return True
+
+
+class Callers:
+    """The workers of one backend.
+
+    Args:
+        make: an actor with the number of a worker.
+        most: workers at once at most.
+    """
+
+    def __init__(self, make: Callable[[int], Any], most: Callable[[], int]) -> None:
+        self._make, self._most = make, most
+        self._all: list[Caller] = []
+
+    def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
+        """Begin a call on a free worker, on a new one while there are fewer than `most`, else on the first that gets free.
+
+        Raises:
+            RuntimeError: when every worker has a call whose result is still to be asked for.
+        """
+        caller = self._free()
+        caller.future, caller.claimed = caller.worker.call.remote(function, dict(payload)), True
+        return Call(caller, self.end)
+
+    def end(self, caller: Caller) -> None:
+        """End a worker's process."""
+        if caller in self._all:
+            self._all.remove(caller)
+            if ray.is_initialized():
+                ray.kill(caller.worker)
+
+    def close(self) -> None:
+        """End all of them."""
+        for caller in list(self._all):
+            self.end(caller)
+
+    def _free(self) -> Caller:
+        while True:
+            for caller in list(self._all):
+                if not caller.free:
+                    continue
+                if not caller.failed():
+                    return caller
+                self.end(caller)
+            if len(self._all) < self._most():
+                taken = {caller.number for caller in self._all}
+                number = next(n for n in range(len(taken) + 1) if n not in taken)
+                self._all.append(Caller(self._make(number), number))
+                return self._all[-1]
+            forgotten = [caller.future for caller in self._all if not caller.claimed]
+            if not forgotten:
+                raise RuntimeError(f"at most {self._most()} calls run at once; ask for a result first")
+            ray.wait(forgotten, num_returns=1)
+
+
+class Call:
+    """A call on a worker; implements `sweeps.loop.Pending`."""
+
+    def __init__(self, caller: Caller, end: Callable[[Caller], None]) -> None:
+        self._caller, self._end, self._future = caller, end, caller.future
+
+    def result(self, on_progress: Callable[[str], None] | None = None) -> Any:
+        """See `Pending`; after a failure the worker is ended, and the next call gets a fresh one."""
+        try:
+            answer, failure = self._await(on_progress)
+        except ray.exceptions.RayError as error:
+            answer, failure = None, classify(error)
+        self._caller.claimed = False
+        if failure is not None:
+            self._end(self._caller)
+            raise CallFailed(failure)
+        return answer
+
+    def forget(self) -> None:
+        """See `Pending`."""
+        self._caller.claimed = False
+
+    def _await(self, on_progress: Callable[[str], None] | None) -> Any:
+        seen = 0
+        while not ray.wait([self._future], timeout=0.5 if on_progress else None)[0]:
+            if on_progress:
+                for text in ray.get(self._caller.worker.poll.remote(seen)):
+                    seen += 1
+                    on_progress(text)
+        return ray.get(self._future)
