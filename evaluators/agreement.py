@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
 
-DRAWS = 2000
+DRAWS = 1000
 """Of the bootstrap."""
 
 

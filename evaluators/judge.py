@@ -64,6 +64,14 @@ Example output: {{"reason": "it gives the year", "verdict": 1}}
 
 Input: """
 
+ANSWERABLE = f"""Judge whether a question can be answered from a passage alone. The verdict is 1 if the passage holds the answer, else 0, with \
+a reason of a few words before it. {_ALONE}
+
+Example input: {{"question": "Who built the bridge?", "passage": "The bridge was opened in 1931."}}
+Example output: {{"reason": "no builder is named", "verdict": 0}}
+
+Input: """
+
 QUESTIONS = f"""Write the questions that an answer could be the answer to, as different from each other as the answer allows, and as many \
 as are asked for. Beside each, noncommittal is 1 if the answer evades it, is vague or says that it does not know, else 0. \
 {_ALONE}
@@ -138,6 +146,20 @@ def useful(judge: Judge, asked: Sequence[tuple[str, str, Passage]]) -> list[bool
     requests = [
         _request("useful", USEFUL, {"question": question, "answer": answer, "passage": passage.text}, _room(1))
         for question, answer, passage in asked
+    ]
+    return _ask(judge, requests, [_read_verdict] * len(requests))
+
+
+def answerable(judge: Judge, asked: Sequence[tuple[str, Sequence[Passage]]]) -> list[bool | None]:
+    """Whether each question can be answered from its passages; what `evaluate-judge` measures judges by, no metric."""
+    requests = [
+        _request(
+            "answerable",
+            ANSWERABLE,
+            {"question": question, "passage": "\n".join(passage.text for passage in passages)},
+            _room(1),
+        )
+        for question, passages in asked
     ]
     return _ask(judge, requests, [_read_verdict] * len(requests))
 
