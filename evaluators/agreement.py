@@ -63,7 +63,7 @@ def agreement(
         raise ValueError(f"columns must have one length, but got {x.shape}, {y.shape} and {len(clusters)} clusters")
     kept = ~(np.isnan(x) | np.isnan(y))
     x, y = x[kept], y[kept]
-    names, index = np.unique(np.asarray(clusters, dtype=object)[kept].astype(str), return_inverse=True)
+    names, index = np.unique(np.asarray(list(clusters), dtype=object)[kept].astype(str), return_inverse=True)
     members = [np.flatnonzero(index == place) for place in range(len(names))]
     draws = np.full((DRAWS, 2), math.nan)
     if len(members) > 2:
