@@ -19,6 +19,12 @@ EVALUATORS: dict[str, str] = {
     "json_fields": "evaluators.exact:JSONFieldsEvaluator",
     "retrieval": "evaluators.retrieval:RetrievalEvaluator",
     "token_f1": "evaluators.answer_words:TokenF1Evaluator",
+    "answer_similarity": "evaluators.rag:AnswerSimilarityEvaluator",
+    "faithfulness": "evaluators.rag:FaithfulnessEvaluator",
+    "answer_correctness": "evaluators.rag:AnswerCorrectnessEvaluator",
+    "answer_relevancy": "evaluators.rag:AnswerRelevancyEvaluator",
+    "context_precision": "evaluators.rag:ContextPrecisionEvaluator",
+    "context_recall": "evaluators.rag:ContextRecallEvaluator",
 }
 
 Asked = TypeVar("Asked")

@@ -85,6 +85,7 @@ class Task:
         devices: what it may use.
         replay: report the start checkpoint's stored report first: it was written but never reached the ledger.
         services: memo, hosts, secrets, cache.
+        judge: the sweep's `judge:` (JSON), for evaluators that ask one.
     """
 
     config: Mapping[str, Any]
@@ -102,6 +103,7 @@ class Task:
     devices: Devices = Devices()
     replay: bool = False
     services: Services = Services()
+    judge: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class EvaluationJob:
         devices: what it may use.
         services: memo, hosts, secrets, cache.
         rows: score these instead of the split's own; the configuration's datasets are then not read.
+        judge: the sweep's `judge:` (JSON), for evaluators that ask one.
     """
 
     config: Mapping[str, Any]
@@ -125,6 +128,7 @@ class EvaluationJob:
     devices: Devices = Devices()
     services: Services = Services()
     rows: tuple[Example, ...] | None = None
+    judge: Mapping[str, Any] | None = None
 
 
 class Pipeline(Protocol):

@@ -36,6 +36,7 @@ COMMANDS: dict[str, str] = {
     "report": "sweeps.commands.report:report",
     "soup": "sweeps.commands.soups:soup",
     "evaluate": "sweeps.commands.models:evaluate",
+    "evaluate-judge": "sweeps.commands.judging:evaluate_judge",
     "memo": "sweeps.commands.memo:memo",
 }
 """Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
@@ -221,6 +222,19 @@ def _add_models(add: Add) -> None:
     evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
     _storage(evaluate)
     _json(evaluate)
+    _add_judging(add)
+
+
+def _add_judging(add: Add) -> None:
+    judging = add("evaluate-judge", "measure a metric against what people say, and keep the result as its card")
+    judging.add_argument("--metric", required=True, metavar="METRIC", help="token_f1, faithfulness, ...; answerability")
+    judging.add_argument("--on", required=True, metavar="FILE.jsonl", help="answers that people have judged")
+    judging.add_argument(
+        "--judge", metavar="SWEEP.yaml", help="the sweep file whose judge, embedding and settings count"
+    )
+    judging.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
+    _storage(judging)
+    _json(judging)
 
 
 def _add_memo(add: Add) -> None:

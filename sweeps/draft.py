@@ -15,7 +15,7 @@ from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, AnyPipeline, Co
 from sweeps.complaints import Complaint, complaints
 from sweeps.data import data_problems
 from sweeps.fields import Models, model_at, overlay, type_names
-from sweeps.local import disk_values, path_problem
+from sweeps.local import absolute_path, disk_values, path_problem
 from sweeps.parameters import Parsed, parse
 from sweeps.problems import close, show
 from sweeps.space import Choice, Domain, Interval
@@ -58,6 +58,12 @@ class Draft:
     configs: list[tuple[dict[str, Any], AnyPipeline]] = field(default_factory=list)
     fetch: bool = False
     questions: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def storage(self) -> Path:
+        """Relative to the sweep file where the file names it, else to where the command runs."""
+        named = self.document.at(("storage",)).line is not None and "storage" in self.document.data
+        return absolute_path(self.spec.storage, self.folder if named else Path.cwd())
 
     def sound(self, *sections: str) -> bool:
         """Whether all of these sections are free of mistakes."""

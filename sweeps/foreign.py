@@ -120,7 +120,6 @@ SWEEP_NAMES: dict[str, tuple[str, str]] = {
 
 NOT_HERE: dict[str, str] = {
     "hosts": "resident models are not supported yet; delete it",
-    "judge": "judges are not supported yet; delete it",
     "track": "trackers are not supported yet; delete it",
     "memo": "it is not supported yet; delete it",
     "priority": "it is not supported yet; delete it",

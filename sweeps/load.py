@@ -19,11 +19,13 @@ from typing import Any
 
 from evaluators.config import Direction
 from pipelines.config import PIPELINE_CONFIGS, AnyPipeline, RagConfig, SFTConfig, parse_pipeline, total_resource
+from pipelines.rag.models import LocalJudge
 from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
 from sweeps.fields import model_at, overlay
-from sweeps.local import SWEEP, absolute, absolute_path
-from sweeps.local_rag import rag_values, replaced_sources
+from sweeps.judge_rules import unearned
+from sweeps.local import SWEEP, absolute
+from sweeps.local_rag import absolute_rag, rag_values, replaced_sources
 from sweeps.metrics import Metric, Timetable, timetable
 from sweeps.overrides import apply_sets, write_out
 from sweeps.parameters import parse
@@ -95,6 +97,11 @@ class LoadedSweep:
         """Which evaluators run when."""
         return timetable(self.spec, self.metrics)
 
+    @property
+    def judge(self) -> dict[str, Any] | None:
+        """What evaluators' judge is, JSON; the same in all trials."""
+        return None if self.spec.judge is None else self.spec.judge.model_dump(mode="json")
+
     def resolve(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's whole configuration (JSON): defaults filled in, paths absolute, `sweep://` replaced by path and hash.
 
@@ -147,13 +154,16 @@ class LoadedSweep:
         }
 
 
-def load_file(path: str | os.PathLike[str], sets: Sequence[str] = (), *, fetch: bool = False) -> LoadedSweep:
+def load_file(
+    path: str | os.PathLike[str], sets: Sequence[str] = (), *, fetch: bool = False, gated: bool = True
+) -> LoadedSweep:
     """Read a sweep file.
 
     Args:
         path: the YAML file, or a `sweep.resolved.json` to run again.
         sets: `--set` arguments, `key=value`.
         fetch: whether hub data sets may be fetched, where the length of a run depends on them.
+        gated: whether a judged metric needs a card that reaches `judge.min_spearman`; not while the card is made.
 
     Raises:
         SpecError: with every mistake of the file and of the arguments.
@@ -166,11 +176,17 @@ def load_file(path: str | os.PathLike[str], sets: Sequence[str] = (), *, fetch: 
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise SpecError([Problem("", f"can't be read: {reason}")], str(path)) from None
-    return load_text(source, Path(os.path.abspath(file)).parent, sets, str(path), fetch=fetch)
+    return load_text(source, Path(os.path.abspath(file)).parent, sets, str(path), fetch=fetch, gated=gated)
 
 
 def load_text(
-    source: bytes, folder: Path, sets: Sequence[str] = (), name: str = "", *, fetch: bool = False
+    source: bytes,
+    folder: Path,
+    sets: Sequence[str] = (),
+    name: str = "",
+    *,
+    fetch: bool = False,
+    gated: bool = True,
 ) -> LoadedSweep:
     """Read a sweep file's content; relative paths in it are relative to `folder`.
 
@@ -195,7 +211,12 @@ def load_text(
     verdicts.warnings += [source.note for source in sources.values() if source.note]
     if document.problems:
         raise SpecError(document.problems, name)
-    return _finish(draft, verdicts, sources)
+    loaded = _finish(draft, verdicts, sources)
+    for message in unearned(loaded) if gated else ():
+        draft.wrong(("judge", "min_spearman"), message)
+    if document.problems:
+        raise SpecError(document.problems, name)
+    return loaded
 
 
 def _inner(document: Document) -> Document:
@@ -208,16 +229,17 @@ def _inner(document: Document) -> Document:
 def _find_sources(draft: Draft) -> dict[str, Source]:
     """What every `sweep://` name of the file means."""
     found: dict[str, Source] = {}
-    storage = _storage(draft.spec, draft)
     places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path.rpartition(".")[2] == "base_model"}
     for path, value in _base_models(draft.written):
         if not draft.swept(path):
             places[("pipeline", *path.split("."))] = value
+    if draft.sound("judge") and isinstance(draft.spec.judge, LocalJudge):
+        places[("judge", "base_model")] = draft.spec.judge.base_model
     for place, text in places.items():
         if not isinstance(text, str) or not text.startswith(SWEEP) or text in found:
             continue
         try:
-            found[text] = resolve_source(text, storage, draft.folder)
+            found[text] = resolve_source(text, draft.storage, draft.folder)
         except SourceError as error:
             draft.wrong(place, str(error))
     return found
@@ -229,26 +251,31 @@ def _base_models(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(path, value) for path, value in rag_values(pipeline) if path.rpartition(".")[2] == "base_model"]
 
 
-def _storage(spec: SweepSpec, draft: Draft) -> Path:
-    """Relative to the sweep file where the file names it, else to where the command runs."""
-    named = draft.document.at(("storage",)).line is not None and "storage" in draft.document.data
-    return absolute_path(spec.storage, draft.folder if named else Path.cwd())
-
-
 def _place(
     config: Mapping[str, Any], folder: Path, sources: Mapping[str, Source], pins: Mapping[str, str]
 ) -> dict[str, Any]:
-    found = {name: (source.path, source.hash) for name, source in sources.items()}
-    placed: dict[str, Any] = replaced_sources(absolute(pin(config, folder, pins), folder), found)
+    placed: dict[str, Any] = replaced_sources(absolute(pin(config, folder, pins), folder), _found(sources))
     return placed
+
+
+def _place_judge(judge: Mapping[str, Any] | None, folder: Path, sources: Mapping[str, Source]) -> dict[str, Any] | None:
+    if judge is None:
+        return None
+    placed: dict[str, Any] = replaced_sources(absolute_rag(judge, folder), _found(sources))
+    return placed
+
+
+def _found(sources: Mapping[str, Source]) -> dict[str, tuple[str, str]]:
+    return {name: (source.path, source.hash) for name, source in sources.items()}
 
 
 def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> LoadedSweep:
     spec = draft.spec
     first = spec.pipeline.model_dump(mode="json", exclude_unset=True)
     whole = spec.model_dump(mode="json")
-    whole["storage"] = str(_storage(spec, draft))
+    whole["storage"] = str(draft.storage)
     whole["pipeline"] = _place(first, draft.folder, sources, {})
+    whole["judge"] = _place_judge(whole["judge"], draft.folder, sources)
     defaults = spec.pipeline.model_dump(mode="json")
     filled = {key: value for key, value in defaults.items() if key not in first and not draft.swept(key)}
     return LoadedSweep(

@@ -87,6 +87,11 @@ class SweepPaths:
         """The memo shared by the sweeps of one storage."""
         return self.root.parent / ".memo"
 
+    @property
+    def cards(self) -> Path:
+        """Metric cards, shared by the sweeps of one storage."""
+        return self.root.parent / ".cards"
+
 
 def checkpoint_name(resource: int) -> str:
     """`checkpoint-<resource>`."""

@@ -21,14 +21,21 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.base import ClusterError
-from pipelines.calls import Answers
 from pipelines.computing import RENEW_SECONDS
 from pipelines.hosts import LocalHost
-from pipelines.memo import LocalMemo
+from pipelines.memo import Cost, Entry, LocalMemo
 from pipelines.stage import Devices
 from sweeps.failures import Failure, classify
 from sweeps.host_plan import SHARED, HostPlan, HostProcess
-from sweeps.resident_clients import NAMESPACE, Actors, error_of, open_hosts_client, open_memo_client
+from sweeps.resident_clients import (
+    NAMESPACE,
+    Actors,
+    answer_row,
+    claim_row,
+    error_of,
+    open_hosts_client,
+    open_memo_client,
+)
 from sweeps.worker import Setup, current_setup, enter, services
 
 if TYPE_CHECKING:
@@ -54,10 +61,14 @@ class MemoActor:
         return os.getpid()
 
     def serve(self, caller: str, method: str, *values: Any) -> Any:
-        """A call of `Memo` for a lease."""
+        """A call of `Memo` for a lease, with claims and entries as plain rows."""
         self._heard[caller] = time.monotonic()
+        if method == "claim":
+            return [claim_row(claim) for claim in self._memo.claim(*values)]
         if method == "fulfil":
             self._stored = time.monotonic()
+            rows, owner = values
+            return self._memo.fulfil([Entry(key, value, Cost(*cost), kind) for key, value, cost, kind in rows], owner)
         return getattr(self._memo, method)(*values)
 
     def quiet(self, caller: str) -> tuple[float, float]:
@@ -89,10 +100,11 @@ class HostActor:
 
     async def ask(
         self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]
-    ) -> tuple[Answers, Failure | None]:
-        """The answers, or the failure its exception stands for."""
+    ) -> tuple[list[tuple[Any, ...]], Failure | None]:
+        """The answers as plain rows, or the failure its exception stands for."""
         try:
-            return await asyncio.wrap_future(self._host.submit(spec, method, items, parameters)), None
+            answers = await asyncio.wrap_future(self._host.submit(spec, method, items, parameters))
+            return [answer_row(answer) for answer in answers], None
         except Exception as error:  # typed for the trial that asked
             return [], _told(error)
 

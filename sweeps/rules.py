@@ -16,6 +16,7 @@ from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
+from sweeps.judge_rules import asks_a_judge, check_judge
 from sweeps.local import absolute
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
@@ -58,6 +59,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     _storage(draft)
     _several_devices(draft)
     _entries(draft)
+    check_judge(draft)
     if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or draft.models == (SFTConfig,)):
         verdicts.metrics = check_metrics(draft)
         _metric_needs(draft, verdicts.metrics)
@@ -156,6 +158,7 @@ def _rag_needs(draft: Draft, entry: EvaluatorConfig, place: Place) -> None:
         draft.wrong(
             place, f"'{name}' scores answers, but nothing is generated; write pipeline.generate: {{type: local, ...}}"
         )
+    asks_a_judge(draft, entry, place)
     pipeline = draft.spec.pipeline
     if entry.embeds and isinstance(pipeline, RagConfig) and pipeline.answer_embedding is None:
         draft.wrong(place, f"'{name}' compares embeddings; write pipeline.answer_embedding: wordllama")

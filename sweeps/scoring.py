@@ -137,12 +137,14 @@ def evaluate(
     Raises:
         CallFailed: with the typed failure.
     """
-    payload = {
+    payload: dict[str, Any] = {
         "config": dict(config),
         "model": asdict(model),
         "split": split,
         "evaluators": [dict(e) for e in evaluators],
     }
+    if loaded.judge is not None:
+        payload["judge"] = loaded.judge
     return tuple(call(loaded, backend, EVALUATE, payload, say))
 
 

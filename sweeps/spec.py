@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from evaluators.config import AnyEvaluatorConfig
 from pipelines.config import Config, PipelineConfig, wrong
+from pipelines.rag.models import JudgeConfig
 from sweeps.soup_spec import Seed, SoupConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -287,6 +288,8 @@ class SweepSpec(Config):
     """Which checkpoints stay."""
     evaluate: tuple[AnyEvaluatorConfig, ...] = ()
     """What else is scored at a run's end and in the final step."""
+    judge: JudgeConfig | None = None
+    """The language model that judged metrics ask; needed by them alone."""
     soup: SoupConfig | None = None
     """The soup; none without this section."""
     baseline: dict[str, Any] | None = None

@@ -118,6 +118,7 @@ def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup
         devices=setup.devices,
         replay=lease.replay,
         services=services(setup, lease.id),
+        judge=loaded.judge,
     )
 
 
@@ -174,7 +175,8 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
 
     Args:
         payload: `config` (a trial's resolved configuration), `model` (`ModelSource` or its fields), `split`,
-            `evaluators` (`evaluate` entries) and, where they replace the split's own, `rows`. Devices and services are
+            `evaluators` (`evaluate` entries) and, where there are any, `judge` and `rows` that replace
+            the split's own. Devices and services are
             this worker's.
     """
     setup = current_setup()
@@ -187,6 +189,7 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
         devices=setup.devices,
         services=services(setup),
         rows=payload.get("rows"),
+        judge=payload.get("judge"),
     )
     return WARM.get(job.config, job.devices).evaluate(job)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.calls import Calls
 from pipelines.chat import unpack
 from pipelines.rag import GENERATORS, load_stage
-from pipelines.rag.models import EndpointGenerator, LocalGenerator, NoGenerator
+from pipelines.rag.models import ChatModel, EndpointGenerator, LocalGenerator, LocalLM, NoGenerator
 from pipelines.rag.tokens import load_tokenizer, starts
 from pipelines.stage import UserError
 
@@ -50,9 +50,9 @@ def no_generator(config: NoGenerator, calls: Calls, seed: int) -> None:
     """`generate: {type: none}`."""
 
 
-def spec_of(config: LocalGenerator | EndpointGenerator, role: str | None = None) -> dict[str, Any]:
-    """The model spec of a generator; with a role it is another host's work (`judge`)."""
-    if isinstance(config, LocalGenerator):
+def spec_of(config: LocalLM | ChatModel, role: str | None = None) -> dict[str, Any]:
+    """The model spec of a generator or judge; with a role it is another host's work (`judge`)."""
+    if isinstance(config, LocalLM):
         spec = {
             "kind": "local_lm",
             **config.model_dump(include={"base_model", "batch_size", "precision", "trust_remote_code"}),

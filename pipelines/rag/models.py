@@ -122,10 +122,9 @@ class NoGenerator(Config):
     type: Literal["none"] = "none"
 
 
-class LocalGenerator(_Asked):
+class LocalLM(Config):
     """A causal language model in a resident worker, asked in batches, with its chat template."""
 
-    type: Literal["local"] = "local"
     base_model: str
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
     base_model_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
@@ -138,14 +137,25 @@ class LocalGenerator(_Asked):
     """Run Python code that comes with the model. Only if you trust it."""
 
 
-class EndpointGenerator(_Asked, Endpoint):
+class ChatModel(Endpoint):
     """A chat endpoint that speaks OpenAI's protocol."""
 
-    type: Literal["openai"] = "openai"
     price_per_million_prompt_tokens: float = Field(default=0.0, ge=0)
     """For the cost column, in any one currency."""
     price_per_million_new_tokens: float = Field(default=0.0, ge=0)
     """For the cost column, in the same currency."""
+
+
+class LocalGenerator(_Asked, LocalLM):
+    """A causal language model in a resident worker, asked in batches, with its chat template."""
+
+    type: Literal["local"] = "local"
+
+
+class EndpointGenerator(_Asked, ChatModel):
+    """A chat endpoint that speaks OpenAI's protocol."""
+
+    type: Literal["openai"] = "openai"
     tokenizer: str | None = None
     """Hub id, folder, or `package://module/path` of a model whose `tokenizer.json` counts `context_tokens`."""
 
@@ -159,3 +169,26 @@ class EndpointGenerator(_Asked, Endpoint):
 
 GeneratorConfig = Annotated[NoGenerator | LocalGenerator | EndpointGenerator, Field(discriminator="type")]
 """What writes answers."""
+
+
+class _Judging(Config):
+    """What is asked of every judge."""
+
+    min_spearman: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Rank correlation with people that the sweep's judged metrics must have on their cards (`stockpot evaluate-judge`)."""
+
+
+class LocalJudge(_Judging, LocalLM):
+    """A causal language model in a resident worker, asked greedily."""
+
+    type: Literal["local"] = "local"
+
+
+class EndpointJudge(_Judging, ChatModel):
+    """A chat endpoint that speaks OpenAI's protocol, asked at temperature 0."""
+
+    type: Literal["openai"] = "openai"
+
+
+JudgeConfig = Annotated[LocalJudge | EndpointJudge, Field(discriminator="type")]
+"""The language model that grades answers and passages; the same in all trials."""

@@ -24,7 +24,7 @@ from pipelines.config import RagConfig, parse_pipeline
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.rag.bench import Bench
 from pipelines.rag.questions import QuestionSplits, load_questions
-from pipelines.stage import EvaluationJob, Resource, Services, Task
+from pipelines.stage import EvaluationJob, Resource, Task
 
 STATE = "answered.json"
 RECALL_QUESTIONS = 200
@@ -57,7 +57,7 @@ class RagPipeline:
                 entries += [entry for entry in task.end_evaluators if entry not in entries]
             configs = [parse_evaluator(entry) for entry in entries]
             done = self._extend(bench, questions[:milestone], done, configs)
-            scores = score(configs, done, "tune", tools_of(task.services, config, bench, calls))
+            scores = score(configs, done, "tune", tools_of(config, bench, calls, task.judge))
             spent = spent_on(calls, before)
             measured = {"cost/seconds": time.perf_counter() - began, **telemetry(spent, milestone)}
             recall = bench.store_recall(questions[:RECALL_QUESTIONS]) if milestone >= task.total else None
@@ -77,7 +77,7 @@ class RagPipeline:
         questions = splits_of(config, bench).of(job.split)
         configs = [parse_evaluator(entry) for entry in job.evaluators]
         done = self._extend(bench, questions, [], configs)
-        return score(configs, done, job.split, tools_of(job.services, config, bench, calls))
+        return score(configs, done, job.split, tools_of(config, bench, calls, job.judge))
 
     def _extend(
         self, bench: Bench, questions: Sequence[Question], done: list[Answered], configs: Sequence[EvaluatorConfig]
@@ -127,15 +127,19 @@ def score(
     return tuple(scores)
 
 
-def tools_of(services: Services, config: RagConfig, bench: Bench, calls: Calls) -> Tools:
+def tools_of(config: RagConfig, bench: Bench, calls: Calls, judge: Mapping[str, Any] | None = None) -> Tools:
     """What evaluators of answers may use."""
-    embed = None
+    embed = grader = None
+    if judge is not None:
+        from pipelines.rag.judging import build_judge
+
+        grader = build_judge(judge, calls)
     if config.answer_embedding is not None:
         from pipelines.rag.embed import build_embedder
 
         embed = build_embedder(config.answer_embedding, calls).queries
     documents = {document.id: document.text for document in bench.corpus.documents}
-    return Tools(None, embed, documents)
+    return Tools(grader, embed, documents)
 
 
 SUMS = ("calls", "computed", "unanswered", "seconds", "tokens", "price")

@@ -76,7 +76,8 @@ def _score(
     from sweeps.paths import cache_dir
 
     config = dict(data.config)
-    job = EvaluationJob(config, source, data.split, tuple(entries), rows=data.rows)
+    judge = None if data.loaded is None else data.loaded.judge
+    job = EvaluationJob(config, source, data.split, tuple(entries), rows=data.rows, judge=judge)
     job = replace(job, services=Services(secret=os.environ.__getitem__, cache=str(cache_dir())))
     if data.paths is None or data.split != "test":
         return _run(job, data)

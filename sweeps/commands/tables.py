@@ -104,6 +104,21 @@ def sweep_record(paths: SweepPaths, top: int | None = None) -> dict[str, Any]:
     return {**to_json(board), "soups": soups, "folder": str(paths.root)}
 
 
+def card_lines(paths: SweepPaths) -> list[str]:
+    """A line for each of the sweep's metrics that has a card: how well it agrees with people."""
+    from sweeps.cards import card_line, newest_card, subject_of
+    from sweeps.load import load_resolved
+    from sweeps.metrics import owner
+
+    loaded = load_resolved(paths.resolved_spec)
+    found = []
+    for metric in loaded.metrics:
+        entry = owner(metric.bare, loaded.spec) if metric.scored else None
+        card = None if entry is None else newest_card(paths.root.parent, subject_of(metric.bare, entry, loaded.spec))
+        found += [] if card is None else [card_line(card)]
+    return found
+
+
 def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
     """The leaderboard, each soup's story, the verdicts, and where to go from here."""
     from sweeps.commands.story import final_lines, soup_lines
@@ -112,6 +127,7 @@ def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
     state, board = read_board(paths, top)
     blocks = [to_text(board, _width())]
     blocks += ["\n".join(soup_lines(soup, paths.soup(soup.id))) for soup in state.soups.values()]
+    blocks += card_lines(paths)
     final = final_lines(board)
     if final:
         blocks.append("\n".join(final))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evaluators import EVALUATORS, build_evaluator, evaluate_all, first_rows
 from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, RowLoss, summarise
-from evaluators.config import METRICS, EvaluatorConfig, ExactMatchConfig
+from evaluators.config import EVALUATOR_CONFIGS, METRICS, EvaluatorConfig, ExactMatchConfig
 from evaluators.exact import ExactMatchEvaluator, judge_json, normalized
 
 
@@ -58,7 +58,12 @@ def model() -> EchoModel:
     )
 
 
-@pytest.fixture(params=sorted(EVALUATORS))
+MODEL_EVALUATORS = sorted(
+    config.model_fields["type"].default for config in EVALUATOR_CONFIGS if "model" in config.subjects
+)
+
+
+@pytest.fixture(params=MODEL_EVALUATORS)
 def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

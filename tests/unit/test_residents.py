@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
@@ -16,7 +17,7 @@ from fake_endpoint import FakeEndpoint
 from cluster.base import Node
 from pipelines import calls
 from pipelines.calls import Answers, Identity, Role
-from pipelines.memo import Cost, Entry
+from pipelines.memo import Claim, Cost, Entry, Unanswered
 from pipelines.stage import Devices, OutOfMemory, Services, UserError
 from sweeps import resident_clients, residents, runner
 from sweeps.failures import Failure
@@ -75,7 +76,7 @@ def actor(tmp_path: Path) -> Iterator[HostActor]:
     made._host.close()
 
 
-def ask(actor: HostActor, *items: str) -> tuple[Answers, Failure | None]:
+def ask(actor: HostActor, *items: str) -> tuple[list[Any], Failure | None]:
     return asyncio.run(actor.ask({"kind": "small"}, "scores", items, {}))
 
 
@@ -95,6 +96,11 @@ def test_failures_are_typed_on_both_sides(actor: HostActor, item: str, kind: str
     assert (answers, failure is not None and failure.kind) == ([], kind)
     assert type(error_of(pickle.loads(pickle.dumps(failure)))) is error
     assert ask(actor, "four")[0][0][0] == b"4"
+
+
+def test_answers_and_their_lack_cross_the_wire() -> None:
+    for answer in ((b"value", Cost(1.0, 2, 0.5)), (Unanswered("down"), Cost(3.0))):
+        assert resident_clients._answer(resident_clients.answer_row(answer)) == answer  # type: ignore[arg-type]
 
 
 def test_a_host_writes_no_file_before_it_is_told_to(actor: HostActor, tmp_path: Path) -> None:
@@ -122,12 +128,14 @@ def test_the_memo_knows_who_was_heard_and_when_something_was_stored(
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     memo = MemoActor(str(tmp_path))
     assert memo.quiet("lease") == (float("inf"), 0.0)
-    assert memo.serve("lease", "claim", ["k"], "me", 1)[0].state == "yours"
+    assert memo.serve("lease", "claim", ["k"], "me", 1) == [("yours", None, None)]
     now[0] += 5
-    memo.serve("other", "fulfil", [Entry("k", b"v", Cost())], "me")
+    memo.serve("other", "fulfil", [("k", b"v", (1.0, 2, 0.5), "embed")], "me")
     now[0] += 2
     assert memo.quiet("lease") == (7.0, 2.0)
     assert memo.quiet("other") == (2.0, 2.0)
+    [row] = memo.serve("lease", "claim", ["k"], "me", 1)
+    assert resident_clients._claim(row) == Claim("hit", b"v", Cost(1.0, 2, 0.5))
     memo.close()
 
 
@@ -137,6 +145,21 @@ def test_a_spec_goes_to_its_roles_process_and_endpoints_to_the_shared_one() -> N
     assert actors.of({"kind": "small", "role": "judge"}) == "theirs"
     assert actors.of({"kind": "small", "role": "embedder"}) == "shared"
     assert actors.of({"kind": "small_far", "role": "judge"}) == "shared"
+
+
+def test_the_memos_client_and_its_actor_speak_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memo = MemoActor(str(tmp_path))
+    serve = SimpleNamespace(remote=lambda *words: memo.serve(*pickle.loads(pickle.dumps(words))))
+    monkeypatch.setattr(resident_clients, "find", lambda name: SimpleNamespace(serve=serve))
+    monkeypatch.setitem(sys.modules, "ray", FakeRay(0))
+    client = resident_clients.RayMemo(Actors("m", "s", {}), "lease")
+    assert [claim.state for claim in client.claim(["a", "b"], "me", 1)] == ["yours", "later"]
+    client.renew(["a"], "me")
+    client.fulfil([Entry("a", b"v", Cost(1.0, 2, 0.5), "embed")], "me")
+    assert client.claim(["a"], "me") == [Claim("hit", b"v", Cost(1.0, 2, 0.5))]
+    client.release(["b"], "me")
+    assert (client.stats().entries, client.stats().hits) == (1, 1)
+    memo.close()
 
 
 class RayActorError(Exception):
