@@ -119,7 +119,6 @@ SWEEP_NAMES: dict[str, tuple[str, str]] = {
 """Foreign name -> (where it comes from, the key here)."""
 
 NOT_HERE: dict[str, str] = {
-    "hosts": "resident models are not supported yet; delete it",
     "track": "trackers are not supported yet; delete it",
     "memo": "it is not supported yet; delete it",
     "priority": "it is not supported yet; delete it",
