@@ -5,6 +5,8 @@
   compared with a label is the metric of answer 2 minus that of answer 1; a pair that several people judged stands in
   several rows.
 - Sentence pairs (STS): `sentence1` is the reference, `sentence2` the answer, `similarity` from 0 to 1.
+- Answers: `question`, `answer`, `contexts` (passages, in order) and `label` from 0 to 1, with a `reference` where there is
+  one; rows of one question, answer and contexts are several people's. The shape for metrics of contexts.
 - Answerability (SQuAD 2): `question`, `context`, `answerability` 0 or 1; for the judge's own verdict, `answerability`.
 """
 
@@ -24,6 +26,7 @@ PAIR_LABELS = ("overall", "correctness", "completeness")
 SHAPES = {
     "pairs": ("query", "gt_answer", "model1", "model2", *(f"{label}_label" for label in PAIR_LABELS)),
     "sentences": ("sentence1", "sentence2", "similarity"),
+    "answers": ("question", "answer", "contexts", "label"),
     "answerability": ("question", "context", "answerability"),
 }
 """Shape -> the keys of its rows."""
@@ -97,7 +100,7 @@ def read_labels(path: Path, limit: int | None = None) -> Labels:
     if not numbered:
         raise UserError(f"{path} is empty; {_legal()}")
     labels: Labels | None = None
-    places: dict[tuple[str, str | None, str | None, str], int] = {}
+    places: dict[tuple[Any, ...], int] = {}
     for number, line in numbered:
         place = f"{path}, line {number}"
         row = _row(line, place)
@@ -128,14 +131,14 @@ def _row(line: str, place: str) -> dict[str, Any]:
     return row
 
 
-def _add(labels: Labels, row: Mapping[str, Any], places: dict[tuple[str, str | None, str | None, str], int]) -> None:
+def _add(labels: Labels, row: Mapping[str, Any], places: dict[tuple[Any, ...], int]) -> None:
     """One row's answers and judgement."""
 
-    def place(question: str, reference: str | None, answer: str | None, context: str = "") -> int:
-        key = (_text(question), reference, answer, context)
+    def place(question: str, reference: str | None, answer: str | None, contexts: Sequence[str] = ()) -> int:
+        key = (_text(question), reference, answer, *contexts)
         if key not in places:
             places[key] = len(labels.answered)
-            passages = (Passage("context", 0, len(context), context),) if context else ()
+            passages = tuple(Passage(f"context {i}", 0, len(text), text) for i, text in enumerate(contexts))
             asked = Question(str(places[key]), question, question, answer=reference)
             labels.answered.append(Answered(asked, passages, passages, answer))
         return places[key]
@@ -149,10 +152,21 @@ def _add(labels: Labels, row: Mapping[str, Any], places: dict[tuple[str, str | N
         at = place("", _text(row["sentence1"]), _text(row["sentence2"]))
         said = {"similarity": _number(row["similarity"], 0, 1)}
         labels.judgements.append(Judgement(row["sentence1"], str(at), at, None, said))
+    elif labels.shape == "answers":
+        given = None if row.get("reference") is None else _text(row["reference"])
+        contexts = [_text(text) for text in _list(row["contexts"])]
+        at = place(row["question"], given, _text(row["answer"]), contexts)
+        labels.judgements.append(Judgement(row["question"], str(at), at, None, {"label": _number(row["label"], 0, 1)}))
     else:
-        at = place(row["question"], None, None, _text(row["context"]))
+        at = place(row["question"], None, None, [_text(row["context"])])
         said = {"answerability": _number(row["answerability"], 0, 1)}
         labels.judgements.append(Judgement(row["question"], str(at), at, None, said))
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r:.80} is no list")
+    return value
 
 
 def _text(value: Any) -> str:

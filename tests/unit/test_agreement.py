@@ -83,6 +83,17 @@ def test_pairs_are_judged_by_the_difference_and_annotators_against_each_other(tm
     assert len(read_labels(tmp_path / "a.jsonl", limit=1).judgements) == 1
 
 
+def test_answers_bring_their_contexts_and_people_are_compared_on_one_of_them(tmp_path):
+    row = {"question": "q", "answer": "a", "contexts": ["one", "two"], "label": 1}
+    rows = [row, {**row, "label": 0.5}, {**row, "contexts": [], "reference": "r", "label": 0}]
+    labels = read_labels(write(tmp_path / "a.jsonl", rows))
+    first, second = labels.answered
+    assert ([passage.text for passage in first.context], first.question.answer) == (["one", "two"], None)
+    assert (second.context, second.question.answer) == ((), "r")
+    assert labels.values([0.25, 0.75]) == [0.25, 0.25, 0.75]
+    assert labels.among_themselves("label") == ([1.0, 0.5], [0.5, 1.0], ["q", "q"])
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -91,6 +102,7 @@ def test_pairs_are_judged_by_the_difference_and_annotators_against_each_other(tm
         ("[]", "is no JSON object"),
         ('{"question": "a"}', "of no shape known here"),
         (json.dumps(pair("q", "a", "b", 3)), "no label from -2 to 2"),
+        ('{"question": "q", "answer": "a", "contexts": "c", "label": 1}', "is no list"),
         (json.dumps(pair("q", None, "b", 1)), "is no text"),
         ('{"sentence1": "a", "sentence2": "b", "similarity": true}', "no label from 0 to 1"),
     ],
