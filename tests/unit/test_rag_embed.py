@@ -39,9 +39,9 @@ def test_each_text_is_embedded_once(tmp_path: Path) -> None:
     assert (again.documents(TEXTS) == first[:10]).all()
     assert (again.queries(TEXTS[:1]) == first[:1]).all()
     assert len(host.items) == 10
-    used = calls.usage["embed"]
-    assert (used.calls, used.computed) == (11, 0)
-    assert used.spent.tokens == 33
+    index, used = calls.usage["index"], calls.usage["embed"]
+    assert (index.calls, index.computed, used.calls, used.computed) == (10, 0, 1, 0)
+    assert index.spent.tokens + used.spent.tokens == 33
 
 
 def test_prefixes_go_before_and_part_the_uses(tmp_path: Path) -> None:
