@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALLER = {
     "name": "smoke",
     "pipeline.max_steps": 2,
+    "pipeline.precision": "fp32",
     "pipeline.micro_batch_size": 2,
     "pipeline.datasets.tune.limit": 6,
     "pipeline.datasets.select.limit": 6,

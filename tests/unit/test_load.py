@@ -237,7 +237,6 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ("resources: {gpus: 2}", "resources.gpus", "not supported yet"),
         ("resources: {cpus: lots}", "resources.cpus", "'lots' is not a number or 'auto'"),
         ("storage: s3://bucket/x", "storage", "is remote, which is not supported yet"),
-        ("hosts: {}", "hosts", "not supported yet"),
         ("learning_rate: 3", "learning_rate", "it belongs under pipeline:"),
         ("budget:", "budget", "is empty; give a mapping (key: value), or delete the line"),
         ("env: {HF_TOKEN: abc}", "env.HF_TOKEN", "write HF_TOKEN: ${HF_TOKEN}"),

@@ -1,8 +1,8 @@
 """Contexts: the first passages, or as much as a budget of characters or tokens allows."""
 
-from __future__ import importlib.util
-import annotations
+from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
