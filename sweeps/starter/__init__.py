@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 STARTERS: dict[str, str] = {"sft": "sweeps.starter.sft:start"}
 """Pipeline -> `module:function` that takes a `Request` and gives a `Starter`."""
-PLANNED = ("dpo", "rag")
+PLANNED = ("dpo",)
 """Pipelines that people ask for and that are not there yet."""
 
 

@@ -1,6 +1,5 @@
 """The virtual clock: sweeps of thousands of trials in seconds, hangs noticed, calls answered."""
 
-
 import pytest
 from plans import backend, plan
 
