@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.base import Score
-from pipelines.soups.base import Bench, Blend, Mixture, SoupNote
+from pipelines.soups.base import Bench, Blend, Mixture, SoupEvent, SoupNote
 from pipelines.soups.recipes.path import walk_path
+from pipelines.soups.recipes.ranking import Ranking
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class Gate:
     def of(cls, config: Any) -> Gate:
         """As the file says."""
         return cls(config.barrier, config.max_drop)
+
+    def passing(self, ranking: Ranking, bench: Bench) -> list[str]:
+        """The best single, and the runs that no barrier parts from it; the others are told as rejected."""
+        inside = [ranking.runs[0]]
+        for run, single in zip(ranking.runs[1:], ranking.scores[1:], strict=True):
+            refused = self.refuses(bench, ((inside[0], 1.0),), run, (ranking.scores[0], single))
+            if refused is None:
+                inside.append(run)
+            else:
+                bench.tell(SoupEvent(run, "reject", single.value, ranking.best, refused))
+        return inside
 
     def refuses(self, bench: Bench, inside: Mixture, run: str, ends: tuple[Score, Score]) -> str | None:
         """Why a run is left out, or None.

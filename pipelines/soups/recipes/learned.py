@@ -42,13 +42,7 @@ class LearnedSoup:
             ValueError: if there is no ingredient.
         """
         ranking = rank(ingredients, bench)
-        anchor, inside = ((ranking.runs[0], 1.0),), [ranking.runs[0]]
-        for run, single in zip(ranking.runs[1:], ranking.scores[1:], strict=True):
-            refused = self.gate.refuses(bench, anchor, run, (ranking.scores[0], single))
-            if refused is None:
-                inside.append(run)
-            else:
-                bench.tell(SoupEvent(run, "reject", single.value, ranking.best, refused))
+        inside = self.gate.passing(ranking, bench)
         if len(inside) == 1:
             bench.tell(SoupEvent(inside[0], "start", ranking.best, ranking.best, "nothing to mix it with"))
             tell_left_out(ranking, ranking.best, bench)

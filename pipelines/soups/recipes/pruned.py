@@ -43,13 +43,7 @@ class PrunedSoup:
             ValueError: if there is no ingredient.
         """
         ranking = rank(ingredients, bench)
-        anchor, inside = ((ranking.runs[0], 1.0),), [ranking.runs[0]]
-        for run, single in zip(ranking.runs[1:], ranking.scores[1:], strict=True):
-            refused = self.gate.refuses(bench, anchor, run, (ranking.scores[0], single))
-            if refused is None:
-                inside.append(run)
-            else:
-                bench.tell(SoupEvent(run, "reject", single.value, ranking.best, refused))
+        inside = self.gate.passing(ranking, bench)
         best = bench.score(self.blend(inside)).value
         walk = list(reversed(inside))
         for place, run in enumerate(walk):

@@ -77,13 +77,7 @@ class SearchSoup:
             ValueError: if there is no ingredient.
         """
         ranking = rank(ingredients, bench)
-        anchor, inside = ((ranking.runs[0], 1.0),), [ranking.runs[0]]
-        for run, single in zip(ranking.runs[1:], ranking.scores[1:], strict=True):
-            refused = self.gate.refuses(bench, anchor, run, (ranking.scores[0], single))
-            if refused is None:
-                inside.append(run)
-            else:
-                bench.tell(SoupEvent(run, "reject", single.value, ranking.best, refused))
+        inside = self.gate.passing(ranking, bench)
         blend, value = alone(inside[0]), ranking.best
         if len(inside) > 1:
             blend, value = self._search(inside, ranking, bench)
