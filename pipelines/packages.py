@@ -1,11 +1,20 @@
-"""Where `package://module/path` lies, without importing the package: only the top-level name is looked up."""
+"""Where a named file or model lies: a path, `package://module/path`, or a repository of the model hub. No torch.
+
+A package is found without importing it: only its top-level name is looked up.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipelines.stage import UserError
+
 PACKAGE = "package://"
+HUB_SECONDS = 5.0
+"""How long the hub may take to say what it has."""
 
 
 def package_path(source: str) -> Path:
@@ -24,3 +33,60 @@ def package_path(source: str) -> Path:
         raise LookupError(top)
     roots = [Path(location, *inner) / rest for location in spec.submodule_search_locations]
     return next((path for path in roots if path.exists()), roots[0])
+
+
+def named_path(source: str, setting: str) -> Path:
+    """The file or folder that a path or a `package://` name stands for, whether or not it exists.
+
+    Args:
+        source: the name.
+        setting: what in the sweep file has it, for messages.
+
+    Raises:
+        UserError: if no such package is installed here.
+    """
+    if not source.startswith(PACKAGE):
+        return Path(source).expanduser()
+    try:
+        return package_path(source)
+    except LookupError as error:
+        raise UserError(
+            f"{setting}: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
+        ) from None
+
+
+def hub_snapshot(source: str, setting: str, files: Sequence[str], whole: Callable[[Path], bool], mend: str) -> Path:
+    """A snapshot of a hub repository: the local one where it is whole, else fetched; fails within seconds.
+
+    Args:
+        source: hub id.
+        setting: what in the sweep file has it, for messages.
+        files: patterns of the files that are wanted.
+        whole: whether a local snapshot has what is needed.
+        mend: what to give instead, a sentence.
+
+    Raises:
+        UserError: if it can't be fetched.
+    """
+    import httpx
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    with contextlib.suppress(OSError, ValueError):
+        local = Path(snapshot_download(source, allow_patterns=list(files), local_files_only=True))
+        if whole(local):
+            return local
+    try:
+        revision = HfApi().model_info(source, timeout=HUB_SECONDS).sha
+        return Path(snapshot_download(source, revision=revision, allow_patterns=list(files), etag_timeout=HUB_SECONDS))
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        raise UserError(
+            f"{setting}: {source!r} is no folder here and can't be fetched from the model hub "
+            f"({type(error).__name__}: {first_line(error)}). {mend}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, else its type."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -11,11 +11,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.packages import PACKAGE, package_path
+from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
 from pipelines.stage import UserError
 
 _HASHES: dict[tuple[str, int, int], str] = {}
-_HUB_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def identity_of(source: str) -> WeightsIdentity:
     """
     if source.startswith("sweep://"):
         raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
-    path = _place(source)
+    path = named_path(source, "base_model")
     if path.is_file():
         return WeightsIdentity(f"gguf:{file_hash(path)}")
     if not path.is_dir():
@@ -86,17 +85,6 @@ def file_hash(path: Path) -> str:
     return _HASHES[key]
 
 
-def _place(source: str) -> Path:
-    if not source.startswith(PACKAGE):
-        return Path(source).expanduser()
-    try:
-        return package_path(source)
-    except LookupError as error:
-        raise UserError(
-            f"base_model: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
-        ) from None
-
-
 def _of_adapter(folder: Path) -> WeightsIdentity:
     """An adapter and the base that it names; its tokenizer is the base's."""
     base = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
@@ -118,9 +106,8 @@ def _commit(source: str) -> str:
         if isinstance(local, str):
             return Path(local).parent.name
     try:
-        return str(HfApi().model_info(source, timeout=_HUB_SECONDS).sha)
+        return str(HfApi().model_info(source, timeout=HUB_SECONDS).sha)
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"base_model: {source!r} is no folder here and the model hub does not know it ({lines[0].rstrip('.')})"
+            f"base_model: {source!r} is no folder here and the model hub does not know it ({first_line(error)})"
         ) from error

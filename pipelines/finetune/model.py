@@ -24,12 +24,11 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.finetune.adapters import attach
-from pipelines.packages import PACKAGE, package_path
+from pipelines.packages import PACKAGE, first_line, hub_snapshot, named_path
 from pipelines.stage import UserError
 from pipelines.weights import content_hash, file_hash
 
 _CONVERSION = 1
-_HUB_SECONDS = 5.0
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]
 _ALTERNATIVES = (
@@ -113,7 +112,7 @@ def load_folder(folder: Path, *, trust_remote_code: bool = False, device: str = 
             local_files_only=True,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"base_model: {folder} can't be loaded: {_first_line(error)}. {_ALTERNATIVES}") from error
+        raise UserError(f"base_model: {folder} can't be loaded: {first_line(error)}. {_ALTERNATIVES}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"base_model: the tokenizer of {folder} has no end-of-text token, so rows can't be ended")
@@ -134,7 +133,7 @@ def resolve(source: str, cache: Path, *, trust_remote_code: bool = False) -> Pat
     """
     if source.startswith("sweep://"):
         raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
-    path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
+    path = named_path(source, "base_model")
     if path.is_dir():
         return _resolve_folder(path, cache, trust_remote_code)
     if path.is_file():
@@ -164,15 +163,6 @@ def tokenizer_hash(folder: Path) -> str | None:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest() if body else None
 
 
-def _package_path(source: str) -> Path:
-    try:
-        return package_path(source)
-    except LookupError as error:
-        raise UserError(
-            f"base_model: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
-        ) from None
-
-
 def _resolve_folder(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
     if (folder / "config.json").is_file():
         return folder
@@ -197,7 +187,7 @@ def _from_gguf(path: Path, cache: Path) -> Path:
         except ImportError as error:
             raise UserError(f"base_model: {path.name} needs the package gguf (pip install gguf): {error}") from error
         except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
-            raise UserError(f"base_model: {path} can't be read as GGUF: {_first_line(error)}") from error
+            raise UserError(f"base_model: {path} can't be read as GGUF: {first_line(error)}") from error
         for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
             model.__dict__.pop(mark, None)
         if hasattr(model.config, "quantization_config"):
@@ -253,28 +243,10 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _from_hub(source: str, trust_remote_code: bool) -> Path:
-    """A snapshot of a hub repository: the local one where there is one, else fetched; fails within seconds."""
-    import httpx
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
+    """A snapshot of a hub repository."""
+
+    def whole(local: Path) -> bool:
+        return (local / "config.json").is_file() and any(local.glob("*.safetensors"))
 
     files = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
-    with contextlib.suppress(OSError, ValueError):
-        local = Path(snapshot_download(source, local_files_only=True, allow_patterns=files))
-        if (local / "config.json").is_file() and any(local.glob("*.safetensors")):
-            return local
-    try:
-        revision = HfApi().model_info(source, timeout=_HUB_SECONDS).sha
-        return Path(
-            snapshot_download(source, revision=revision, allow_patterns=files, etag_timeout=_HUB_SECONDS),
-        )
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        raise UserError(
-            f"base_model: {source!r} is no folder here and can't be fetched from the model hub ({reason}). {_ALTERNATIVES}"
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    return hub_snapshot(source, "base_model", files, whole, _ALTERNATIVES)

