@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, model_validator
 
+from pipelines.fields import CLASS_PATTERN, HASH_PATTERN
 from pipelines.fields import Config as Config
 from pipelines.fields import wrong as wrong
 from pipelines.rag.config import RagConfig as RagConfig
@@ -33,7 +34,7 @@ class DataFile(Config):
     """Branch, tag or commit of a hub data set; `submit` fills in the commit, so that all trials see the same rows."""
     streaming: bool = False
     """Rows are read from disk when they are needed and never held in memory; for `train` alone."""
-    content_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    content_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the file (of several: over all); filled in by `submit`, so that changed rows are refused."""
     type: Literal["chat", "prompt_completion", "text"]
     """Shape of a row: `chat` (a list of messages), `prompt_completion` (two texts), `text` (one)."""
@@ -123,7 +124,7 @@ class SFTConfig(Config):
     type: Literal["sft"] = "sft"
     base_model: str
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
-    base_model_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    base_model_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the weights; filled in for `sweep://` sources, so that other weights make another trial."""
     datasets: Datasets
     """The four splits."""
@@ -250,7 +251,7 @@ class CustomConfig(Config):
     """A pipeline of your own: a class with `resource`, `run` and optionally `evaluate` (see CONTRIBUTING)."""
 
     type: Literal["custom"] = "custom"
-    import_path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    import_path: str = Field(pattern=CLASS_PATTERN)
     """`module:Class`, importable where trials run; the sweep file's folder is on the path."""
     kwargs: dict[str, Any] = Field(default_factory=dict)
     """Handed to the class; any key below can be swept as `kwargs.NAME`."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import PydanticCustomError
 
+CLASS_PATTERN = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+HASH_PATTERN = r"^[0-9a-f]{64}$"
+URL_PATTERN = r"^https?://"
+
 
 class Config(BaseModel):
     """Base of every part of the file: frozen, unknown keys fail, the text under a field documents it."""

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from pipelines.config import PIPELINE_CONFIGS
+from pipelines.fields import CLASS_PATTERN, HASH_PATTERN, URL_PATTERN
 from sweeps.fields import Models, lookup, model_at, type_names
 from sweeps.foreign import VALUES, key_answer
 from sweeps.problems import close, show, unknown
@@ -18,6 +19,12 @@ from sweeps.yaml_source import Place
 
 BARE = {"method": "type", "early_terminate": "type", "metric": "name", "soup": "method"}
 """Sections that may be one word -> the key it is."""
+_PATTERNS = {
+    NAME_PATTERN: "a name: up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit",
+    CLASS_PATTERN: "'module:Class'",
+    HASH_PATTERN: "a SHA-256 in hex",
+    URL_PATTERN: "an address that begins with http:// or https://",
+}
 
 
 @dataclass(frozen=True)
@@ -210,10 +217,4 @@ def _mend(value: Any, legal: list[str], words: list[str]) -> str:
 
 def pattern_words(pattern: str) -> str:
     """What text a pattern of the spec asks for."""
-    if pattern == NAME_PATTERN:
-        return "a name: up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit"
-    if ":" in pattern:
-        return "'module:Class'"
-    if "64" in pattern:
-        return "a SHA-256 in hex"
-    return f"text that matches {pattern}"
+    return _PATTERNS.get(pattern, f"text that matches {pattern}")

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipelines.fields import Config, wrong
+from pipelines.fields import HASH_PATTERN, Config, wrong
 from pipelines.rag.models import EmbeddingModel, GeneratorConfig, NoGenerator
 from pipelines.rag.stages import (
     ChunkConfig,
@@ -33,7 +33,7 @@ class Corpus(Config):
     """Key of a JSONL row's document id."""
     field_text: str = "text"
     """Key of a JSONL row's text."""
-    content_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    content_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 over all files; filled in by `submit`, so that a changed corpus is refused."""
 
 
@@ -49,7 +49,7 @@ class QuestionFile(Config):
 
     path: str
     """JSONL file (relative to the sweep file)."""
-    content_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    content_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the file; filled in by `submit`."""
 
 
@@ -91,7 +91,7 @@ class Questions(Config):
     """Key whose value keeps questions together in splits and clusters errors; default: the question."""
     limit: int | None = Field(default=None, ge=1)
     """Questions of `path` used at most, the first ones in file order; all by default."""
-    content_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    content_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the file; filled in by `submit`, so that changed questions are refused."""
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from pipelines.fields import Config, wrong
+from pipelines.fields import HASH_PATTERN, URL_PATTERN, Config, wrong
 
 DEFAULT_PROMPT = (
     "Answer the question with the passages alone, as briefly as you can.\n\n{context}\n\nQuestion: {question}\nAnswer:"
@@ -17,7 +17,7 @@ DEFAULT_PROMPT = (
 class Endpoint(Config):
     """An OpenAI-compatible endpoint (vLLM, `transformers serve`, a paid one)."""
 
-    base_url: str = Field(pattern=r"^https?://")
+    base_url: str = Field(pattern=URL_PATTERN)
     """Address up to and with `/v1`."""
     model: str
     """The model's name there."""
@@ -127,7 +127,7 @@ class LocalLM(Config):
 
     base_model: str
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
-    base_model_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    base_model_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the weights; filled in for `sweep://` sources."""
     batch_size: int = Field(default=8, ge=1)
     """Answers generated at once."""

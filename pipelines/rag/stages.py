@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipelines.fields import Config, wrong
+from pipelines.fields import HASH_PATTERN, Config, wrong
 from pipelines.rag.models import EmbeddingModel
 
 
@@ -307,7 +307,7 @@ class LLMReranker(Config):
     type: Literal["llm"] = "llm"
     base_model: str
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
-    base_model_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    base_model_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the weights; filled in for `sweep://` sources."""
     prompt: str = (
         "Passage: {passage}\n\nQuestion: {question}\n\nDoes the passage answer the question? Answer yes or no.\nAnswer:"

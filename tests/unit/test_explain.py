@@ -43,6 +43,13 @@ def test_every_key_of_the_spec_is_there_with_a_text() -> None:
     assert [section.title for section in sections() if not section.text] == []
 
 
+def test_a_pattern_is_told_in_words() -> None:
+    told = {path: key.type for path, key in KEYS.items()}
+    assert told["pipeline.generate.base_url"] == "an address that begins with http:// or https://"
+    assert told["pipeline.import_path"] == "'module:Class'"
+    assert [path for path, words in told.items() if "matches" in words] == []
+
+
 def test_the_words_of_parameters_are_the_parsers() -> None:
     words = {key.name for section in sections() if section.path.startswith("parameters") for key in section.keys}
     assert words == {*RESERVED, "KEY"}
