@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.racing import Race
+from sweeps.fold import fold
 from sweeps.ledger import Ledger
-from sweeps.state import fold
 
 Floats = NDArray[np.float64]
 

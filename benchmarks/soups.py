@@ -90,8 +90,8 @@ def sweep(folder: Path, seed: int, train_only: bool) -> None:
 def told(folder: Path, seed: int) -> None:
     """What came of a seed's sweep: the soup's size, and soup minus best single with the smallest difference to be seen."""
     from evaluators.statistics import smallest_difference
+    from sweeps.fold import fold
     from sweeps.ledger import Ledger
-    from sweeps.state import fold
 
     ledger = Ledger.read(folder / f"soup-{seed}")
     state = fold(ledger.events())

@@ -24,12 +24,13 @@ from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
 from sweeps.engine import Engine
 from sweeps.failures import Failure
+from sweeps.fold import apply_event, fold
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep, from_record
 from sweeps.loop import Answer, Backend, CallFailed, Loop
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
-from sweeps.state import SweepState, fold
+from sweeps.state import SweepState
 from sweeps.trial import Lease
 
 if TYPE_CHECKING:
@@ -337,7 +338,7 @@ class _Drive:
         if self._progress is None or self._state is None:
             return
         for event in self._ledger.events(after=self._state.seq):
-            self._state.apply(event)
+            apply_event(self._state, event)
         self._progress.on_state(self._state, self._loaded, self._ledger.events)
 
 

@@ -20,12 +20,13 @@ from pipelines.finetune.checkpoint import content_hash, newest_whole
 from pipelines.stage import ModelSource
 from sweeps.candidates import Contender, freeze, judged_metrics, leading, pairs, plan, same_models, soup_candidate
 from sweeps.engine import Backend, CallFailed
+from sweeps.fold import fold
 from sweeps.ledger import Event, Items, Ledger
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN, reached
 from sweeps.scoring import Say, call, evaluate, has_split, model_source, silent
-from sweeps.state import SoupState, SweepState, fold, items_owner
+from sweeps.state import SoupState, SweepState, items_owner
 from sweeps.trial import Attempt, Run, canonical
 from sweeps.verdicts import Side, family, verdict, with_holm
 

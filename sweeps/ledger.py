@@ -33,7 +33,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     sweep_finished    {trials, failed, best, seconds}
 
 Reports of any attempt of a run but the newest are dropped by the fold, and a report of a (run, resource) that is already
-there is not appended again. `sweeps.state` says precisely which reports count and what further keys the engine writes.
+there is not appended again. `sweeps.fold` says precisely which reports count and what further keys the engine writes.
 """
 
 from __future__ import annotations

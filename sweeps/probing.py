@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import RagConfig
 from sweeps.engine import Backend, CallFailed
+from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
 from sweeps.scoring import Say, call, ranked
-from sweeps.state import fold
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep

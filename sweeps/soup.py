@@ -17,13 +17,14 @@ from pipelines.soups.recipes import build_recipe
 from pipelines.soups.recipes.ranking import NothingScored
 from sweeps.bench import Tasting, scored
 from sweeps.engine import Backend, CallFailed
+from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
 from sweeps.paths import SweepPaths
 from sweeps.provenance import model_card, soup_record, write_text
 from sweeps.scoring import Say, call, relative, silent
 from sweeps.soup_plan import NoSoup, Plan, make_plan
 from sweeps.soup_spec import SoupConfig
-from sweeps.state import SoupState, SweepState, fold
+from sweeps.state import SoupState, SweepState
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep

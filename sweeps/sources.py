@@ -81,8 +81,8 @@ def _find(name: str, storage: Path, folder: Path) -> SweepPaths:
 
 
 def _read(paths: SweepPaths) -> SweepState:
+    from sweeps.fold import fold
     from sweeps.ledger import Ledger, LedgerError
-    from sweeps.state import fold
 
     try:
         ledger = Ledger.read(paths.root)

@@ -22,6 +22,7 @@ from statistics import fmean
 from typing import Any, Protocol
 
 from evaluators.base import Report
+from sweeps.fold import apply_event
 from sweeps.ledger import Event
 from sweeps.metrics import Metric
 from sweeps.schedulers.base import ItemReader, RunView, SweepView, no_items
@@ -116,7 +117,7 @@ class Standings:
 
     def apply(self, event: Event) -> None:
         """Take in one event."""
-        self.state.apply(event)
+        apply_event(self.state, event)
         if event.kind == "suggested":
             total = event.body.get("milestones", self.milestones)[-1]
             if total != self.total:

@@ -113,8 +113,8 @@ def seen(state: SweepState, loaded: LoadedSweep, paths: SweepPaths, driver: Mapp
 
 def read_state(paths: SweepPaths) -> SweepState:
     """The fold of a sweep's ledger, read only."""
+    from sweeps.fold import fold
     from sweeps.ledger import Ledger
-    from sweeps.state import fold
 
     ledger = Ledger.read(paths.root)
     try:

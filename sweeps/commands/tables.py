@@ -37,9 +37,9 @@ def show(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """The best trials of one sweep or of several, paired on their stored item scores."""
     from sweeps import compare as comparing
+    from sweeps.fold import fold
     from sweeps.ledger import Ledger
     from sweeps.load import load_resolved
-    from sweeps.state import fold
 
     if arguments.top < 2:
         raise UsageError(f"--top must be at least 2 to compare anything, but got {arguments.top}")
@@ -70,10 +70,10 @@ def _width() -> int:
 
 def read_board(paths: SweepPaths, top: int | None = None) -> tuple[SweepState, Leaderboard]:
     """The folded ledger and its leaderboard, read only."""
+    from sweeps.fold import fold
     from sweeps.leaderboard import leaderboard
     from sweeps.ledger import Ledger
     from sweeps.load import load_resolved
-    from sweeps.state import fold
 
     loaded = load_resolved(paths.resolved_spec)
     ledger = Ledger.read(paths.root)

@@ -53,6 +53,7 @@ class Follower:
             LedgerError: when the ledger is gone or can't be read.
             SpecError: when the resolved spec can't be read.
         """
+        from sweeps.fold import apply_event
         from sweeps.ledger import Ledger
         from sweeps.load import load_resolved
         from sweeps.lock import DriverLock
@@ -64,7 +65,7 @@ class Follower:
             self.close()
             self._ledger, self._token, self.state = Ledger.read(self._paths.root), token, SweepState()
         for event in self._ledger.events(after=self.state.seq):
-            self.state.apply(event)
+            apply_event(self.state, event)
         with contextlib.suppress(FileNotFoundError):
             changed = self._paths.resolved_spec.stat().st_mtime_ns
             if changed != self._spec:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.base import Direction
+from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, from_record, load_resolved
 from sweeps.lock import DriverLock
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.problems import SpecError
-from sweeps.state import SweepState, fold
+from sweeps.state import SweepState
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from cluster.local import connect
 from pipelines.calls import Calls, make_calls
 from pipelines.memo import LocalMemo
 from pipelines.stage import Devices, Services, UserError
+from sweeps.fold import fold
 from sweeps.host_plan import plan_hosts
 from sweeps.ledger import Ledger
 from sweeps.load import load_file
 from sweeps.paths import SweepPaths
 from sweeps.residents import Residents
-from sweeps.state import fold
 from sweeps.worker import Setup
 
 pytestmark = pytest.mark.slow

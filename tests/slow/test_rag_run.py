@@ -17,9 +17,9 @@ import killing
 import pytest
 
 from pipelines.memo import LocalMemo
+from sweeps.fold import fold
 from sweeps.ledger import Ledger
 from sweeps.load import load_file
-from sweeps.state import fold
 
 pytestmark = pytest.mark.slow
 

@@ -171,10 +171,10 @@ def test_soup_and_final_step_with_the_real_pipeline(
     from pipelines.stage import Devices, Task
     from sweeps import worker
     from sweeps.final import run_final
+    from sweeps.fold import fold
     from sweeps.ledger import Event, Items, Ledger
     from sweeps.load import load_text
     from sweeps.soup import make_soup
-    from sweeps.state import fold
 
     tiny.save_model(tmp_path / "base")
     tiny.write_rows(tmp_path / "rows.jsonl", tiny.sums(160))

@@ -13,11 +13,12 @@ import numpy as np
 
 from evaluators.base import ItemSet, Report, Score, Split, summarise
 from sweeps.failures import Failure
+from sweeps.fold import fold
 from sweeps.ledger import Event, Items, Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.paths import SweepPaths
 from sweeps.simulate import Curve, SimulatedBackend, VirtualClock, drive
-from sweeps.state import SweepState, fold
+from sweeps.state import SweepState
 from sweeps.trial import Lease
 from sweeps.verdicts import Side, verdict, with_holm
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeps.failures import Failure
+from sweeps.fold import apply_event
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.news import News
@@ -85,7 +86,7 @@ def seen_at(loaded: LoadedSweep, events: Iterable[Event], late: float = 3.0) -> 
     """State and overview after the events, `late` seconds after the newest one, and that moment."""
     state, news = SweepState(), News()
     for event in events:
-        state.apply(event)
+        apply_event(state, event)
         news.apply(event)
     now = state.updated_at + late
     shot = snapshot(state, loaded, now)

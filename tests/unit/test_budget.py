@@ -15,12 +15,13 @@ from soup_machine import Stage, load
 from sweeps.budget import BudgetError, asked_for, change, describe, finalists, read_settings
 from sweeps.commands.story import final_lines
 from sweeps.final import run_final
+from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, Ledger
 from sweeps.load import from_record
 from sweeps.replay import differences
 from sweeps.simulate import Killed, drive, kill_at
-from sweeps.state import fold, items_owner
+from sweeps.state import items_owner
 from sweeps.trial import Run
 from sweeps.verdicts import family
 

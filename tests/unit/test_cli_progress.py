@@ -17,6 +17,7 @@ import pytest
 
 from evaluators.base import ItemSet, summarise
 from sweeps.commands.story import final_lines, soup_lines, verdict_line
+from sweeps.fold import apply_event
 from sweeps.ledger import Event
 from sweeps.load import LoadedSweep, load_text
 from sweeps.progress import ProgressView, snapshot
@@ -50,7 +51,7 @@ class Story:
 
     def say(self, kind: str, /, **body: Any) -> None:
         self.seq += 1
-        self.state.apply(Event(kind, body, self.seq, 1000.0 + self.seq))
+        apply_event(self.state, Event(kind, body, self.seq, 1000.0 + self.seq))
 
     def trial(self, order: int) -> str:
         trial = f"{order:04d}-{order:08x}"

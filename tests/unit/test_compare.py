@@ -8,10 +8,10 @@ import pytest
 from evaluators.base import Direction, ItemSet, summarise
 from sweeps.board import Leaderboard
 from sweeps.compare import CompareError, Comparison, Source, compare, to_json, to_text
+from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, StoredItems
 from sweeps.metrics import Metric
-from sweeps.state import fold
 
 ITEMS = ItemSet(tuple(f"i{i}" for i in range(60)))
 BASE = np.random.default_rng(0).normal(2.0, 0.5, 60)

@@ -11,6 +11,7 @@ from evaluators.base import ItemSet, Report, summarise
 from sweeps.checkpoints import Checkpoint, DiskCheckpoints, newest_whole
 from sweeps.engine import Engine
 from sweeps.failures import Failure
+from sweeps.fold import fold
 from sweeps.keep import Holding, Sized, surplus
 from sweeps.ledger import Event, Ledger
 from sweeps.paths import SweepPaths
@@ -18,7 +19,6 @@ from sweeps.replay import differences
 from sweeps.simulate import MemoryCheckpoints, drive
 from sweeps.space import Axis, Choice, Space
 from sweeps.standings import DUPLICATES
-from sweeps.state import fold
 from sweeps.trial import Attempt, Run
 
 

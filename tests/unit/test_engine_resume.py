@@ -7,10 +7,10 @@ from plans import FINITE, LINE, backend, curve, plan
 
 from sweeps.checkpoints import newest_whole
 from sweeps.failures import Failure
+from sweeps.fold import fold
 from sweeps.ledger import Ledger
 from sweeps.replay import differences
 from sweeps.simulate import Killed, drive, kill_at
-from sweeps.state import fold
 from sweeps.trial import Run
 
 BOOKKEEPING = {"lease", "attempt", "worker_seconds", "telemetry", "checkpoint", "checkpoint_attempt"}

@@ -16,10 +16,10 @@ from sweeps.commands.story import final_lines
 from sweeps.engine import CallFailed
 from sweeps.failures import Failure
 from sweeps.final import DATA_ONLY, judge_soup, open_test, run_final
+from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
 from sweeps.soup import make_soup
 from sweeps.soup_spec import parse_soup
-from sweeps.state import fold
 
 NOISES = [0.9, 0.5, 0.8]
 SEEDS = "seeds: {tune: [0], test: [100, 101]}"

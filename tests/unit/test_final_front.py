@@ -13,13 +13,13 @@ from soup_machine import Stage, load
 
 from sweeps.commands.story import final_lines
 from sweeps.final import judge_soup, run_final
+from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard, to_text
 from sweeps.load import from_record
 from sweeps.scoring import front_runs, ranked
 from sweeps.soup import make_soup
 from sweeps.soup_spec import parse_soup
 from sweeps.sources import resolve_source
-from sweeps.state import fold
 
 COST = "[loss, {name: cost/seconds, goal: minimize}]"
 SCORES = "[loss, exact_match, {name: cost/seconds, goal: minimize}]"

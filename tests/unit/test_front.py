@@ -16,11 +16,11 @@ from evaluators.base import ItemSet, summarise
 from evaluators.statistics import paired
 from sweeps.board import Leaderboard, to_csv, to_json, to_text
 from sweeps.compare import CompareError, Source, all_to_json, all_to_text, compare_all
+from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, StoredItems, number
 from sweeps.metrics import Metric
 from sweeps.pareto import hypervolume
-from sweeps.state import fold
 
 N = 80
 ROWS = ItemSet(

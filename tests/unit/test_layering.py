@@ -21,7 +21,9 @@ HEAVY = {
     "torch", "ray", "transformers", "peft", "trl", "datasets", "accelerate", "faiss", "chromadb",
     "sentence_transformers", "optuna",
 }  # fmt: skip
-LIGHT = {"__init__", "spec", "space", "trial", "config", "cli", "base", "load", "engine", "ledger", "state", "stage"}
+LIGHT = {
+    "__init__", "spec", "space", "trial", "config", "cli", "base", "load", "engine", "ledger", "state", "fold", "stage",
+}  # fmt: skip
 """Modules of these names load neither torch nor ray nor anything of their weight."""
 
 

@@ -11,10 +11,10 @@ import pytest
 
 from evaluators.base import Direction, ItemSet, Score, summarise
 from sweeps.board import Measured, aligned, score_text
+from sweeps.fold import fold
 from sweeps.leaderboard import Leaderboard, combined, leaderboard, to_csv, to_json, to_text, trial_items
 from sweeps.ledger import Event, StoredItems, number
 from sweeps.metrics import Metric
-from sweeps.state import fold
 
 ITEMS = ItemSet(tuple(f"i{i}" for i in range(60)), groups=tuple(f"g{i // 2}" for i in range(60)))
 BASE = np.random.default_rng(0).normal(2.0, 0.5, 60)

@@ -271,8 +271,8 @@ def test_early_stops_are_rarely_wrong_and_often_right(kind: str) -> None:
 
 def test_a_single_run_moved_toward_the_base_is_another_model(tmp_path: Path) -> None:
     from sweeps.candidates import same_models
+    from sweeps.fold import fold
     from sweeps.ledger import Event
-    from sweeps.state import fold
 
     stage = Stage(tmp_path, [0.3, 0.4])
     run = stage.runs[0]

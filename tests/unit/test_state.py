@@ -6,8 +6,8 @@ import re
 import pytest
 
 import sweeps.ledger
+from sweeps.fold import _TAKE, apply_event, fold
 from sweeps.ledger import Event
-from sweeps.state import _TAKE, fold
 
 RUN = "0000-aa/seed-0"
 SCORE = {
@@ -53,7 +53,7 @@ def test_a_run_goes_through_its_phases():
     state = folded(lease())
     run = state.runs[RUN]
     assert (run.phase, run.attempt, run.lease, run.target, run.order) == ("running", 0, "l0", 3, 0)
-    state.apply(Event(*report(3), 10, 200.0))
+    apply_event(state, Event(*report(3), 10, 200.0))
     assert run.reports[3].scores["tune/loss"].value == 0.5
     assert math.isnan(run.reports[3].telemetry["a"])
     assert (run.seconds, run.newest.resource, run.reports[3].time) == (2.0, 3, 200.0)
@@ -64,14 +64,14 @@ def test_a_run_goes_through_its_phases():
         ("lease_ended", {"lease": "l0", "run": RUN, "reason": "interrupted"}, "interrupted"),
         ("run_ended", {"run": RUN, "state": "stopped", "reason": "why"}, "stopped"),
     ]:
-        state.apply(Event(kind, body))
+        apply_event(state, Event(kind, body))
         assert run.phase == phase
     assert (run.target, run.leases, run.reason) == (9, 2, "why")
 
 
 def test_a_dead_driver_s_running_runs_are_interrupted_and_its_time_is_counted():
     state = folded(lease())
-    state.apply(Event("driver_started", {"pid": 2, "host": "h", "version": "0"}, 9, 500.0))
+    apply_event(state, Event("driver_started", {"pid": 2, "host": "h", "version": "0"}, 9, 500.0))
     assert state.runs[RUN].phase == "interrupted"
     assert (state.drivers, state.spent, state.driver_started_at) == (2, 2.0, 500.0)
 
@@ -80,24 +80,24 @@ def test_reports_of_older_attempts_are_dropped_and_earlier_ones_stay():
     state = folded(lease(), report(3, value=0.3), report(9, value=0.9), lease(attempt=1, start=3, target=9))
     run = state.runs[RUN]
     assert sorted(run.reports) == [3, 9]
-    state.apply(Event(*report(5, attempt=0)))
+    apply_event(state, Event(*report(5, attempt=0)))
     assert 5 not in run.reports
-    state.apply(Event(*report(9, attempt=1, value=0.1)))
+    apply_event(state, Event(*report(9, attempt=1, value=0.1)))
     assert (run.reports[9].scores["tune/loss"].value, run.reports[9].attempt) == (0.9, 0)
-    state.apply(Event(*report(5, attempt=1)))
+    apply_event(state, Event(*report(5, attempt=1)))
     assert run.reports[5].attempt == 1
 
 
 def test_a_checkpoint_made_again_moves_and_its_score_stays():
     state = folded(lease(), report(3, value=0.3), lease(attempt=1))
     gone = {"run": RUN, "attempt": 0, "resource": 3, "bytes": 9}
-    state.apply(Event("checkpoint_deleted", gone))
+    apply_event(state, Event("checkpoint_deleted", gone))
     assert state.runs[RUN].reports[3].deleted
     body = {"run": RUN, "resource": 3, "action": "continue", "reason": "", "attempt": 1, "checkpoint": "checkpoint-3"}
-    state.apply(Event("decided", body))
+    apply_event(state, Event("decided", body))
     kept = state.runs[RUN].reports[3]
     assert (kept.attempt, kept.deleted, kept.scores["tune/loss"].value) == (1, False, 0.3)
-    state.apply(Event("checkpoint_deleted", gone))
+    apply_event(state, Event("checkpoint_deleted", gone))
     assert not state.runs[RUN].reports[3].deleted
 
 
