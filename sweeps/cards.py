@@ -13,14 +13,18 @@ import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evaluators.config import EvaluatorConfig
 from evaluators.judge import VERSION
 from pipelines.config import RagConfig
+from sweeps.metrics import owner
 from sweeps.paths import SweepPaths
 from sweeps.spec import SweepSpec
 from sweeps.trial import canonical
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
 
 FORMAT = 1
 JUDGE_FIELDS = ("type", "base_model", "base_model_hash", "precision", "base_url", "model")
@@ -73,6 +77,22 @@ def newest_card(storage: Path, subject: Mapping[str, Any]) -> dict[str, Any] | N
         except (OSError, ValueError, KeyError, TypeError) as error:
             logging.getLogger(__name__).warning("the card %s can't be read: %s", place, error)
     return newest
+
+
+def cards_of(loaded: LoadedSweep, storage: Path) -> list[dict[str, Any]]:
+    """The newest card of every metric that has one: of those that the sweep decides by first, then of what it reports.
+
+    Args:
+        loaded: the sweep.
+        storage: the folder of its folder; its own where the sweep was not moved.
+    """
+    decides = [metric.bare for metric in loaded.metrics if metric.scored]
+    found = []
+    for name in dict.fromkeys([*decides, *(name for entry in loaded.spec.evaluate for name in entry.reports())]):
+        entry = owner(name, loaded.spec)
+        card = None if entry is None else newest_card(storage, subject_of(name, entry, loaded.spec))
+        found += [] if card is None else [card]
+    return found
 
 
 def card_line(card: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from sweeps.eta import ahead, estimate
 from sweeps.glyphs import clean
 from sweeps.trial import finite
-from sweeps.words import describe_best, describe_trials, duration, share_done
+from sweeps.words import describe_best, describe_trials, duration, share_done, unit_of
 
 if TYPE_CHECKING:
     from sweeps.ledger import Event
@@ -85,7 +85,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
             "expected": expected,
         },
         "ahead": None if rungs is None else ahead(state, loaded, rungs).units if running else 0,
-        "unit": "units" if loaded.spec.pipeline.type == "custom" else "steps",
+        "unit": unit_of(loaded.spec.pipeline.type),
         "seconds": state.spent + max(0.0, state.updated_at - state.driver_started_at),
         "started_at": state.started_at,
         "updated_at": state.updated_at,

@@ -8,6 +8,14 @@ from typing import Any
 STAGES = {"stopping": "stopping", "soup": "making the soup", "final": "in the final step"}
 """What a line adds in the stages that are not plain running."""
 
+UNITS = {"sft": "steps", "rag": "questions"}
+"""Pipeline -> what its resource counts; `units` of any other."""
+
+
+def unit_of(pipeline: str) -> str:
+    """What a pipeline's resource counts, in the plural."""
+    return UNITS.get(pipeline, "units")
+
 
 def duration(seconds: float) -> str:
     """`12 s`, `3:05`, `2:03:05`."""

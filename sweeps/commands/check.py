@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sweeps.commands.places import sweep_file
+from sweeps.words import unit_of
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -100,7 +101,7 @@ class Compared:
 
 def _describe(told: Mapping[str, Any], *, here: bool) -> str:
     """What `check` prints for people."""
-    unit = {"sft": "steps", "rag": "questions"}.get(told["pipeline"], "units")
+    unit = unit_of(told["pipeline"])
     trials = "trials until the hours are up" if told["trials"] is None else _count(told["trials"], "trial")
     seeds = "" if told["seeds"] == 1 else f", {told['seeds']} seeds each"
     space = "" if told["configurations"] is None else f" ({_count(told['configurations'], 'configuration')})"

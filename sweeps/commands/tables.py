@@ -85,7 +85,7 @@ def read_board(paths: SweepPaths, top: int | None = None) -> tuple[SweepState, L
 
 
 def sweep_record(paths: SweepPaths, top: int | None = None) -> dict[str, Any]:
-    """What `show --json` prints: the leaderboard, the soups and the folder."""
+    """What `show --json` prints: the leaderboard, the metrics' cards, the soups and the folder."""
     from sweeps.leaderboard import to_json
 
     state, board = read_board(paths, top)
@@ -101,33 +101,26 @@ def sweep_record(paths: SweepPaths, top: int | None = None) -> dict[str, Any]:
         }
         for soup in state.soups.values()
     ]
-    return {**to_json(board), "soups": soups, "folder": str(paths.root)}
+    return {**to_json(board), "cards": _cards(paths), "soups": soups, "folder": str(paths.root)}
 
 
-def card_lines(paths: SweepPaths) -> list[str]:
-    """A line for each of the sweep's metrics that has a card: how well it agrees with people."""
-    from sweeps.cards import card_line, newest_card, subject_of
+def _cards(paths: SweepPaths) -> list[dict[str, Any]]:
+    """The cards of the sweep's metrics."""
+    from sweeps.cards import cards_of
     from sweeps.load import load_resolved
-    from sweeps.metrics import owner
 
-    loaded = load_resolved(paths.resolved_spec)
-    found = []
-    for metric in loaded.metrics:
-        entry = owner(metric.bare, loaded.spec) if metric.scored else None
-        card = None if entry is None else newest_card(paths.root.parent, subject_of(metric.bare, entry, loaded.spec))
-        found += [] if card is None else [card_line(card)]
-    return found
+    return cards_of(load_resolved(paths.resolved_spec), paths.root.parent)
 
 
 def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
-    """The leaderboard, each soup's story, the verdicts, and where to go from here."""
+    """The leaderboard with its metrics' cards, each soup's story, the verdicts, and where to go from here."""
+    from sweeps.cards import card_line
     from sweeps.commands.story import final_lines, soup_lines
     from sweeps.leaderboard import to_text
 
     state, board = read_board(paths, top)
-    blocks = [to_text(board, _width())]
+    blocks = ["\n".join([to_text(board, _width()), *(card_line(card) for card in _cards(paths))])]
     blocks += ["\n".join(soup_lines(soup, paths.soup(soup.id))) for soup in state.soups.values()]
-    blocks += card_lines(paths)
     final = final_lines(board)
     if final:
         blocks.append("\n".join(final))

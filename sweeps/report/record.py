@@ -1,6 +1,6 @@
 """The report's record: everything that its page shows, folded from the ledger. JSON, no secrets, no file but the sweep's.
 
-Keys: name, phase, metric, metrics, direction, unit, headline, totals, milestones, axes, trials (in the leaderboard's
+Keys: name, phase, metric, metrics, cards, direction, unit, headline, totals, milestones, axes, trials (in the leaderboard's
 order), importance, front, verdicts, finals, openings, soups, timeline, data, reproduction, notes, etag. Times are seconds since
 the epoch, durations seconds, unknown numbers null, infinite ones the texts `inf` and `-inf`.
 """
@@ -16,6 +16,7 @@ import numpy as np
 
 from pipelines.soups.base import Blend
 from sweeps.board import Leaderboard
+from sweeps.cards import card_line, cards_of
 from sweeps.leaderboard import leaderboard
 from sweeps.load import LoadedSweep, describe
 from sweeps.paths import SweepPaths
@@ -28,6 +29,7 @@ from sweeps.report.timeline import timeline
 from sweeps.report.trials import trial_records
 from sweeps.report.words import headline, verdict_records
 from sweeps.state import SoupState
+from sweeps.words import unit_of
 
 FORMAT = 1
 ENDED = ("finished", "stopped")
@@ -61,8 +63,9 @@ def build_record(source: Source) -> dict[str, Any]:
         "metric": plan.metric,
         "direction": plan.direction,
         "metrics": [{"name": metric.name, "direction": metric.direction} for metric in plan.metrics],
+        "cards": _cards(source),
         "front": None if board.front is None else {**board.front.record(), "lines": board.front.lines()},
-        "unit": _unit(plan),
+        "unit": unit_of(plan.spec.pipeline.type if isinstance(plan, LoadedSweep) else "custom"),
         "alpha": board.alpha,
         "headline": headline(state, board, source.phase),
         "totals": _totals(source, trials),
@@ -85,8 +88,23 @@ def build_record(source: Source) -> dict[str, Any]:
     return shown
 
 
-def _unit(plan: Any) -> str:
-    return "steps" if isinstance(plan, LoadedSweep) and plan.spec.pipeline.type != "custom" else "units"
+CARD = ("label", "spearman", "spearman_interval", "ceiling", "n", "coverage", "made_at")
+"""What the page shows of a metric card."""
+
+
+def _cards(source: Source) -> list[dict[str, Any]]:
+    """How well the sweep's metrics agree with people, where that was measured."""
+    if not isinstance(source.plan, LoadedSweep):
+        return []
+    return [
+        {
+            "metric": card["subject"]["metric"],
+            **{key: card[key] for key in CARD},
+            "file": card["data"]["file"],
+            "line": card_line(card),
+        }
+        for card in cards_of(source.plan, source.paths.root.parent)
+    ]
 
 
 def _totals(source: Source, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

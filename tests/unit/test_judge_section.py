@@ -15,9 +15,12 @@ from pipelines.memo import Cost, LocalMemo, Unanswered
 from pipelines.rag.judging import build_judge
 from pipelines.rag.pipeline import RagPipeline
 from pipelines.stage import EvaluationJob, ModelSource, Services
-from sweeps.cards import card_line, newest_card, subject_of, write_card
+from sweeps import cli
+from sweeps.cards import card_line, cards_of, newest_card, subject_of, write_card
+from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, from_record, load_text
 from sweeps.problems import SpecError
+from sweeps.report.record import report_record
 
 JUDGE = "judge: {type: openai, base_url: http://127.0.0.1:9/v1, model: big%s}"
 GENERATE = "generate: {type: openai, base_url: http://127.0.0.1:9/v1, model: small}"
@@ -135,6 +138,28 @@ def test_a_torn_card_is_no_card(folder: Path) -> None:
     )
     place.write_text(place.read_text()[:40])
     assert newest_card(loaded.paths.root.parent, subject) is None
+
+
+@pytest.mark.parametrize("metric", ["faithfulness", "token_f1"])
+def test_a_card_stands_beside_its_metric_wherever_it_is_shown(
+    metric: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = load_text(text(metric, (JUDGE % "") + "\nevaluate: [{type: faithfulness}]"), folder)
+    paths = loaded.paths
+    ledger = Ledger.create(paths.root, durable=False)
+    ledger.append([Event("sweep_created", {"name": "handbook", "spec": loaded.record()})])
+    ledger.close()
+    paths.resolved_spec.write_text(json.dumps(loaded.record()))
+    assert report_record(paths)["cards"] == []
+    card(loaded, 0.6)
+    [found] = cards_of(loaded, paths.root.parent)
+    [shown] = report_record(paths)["cards"]
+    assert (shown["metric"], shown["spearman"], shown["spearman_interval"]) == ("faithfulness", 0.6, [0.5, 0.7])
+    assert shown["line"] == card_line(found)
+    assert cli.main(["show", str(paths.root)]) == 0
+    assert card_line(found) in capsys.readouterr().out.splitlines()
+    assert cli.main(["show", str(paths.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["cards"] == [found]
 
 
 class ChatHost:

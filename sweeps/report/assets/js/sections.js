@@ -17,8 +17,17 @@ function showHead(record) {
   fill("figures",
     figure("Trials", totals.planned && totals.planned !== totals.trials ? `${totals.trials} of ${totals.planned}` : totals.trials, parts.join(", ")),
     best ? figure(`Best ${record.metric}`, score(best), `${best.n !== null && best.n !== undefined ? `n = ${best.n}` : "telemetry, no error"}, at ${best.rung} ${record.unit}${totals.tied ? `, ${totals.tied} tied` : ""}`) : figure(`Best ${record.metric}`, "–", "no result yet"),
+    record.cards.map((card) => figure(`${card.metric} against people`, isNumber(card.spearman) ? plain(card.spearman, 2) : "–", cardText(card))),
     figure("Time", duration(totals.seconds), totals.started_at ? `since ${when(totals.started_at).slice(0, 16)}` : ""),
-    figure("Workers", duration(totals.worker_seconds), isNumber(tokens) ? `${costText("tokens", tokens)} tokens trained on` : `${totals.resource}${totals.expected ? ` of ${totals.expected}` : ""} ${record.unit}`));
+    figure("Workers", duration(totals.worker_seconds), record.unit === "steps" && isNumber(tokens) ? `${costText("tokens", tokens)} tokens trained on` : `${totals.resource}${totals.expected ? ` of ${totals.expected}` : ""} ${record.unit}`));
+}
+
+// What stands under the rank correlation of a metric with people.
+function cardText(card) {
+  const [low, high] = card.spearman_interval;
+  const interval = isNumber(low) && isNumber(high) ? `, 95 % ${plain(low, 2)} to ${plain(high, 2)}` : "";
+  const ceiling = isNumber(card.ceiling) ? `; people among themselves ${plain(card.ceiling, 2)}` : "";
+  return `Spearman${interval}, n = ${card.n}${ceiling}; ${Math.round(100 * card.coverage)} % scored (${card.file}, ${card.label})`;
 }
 
 function showData(record) {
