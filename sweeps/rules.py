@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
 
 from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
-from pipelines.config import AnyPipeline, Datasets, RagConfig, SFTConfig, total_resource
-from pipelines.data.files import is_hub_id
+from pipelines.config import RagConfig, SFTConfig
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
 from sweeps.judge_rules import asks_a_judge, check_judge
-from sweeps.local import absolute
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
 from sweeps.problems import show
+from sweeps.rung_rules import check_rungs
 from sweeps.searchers.cover import GENERATIONS, covered, default_population, division
+from sweeps.secret_rules import check_secrets
 from sweeps.spec import (
-    ASHAConfig,
     CMAESConfig,
     GPConfig,
     GridConfig,
     NoneConfig,
     NSGA2Config,
-    RaceConfig,
     TPEConfig,
 )
 from sweeps.yaml_source import Place
@@ -55,7 +52,7 @@ SHARED = ("corpus", "questions", "answer_embedding")
 def apply_rules(draft: Draft) -> Verdicts:
     """Check everything that concerns more than one section."""
     verdicts = Verdicts()
-    _secrets(draft)
+    check_secrets(draft)
     _storage(draft)
     _several_devices(draft)
     _entries(draft)
@@ -74,46 +71,12 @@ def apply_rules(draft: Draft) -> Verdicts:
         _moot(draft, verdicts)
         _half_precision(draft, verdicts)
     if draft.sound("early_terminate"):
-        _rungs(draft, verdicts)
+        verdicts.total, verdicts.milestones = check_rungs(draft, verdicts.metrics)
     if draft.sound("pipeline", "soup", "early_terminate", "keep", "budget", "method"):
         _soup(draft, verdicts)
     if draft.sound("pipeline", "baseline") and draft.spec.baseline is not None:
         verdicts.baseline = _baseline(draft, draft.spec.baseline)
     return verdicts
-
-
-_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
-SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
-SECRET_VALUE = re.compile(
-    r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w-]{20,}"
-    r"|xox[abp]-[\w-]{10,}|eyJ[\w-]{20,}\.[\w-]{20,})"
-)
-
-
-def _secrets(draft: Draft) -> None:
-    """Secrets are named, never written: nothing of the file may go into the ledger that should not."""
-    env = draft.document.data.get("env")
-    for name, value in (env if isinstance(env, Mapping) else {}).items():
-        if not isinstance(value, str) or _REFERENCE.match(value):
-            continue
-        if SECRET_NAME.search(name) or SECRET_VALUE.search(value):
-            draft.wrong(
-                ("env", name), f"a secret in plain text; export {name} in the shell, and write {name}: ${{{name}}}"
-            )
-        elif "${" in value:
-            draft.wrong(("env", name), f"{show(value)} mixes a reference with text; write ${{NAME}} alone")
-    for place, text in _texts(draft.document.data, ()):
-        if place[:1] != ("env",) and SECRET_VALUE.search(text):
-            mend = "looks like a secret; export it in the shell, and name it under env as NAME: ${NAME}"
-            draft.wrong(place, mend)
-
-
-def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
-    if isinstance(value, str):
-        yield place, value
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-    for key, inner in items:
-        yield from _texts(inner, (*place, key))
 
 
 def _storage(draft: Draft) -> None:
@@ -270,122 +233,6 @@ def _half_precision(draft: Draft, verdicts: Verdicts) -> None:
         verdicts.warnings.append(
             "precision: fp16 is for GPUs; most CPUs are many times slower in it than in fp32 or bf16"
         )
-
-
-class _DataError(ValueError):
-    """The rows can't be counted; the message names file and line."""
-
-
-def totals(draft: Draft) -> set[int]:
-    """Resource of a whole run, over the configurations that were built; empty, with a problem, when data can't be read."""
-    counted: dict[str, int] = {}
-    found: set[int] = set()
-    for _, config in draft.configs:
-
-        def rows(datasets: Datasets, config: AnyPipeline = config) -> int:
-            key = datasets.model_dump_json()
-            if key not in counted:
-                counted[key] = _count_rows(datasets, config, draft)
-            return counted[key]
-
-        try:
-            found.add(total_resource(config, rows, lambda config: _count_questions(config, draft)))
-        except _DataError as error:
-            draft.wrong(("pipeline", "questions" if isinstance(config, RagConfig) else "datasets"), str(error))
-            return set()
-    return found
-
-
-def _count_rows(datasets: Datasets, config: AnyPipeline, draft: Draft) -> int:
-    from pipelines.splits import count_train
-    from pipelines.stage import UserError
-
-    placed = Datasets.model_validate(absolute({"datasets": datasets.model_dump(mode="json")}, draft.folder)["datasets"])
-    unread = list(dict.fromkeys(data.path for data in placed.files.values() if is_hub_id(data.path)))
-    if unread and not draft.fetch:
-        raise _DataError(
-            f"num_epochs needs the rows of {' and '.join(unread)}, which are fetched by `submit` and `check --data` alone; add "
-            "--data, or give max_steps"
-        )
-    try:
-        return count_train(placed, config.seed_data if isinstance(config, SFTConfig) else 0)
-    except UserError as error:
-        raise _DataError(str(error)) from None
-
-
-def _count_questions(config: RagConfig, draft: Draft) -> int:
-    from pipelines.rag.questions import count_tune
-    from pipelines.stage import UserError
-
-    key = config.questions_section.model_dump_json()
-    if key not in draft.questions:
-        placed = RagConfig.model_validate(absolute(config.model_dump(mode="json"), draft.folder))
-        try:
-            draft.questions[key] = count_tune(placed)
-        except UserError as error:
-            raise _DataError(str(error)) from None
-    return draft.questions[key]
-
-
-def _rungs(draft: Draft, verdicts: Verdicts) -> None:
-    rule = draft.spec.early_terminate
-    lengths = next((key for key in ("max_steps", "num_epochs", "total") if draft.swept(key)), None)
-    if isinstance(rule, ASHAConfig) and lengths is not None:
-        draft.wrong(
-            draft.source(lengths), f"runs differ in length, so asha can't compare them; give {lengths} one value"
-        )
-        return
-    found = totals(draft)
-    if not found:
-        return
-    verdicts.total = max(found)
-    verdicts.milestones = (verdicts.total,)
-    if isinstance(rule, RaceConfig):
-        _race(draft, rule, verdicts)
-    if not isinstance(rule, ASHAConfig):
-        return
-    if len(found) > 1:
-        steps = f"{min(found)} to {max(found)} steps"
-        draft.wrong(
-            ("pipeline", "num_epochs"), f"makes {steps}, by batch size, and asha can't compare them; give max_steps"
-        )
-        return
-    if rule.max is not None and rule.max != verdicts.total:
-        message = f"{rule.max} is not the length of a run, which is {verdicts.total}; delete max"
-        draft.wrong(("early_terminate", "max"), message)
-    if rule.min >= verdicts.total:
-        message = f"the first rung {rule.min} must come before the end of a run, {verdicts.total}"
-        draft.wrong(("early_terminate", "min"), message)
-    else:
-        verdicts.milestones = rule.milestones(verdicts.total)
-
-
-def _race(draft: Draft, rule: RaceConfig, verdicts: Verdicts) -> None:
-    """A race is over questions, on one metric in 0..1, by configurations that all begin together."""
-    spec, place = draft.spec, ("early_terminate",)
-    if not isinstance(spec.pipeline, RagConfig):
-        draft.wrong((*place, "type"), f"race is over questions, and {spec.pipeline.type} has none; use asha")
-        return
-    if spec.method.type not in ("grid", "random"):
-        mend = "write method: grid, or random with budget.trials"
-        draft.wrong(
-            (*place, "type"),
-            f"a race needs all configurations at its start, and {spec.method.type} chooses later; {mend}",
-        )
-    if len(verdicts.metrics) > 1 or any(not metric.scored for metric in verdicts.metrics):
-        draft.wrong((*place, "type"), "a race compares one score between 0 and 1; name one metric that is a score")
-    if len(spec.seeds.tune) > 1:
-        draft.wrong(("seeds", "tune"), "a race takes one seed; questions are what it repeats")
-    if spec.pipeline.questions_section.group_by is not None:
-        draft.wrong(
-            (*place, "type"), "a race counts every question once, which groups forbid; delete questions.group_by"
-        )
-    if rule.block >= verdicts.total:
-        draft.wrong(
-            (*place, "block"), f"{rule.block} questions are not fewer than the {verdicts.total} of tune; lower it"
-        )
-    else:
-        verdicts.milestones = rule.milestones(verdicts.total)
 
 
 def _soup(draft: Draft, verdicts: Verdicts) -> None:

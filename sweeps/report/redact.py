@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.rules import SECRET_NAME, SECRET_VALUE
+from sweeps.secret_rules import SECRET_NAME, SECRET_VALUE
 
 MASK = "•••"
 TEXT = 2000
