@@ -18,7 +18,8 @@ from typing import Any
 
 from evaluators.base import Direction
 from evaluators.statistics import Paired, Side, holm, items_to_tell, paired
-from sweeps.board import ALPHA, Measured, Row, aligned, score_text
+from sweeps.board import ALPHA, Measured, Row
+from sweeps.board_text import aligned, score_text
 from sweeps.effects import Effect, Trial, effects, lines
 from sweeps.front import numbered
 from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items

@@ -1,9 +1,9 @@
 """The leaderboard: a pure reading of the folded ledger and its stored item scores.
 
 Order
-    By rung reached, then score (with several metrics: then front, then the primary metric; `sweeps.front`); what could not be scored stands after what could, repeated configurations after both,
-    failed trials last. A trial run with several seeds stands at the highest rung that all its living runs have
-    reached, with the mean of their scores.
+    By rung reached, then score (with several metrics: then front, then the primary metric; `sweeps.front`); what could not
+    be scored stands after what could, repeated configurations after both, failed trials last. A trial run with several
+    seeds stands at the highest rung that all its living runs have reached, with the mean of their scores.
 
 Ties
     Every trial at the first one's rung is compared with the first on their stored items there, paired and clustered
@@ -23,15 +23,13 @@ import numpy as np
 
 from evaluators.base import Score
 from evaluators.statistics import holm, paired
-from sweeps.board import ALPHA, Leaderboard, Measured, Row, to_csv, to_json, to_text
+from sweeps.board import ALPHA, Leaderboard, Measured, Row
 from sweeps.candidates import same_models
 from sweeps.front import Front, find_front, numbered
 from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
 from sweeps.state import RunState, SoupState, SweepState, TrialState
 from sweeps.verdicts import family, with_holm
-
-__all__ = ["Leaderboard", "Measured", "Row", "combined", "leaderboard", "to_csv", "to_json", "to_text", "trial_items"]
 
 PHASES = ("running", "interrupted", "waiting", "finished", "stopped", "failed")
 """A trial's state is the first of these that one of its runs is in; `failed` only when all are."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.trial import finite
 
 if TYPE_CHECKING:
-    from sweeps.leaderboard import Leaderboard
+    from sweeps.board import Leaderboard
     from sweeps.state import SoupState
 
 VERDICT_WORDS = {"left": "{left} is better", "right": "{right} is better", "neither": "no difference shown"}
@@ -154,7 +154,8 @@ def earlier_lines(board: Leaderboard) -> list[str]:
 
 def _scores(finals: Sequence[Mapping[str, Any]]) -> list[str]:
     """One line a candidate, one column a metric."""
-    from sweeps.board import Measured, aligned, score_text
+    from sweeps.board import Measured
+    from sweeps.board_text import aligned, score_text
 
     if not finals:
         return []

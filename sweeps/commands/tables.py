@@ -13,7 +13,7 @@ from sweeps.commands.places import UsageError, find_sweep, word_for
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
-    from sweeps.leaderboard import Leaderboard
+    from sweeps.board import Leaderboard
     from sweeps.state import SweepState
 
 PLAIN_WIDTH = 120
@@ -22,7 +22,7 @@ PLAIN_WIDTH = 120
 
 def show(arguments: argparse.Namespace) -> int:
     """The leaderboard, the soup's story and the verdicts."""
-    from sweeps.leaderboard import to_csv
+    from sweeps.board import to_csv
 
     paths = find_sweep(arguments.name, arguments.storage)
     if arguments.json:
@@ -86,7 +86,7 @@ def read_board(paths: SweepPaths, top: int | None = None) -> tuple[SweepState, L
 
 def sweep_record(paths: SweepPaths, top: int | None = None) -> dict[str, Any]:
     """What `show --json` prints: the leaderboard, the metrics' cards, the soups and the folder."""
-    from sweeps.leaderboard import to_json
+    from sweeps.board import to_json
 
     state, board = read_board(paths, top)
     soups = [
@@ -114,9 +114,9 @@ def _cards(paths: SweepPaths) -> list[dict[str, Any]]:
 
 def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
     """The leaderboard with its metrics' cards, each soup's story, the verdicts, and where to go from here."""
+    from sweeps.board_text import to_text
     from sweeps.cards import card_line
     from sweeps.commands.story import final_lines, soup_lines
-    from sweeps.leaderboard import to_text
 
     state, board = read_board(paths, top)
     blocks = ["\n".join([to_text(board, _width()), *(card_line(card) for card in _cards(paths))])]

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeps.board import Leaderboard, Measured, Row, score_text
+from sweeps.board import Leaderboard, Measured, Row
+from sweeps.board_text import score_text
 from sweeps.commands.story import number, role, verdict_line
 from sweeps.state import SweepState
 

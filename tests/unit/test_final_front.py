@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from soup_machine import Stage, load
 
+from sweeps.board_text import to_text
 from sweeps.commands.story import final_lines
 from sweeps.final import judge_soup, run_final
 from sweeps.fold import fold
-from sweeps.leaderboard import leaderboard, to_text
+from sweeps.leaderboard import leaderboard
 from sweeps.load import from_record
 from sweeps.scoring import front_runs, ranked
 from sweeps.soup import make_soup

@@ -14,7 +14,8 @@ import pytest
 
 from evaluators.base import ItemSet, summarise
 from evaluators.statistics import paired
-from sweeps.board import Leaderboard, to_csv, to_json, to_text
+from sweeps.board import Leaderboard, to_csv, to_json
+from sweeps.board_text import to_text
 from sweeps.compare import CompareError, Source, all_to_json, all_to_text, compare_all
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard

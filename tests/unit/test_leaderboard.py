@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from evaluators.base import Direction, ItemSet, Score, summarise
-from sweeps.board import Measured, aligned, score_text
+from sweeps.board import Leaderboard, Measured, to_csv, to_json
+from sweeps.board_text import aligned, score_text, to_text
 from sweeps.fold import fold
-from sweeps.leaderboard import Leaderboard, combined, leaderboard, to_csv, to_json, to_text, trial_items
+from sweeps.leaderboard import combined, leaderboard, trial_items
 from sweeps.ledger import Event, StoredItems, number
 from sweeps.metrics import Metric
 
