@@ -79,7 +79,7 @@ def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
     Args:
         state: the fold of the ledger.
         loaded: the sweep.
-        rungs: the plan, as `sweeps.load.describe` has it.
+        rungs: the plan, as `sweeps.describe.describe` has it.
     """
     runs = list(state.runs.values())
     begun = sum(max(0, run.target - _done(run)) for run in runs if run.phase in AT_WORK)
@@ -120,7 +120,7 @@ def estimate(
     Args:
         state: the fold of the ledger.
         loaded: the sweep.
-        rungs: the plan, as `sweeps.load.describe` has it; None when only the hours end the sweep.
+        rungs: the plan, as `sweeps.describe.describe` has it; None when only the hours end the sweep.
         now: seconds since the epoch.
     """
     hours = loaded.spec.budget.hours

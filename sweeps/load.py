@@ -32,10 +32,9 @@ from sweeps.parameters import parse
 from sweeps.paths import SweepPaths
 from sweeps.problems import Problem, SpecError, show
 from sweeps.rules import Verdicts, apply_rules
-from sweeps.searchers.cover import division
 from sweeps.sources import Source, SourceError, resolve_source
 from sweeps.space import Space
-from sweeps.spec import ASHAConfig, NoneConfig, SweepSpec
+from sweeps.spec import NoneConfig, SweepSpec
 from sweeps.yaml_source import Document, read
 
 FORMAT = 1
@@ -365,45 +364,3 @@ def count_questions(config: RagConfig) -> int:
     from pipelines.rag.questions import count_tune
 
     return count_tune(config)
-
-
-def describe(loaded: LoadedSweep) -> dict[str, Any]:
-    """What a sweep would run, for `stockpot check` (JSON).
-
-    `rungs` says for each milestone how many runs are expected to reach it: one in eta goes on, and at least the
-    finalists. `resource` sums what they train.
-    """
-    seeds = len(loaded.spec.seeds.tune)
-    rungs: list[dict[str, Any]] | None = None
-    resource: int | None = None
-    if loaded.trials is not None:
-        rungs, resource, before = [], 0, 0
-        runs = loaded.trials * seeds
-        rule = loaded.spec.early_terminate
-        for index, milestone in enumerate(loaded.milestones):
-            if index and isinstance(rule, ASHAConfig):
-                runs = min(runs, max(1, runs // rule.eta, loaded.finalists))
-            rungs.append({"resource": milestone, "runs": runs})
-            resource += runs * (milestone - before)
-            before = milestone
-    return {
-        "name": loaded.spec.name,
-        "folder": str(loaded.paths.root),
-        "pipeline": loaded.spec.pipeline.type,
-        "method": loaded.spec.method.type,
-        "covers": division(loaded.spec.method.type, loaded.space),
-        "metric": loaded.metric,
-        "direction": loaded.direction,
-        "metrics": [{"name": metric.name, "direction": metric.direction} for metric in loaded.metrics],
-        "trials": loaded.trials,
-        "hours": loaded.spec.budget.hours,
-        "seeds": seeds,
-        "parameters": len(loaded.space.paths),
-        "configurations": loaded.space.size,
-        "total": loaded.total,
-        "finalists": loaded.finalists,
-        "rungs": rungs,
-        "resource": resource,
-        "soup": None if loaded.spec.soup is None else {"method": loaded.spec.soup.method, "top": loaded.spec.soup.top},
-        "warnings": list(loaded.warnings),
-    }

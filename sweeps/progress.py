@@ -50,7 +50,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         loaded: the sweep.
         now: seconds since the epoch; default: the clock's.
     """
-    from sweeps.load import describe
+    from sweeps.describe import describe
 
     at = time.time() if now is None else now
     found = best(state, loaded)

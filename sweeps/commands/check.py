@@ -23,7 +23,8 @@ FIRST_SECONDS, LINE_SECONDS = 1.0, 10.0
 def check(arguments: argparse.Namespace) -> int:
     """Validate a sweep file and say what it would run, and what that needs; nothing is written."""
     from sweeps.data import check_data
-    from sweeps.load import describe, load_file
+    from sweeps.describe import describe
+    from sweeps.load import load_file
 
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=arguments.data)
     if arguments.data:

@@ -17,8 +17,9 @@ import numpy as np
 from pipelines.soups.base import Blend
 from sweeps.board import Leaderboard
 from sweeps.cards import card_line, cards_of
+from sweeps.describe import describe
 from sweeps.leaderboard import leaderboard
-from sweeps.load import LoadedSweep, describe
+from sweeps.load import LoadedSweep
 from sweeps.paths import SweepPaths
 from sweeps.report.axes import axes_of, same
 from sweeps.report.facts import data_facts, reproduction

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from simulated_sweeps import events_of, seen_at, simulate
 
+from sweeps.describe import describe
 from sweeps.eta import Estimate, ahead, estimate
-from sweeps.load import describe, load_text
+from sweeps.load import load_text
 from sweeps.words import outlook
 
 

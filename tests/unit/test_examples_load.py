@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sweeps.load import describe, load_file, load_text
+from sweeps.describe import describe
+from sweeps.load import load_file, load_text
 from sweeps.problems import SpecError
 from sweeps.sources import Source
 from sweeps.yaml_source import read

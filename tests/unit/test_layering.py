@@ -22,7 +22,8 @@ HEAVY = {
     "sentence_transformers", "optuna",
 }  # fmt: skip
 LIGHT = {
-    "__init__", "spec", "space", "trial", "config", "cli", "base", "load", "engine", "ledger", "state", "fold", "stage",
+    "__init__", "spec", "space", "trial", "config", "cli", "base", "load", "describe", "engine", "ledger", "state", "fold",
+    "stage",
 }  # fmt: skip
 """Modules of these names load neither torch nor ray nor anything of their weight."""
 

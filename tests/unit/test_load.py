@@ -8,7 +8,8 @@ import pytest
 from sweep_files import CUSTOM, SFT, folder_with_data, load, problems
 
 from sweeps.data import check_data
-from sweeps.load import describe, from_record, load_file, load_resolved
+from sweeps.describe import describe
+from sweeps.load import from_record, load_file, load_resolved
 from sweeps.problems import SpecError
 from sweeps.spec import SweepSpec
 

@@ -7,7 +7,8 @@ import pytest
 
 from pipelines.config import RagConfig
 from sweeps.data import check_data, refuse_changed_data
-from sweeps.load import describe, from_record, load_text
+from sweeps.describe import describe
+from sweeps.load import from_record, load_text
 from sweeps.problems import SpecError
 
 TEXT = "The lift is tested every Monday. The pump is tested on Friday.\n"

@@ -4,7 +4,8 @@ import yaml
 from mutations import SEEDS, mutated
 from sweep_files import folder_with_data
 
-from sweeps.load import LoadedSweep, describe, from_record, load_text
+from sweeps.describe import describe
+from sweeps.load import LoadedSweep, from_record, load_text
 from sweeps.problems import SpecError
 
 COUNT = 2000

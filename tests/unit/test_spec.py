@@ -152,7 +152,7 @@ def test_reading_a_sweep_imports_nothing_heavy(tmp_path):
     )
     (tmp_path / "sweep.yaml").write_text(body)
     code = (
-        "import sys; from sweeps.load import describe, load_file\n"
+        "import sys; from sweeps.describe import describe; from sweeps.load import load_file\n"
         "describe(load_file(sys.argv[1]))\n"
         "heavy = {'torch', 'ray', 'transformers', 'optuna', 'scipy', 'numpy', 'datasets', 'peft'} & set(sys.modules)\n"
         "assert not heavy, heavy"
