@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 PIPELINES: dict[str, str] = {
     "sft": "pipelines.finetune.sft:SFTPipeline",
+    "retrain_pruned": "pipelines.finetune.sft:SFTPipeline",
     "rag": "pipelines.rag.pipeline:RagPipeline",
     "custom": "pipelines.custom:load_custom",
 }

@@ -247,6 +247,39 @@ class SFTConfig(Config):
         return found
 
 
+class PruneConfig(Config):
+    """How weights are chosen that are set to zero."""
+
+    method: Literal["magnitude", "wanda"] = "magnitude"
+    """`magnitude`: the smallest ones; `wanda`: those that contribute least to their row's sum, by |weight| times the norm of
+    its input over rows of train."""
+    scope: Literal["global", "layer"] = "global"
+    """Magnitude compares all matrices together, or prunes the same share of each; wanda prunes the same share of every row."""
+    rows: int = Field(default=128, ge=1)
+    """Wanda: rows whose inputs count, the first ones."""
+    sequence_len: int = Field(default=1024, ge=8)
+    """Wanda: tokens of such a row at most."""
+
+
+class RetrainPrunedConfig(SFTConfig):
+    """Supervised fine-tuning of a pruned model that keeps its zeros, with all weights or with an adapter (W + dW) * M."""
+
+    type: Literal["retrain_pruned"] = "retrain_pruned"  # type: ignore[assignment]
+    adapter: Literal["lora", "none"] = "none"
+    """`none` trains all weights, `lora` an adapter whose product is masked; the checkpoint is a whole model either way."""
+    mask_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Mask that `base_model` must have (SHA-256, as `stockpot prune` prints it); default: whichever it has."""
+
+    @model_validator(mode="after")
+    def a_masked_adapter_is_plain_lora(self) -> RetrainPrunedConfig:
+        """(W + dW) * M needs dW as a matrix: no dropout before it, no lengths of rows."""
+        if self.adapter == "lora" and self.lora_dropout:
+            raise wrong("lora_dropout", "the adapter's product is masked, which leaves no place for dropout; delete it")
+        if self.adapter == "lora" and self.use_dora:
+            raise wrong("use_dora", "the adapter's product is masked, which DoRA's lengths are not made for; delete it")
+        return self
+
+
 class CustomConfig(Config):
     """A pipeline of your own: a class with `resource`, `run` and optionally `evaluate` (see CONTRIBUTING)."""
 
@@ -267,10 +300,10 @@ class CustomConfig(Config):
         return {}
 
 
-AnyPipeline = SFTConfig | RagConfig | CustomConfig
+AnyPipeline = SFTConfig | RetrainPrunedConfig | RagConfig | CustomConfig
 """A typed pipeline configuration."""
 PipelineConfig = Annotated[AnyPipeline, Field(discriminator="type")]
-PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, RagConfig, CustomConfig)
+PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, RetrainPrunedConfig, RagConfig, CustomConfig)
 """The members of `PipelineConfig`, for those who ask which keys there are."""
 PIPELINE_ADAPTER: TypeAdapter[AnyPipeline] = TypeAdapter(PipelineConfig)
 """Types a configuration by its `type`."""

@@ -35,6 +35,7 @@ COMMANDS: dict[str, str] = {
     "compare": "sweeps.commands.tables:compare",
     "report": "sweeps.commands.report:report",
     "soup": "sweeps.commands.soups:soup",
+    "prune": "sweeps.commands.models:prune",
     "evaluate": "sweeps.commands.models:evaluate",
     "evaluate-judge": "sweeps.commands.judging:evaluate_judge",
     "memo": "sweeps.commands.memo:memo",
@@ -212,9 +213,7 @@ def _add_models(add: Add) -> None:
     )
     evaluate.add_argument("--with", required=True, dest="evaluators", metavar="EVALUATOR[,...]", help="loss, ...")
     evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder; default: the one it names")
-    evaluate.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
-    for field in ("prompt", "completion", "messages", "text"):
-        evaluate.add_argument(f"--field-{field}", metavar="KEY", help=f"key of the {field} (default '{field}')")
+    _row_keys(evaluate)
     evaluate.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
     evaluate.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of generated answers")
     evaluate.add_argument("--answer-regex", metavar="REGEX", help="exact_match compares what this finds")
@@ -222,7 +221,36 @@ def _add_models(add: Add) -> None:
     evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
     _storage(evaluate)
     _json(evaluate)
+    _add_pruning(add)
     _add_judging(add)
+
+
+def _add_pruning(add: Add) -> None:
+    prune = add("prune", "set a share of a model's weights to zero, to be retrained with pipeline.type retrain_pruned")
+    prune.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
+    prune.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write the pruned model")
+    prune.add_argument(
+        "--sparsity", required=True, type=_share, metavar="S", help="share of zeros, above 0 and below 1"
+    )
+    prune.add_argument(
+        "--method", choices=("magnitude", "wanda"), default="magnitude", help="what is pruned first (default magnitude)"
+    )
+    prune.add_argument(
+        "--scope", choices=("global", "layer"), default="global", help="magnitude: compared over all, or in each matrix"
+    )
+    prune.add_argument("--on", metavar="FILE", help="wanda: a data file whose rows weigh the inputs")
+    _row_keys(prune)
+    prune.add_argument("--limit", type=_positive, default=128, metavar="N", help="first N rows (default 128)")
+    prune.add_argument("--sequence-len", type=_positive, default=1024, metavar="N", help="tokens a row (default 1024)")
+    prune.add_argument("--force", action="store_true", help="overwrite the folder")
+    _storage(prune)
+    _json(prune)
+
+
+def _row_keys(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
+    for field in ("prompt", "completion", "messages", "text"):
+        command.add_argument(f"--field-{field}", metavar="KEY", help=f"key of the {field} (default '{field}')")
 
 
 def _add_judging(add: Add) -> None:
@@ -253,6 +281,13 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie above 0 and below 1, but got {text}")
     return value
 
 

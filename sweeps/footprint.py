@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import SFTConfig
+from pipelines.config import RetrainPrunedConfig, SFTConfig
 from pipelines.finetune.memory import Trained
 from pipelines.finetune.shape import ModelShape
 from sweeps.spec import ASHAConfig
@@ -27,11 +27,12 @@ GIGABYTE = 1e9
 def checkpoint_bytes(config: SFTConfig, shape: ModelShape) -> tuple[int, int]:
     """(weights, whole checkpoint) of a run: fp32 weights, and AdamW's two fp32 moments of every trained number.
 
-    Without an adapter all weights are written, the frozen ones too. The JSON beside them (reports with their items) is
-    left out: some kilobytes.
+    Without an adapter all weights are written, the frozen ones too; of a pruned model with an adapter both. The JSON beside
+    them (reports with their items) is left out: some kilobytes.
     """
     trained = Trained.of(config, shape)
-    weights = 4 * (trained.adapter if config.adapter == "lora" else shape.parameters)
+    whole = config.adapter == "none" or isinstance(config, RetrainPrunedConfig)
+    weights = 4 * (trained.adapter + (shape.parameters if whole else 0))
     return weights, weights + 8 * trained.parameters
 
 
@@ -84,7 +85,8 @@ def _held(loaded: LoadedSweep) -> tuple[int | None, int]:
 
 def _adapted(loaded: LoadedSweep) -> bool:
     config = loaded.spec.pipeline
-    return isinstance(config, SFTConfig) and config.adapter == "lora"
+    masked = isinstance(config, RetrainPrunedConfig)
+    return isinstance(config, SFTConfig) and config.adapter == "lora" and not masked
 
 
 def complaints(loaded: LoadedSweep, need: Mapping[str, Any], free: int | None) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,9 +135,17 @@ def _make(
         "hash": made["hash"],
         "reason": "",
     }
-    body["made"] = {key: made[key] for key in ("rank", "residual") if key in made}
+    body["made"] = {key: made[key] for key in ("rank", "residual", "mask", "sparsity") if key in made}
     ledger.append([Event("soup_finished", body)])
-    say(f"soup {soup}: {len(blend.mixture)} of {len(plan.ingredients)} runs, {scored(score)}")
+    say(f"soup {soup}: {len(blend.mixture)} of {len(plan.ingredients)} runs, {scored(score)}{sparse(made)}")
+
+
+def sparse(made: Mapping[str, Any]) -> str:
+    """What a merge of pruned models says of zeros, to be put behind a line; empty for dense ones."""
+    if "sparsity" not in made:
+        return ""
+    before, after = (f"{made['sparsity'][when]:.4f}" for when in ("before", "after"))
+    return f", mask {made['mask'][:12]}, sparsity {before} before and {after} after"
 
 
 def _begun(ledger: Ledger, plan: Plan) -> tuple[str | None, Plan]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import SFTConfig
+from pipelines.config import RetrainPrunedConfig, SFTConfig
 from pipelines.finetune.shape import EMBEDDINGS, ModelShape
 
 MIB = 1 << 20
@@ -222,6 +222,8 @@ def _targeted(config: SFTConfig, name: str) -> bool:
 def _states(config: SFTConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device) -> dict[str, int]:
     """What stays through the run: AdamW keeps two fp32 moments of every trained number."""
     states = {"weights": 4 * shape.parameters, "adapter": 4 * trained.adapter, "optimizer": 8 * trained.parameters}
+    if isinstance(config, RetrainPrunedConfig):  # a byte a number; with an adapter also the masked sum, for backward
+        states["mask"] = (5 if config.adapter == "lora" else 1) * sum(math.prod(s) for s in shape.linears.values())
     if device == "gpu":
         states["process"] = CONTEXT_BYTES
     else:

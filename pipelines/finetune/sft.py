@@ -1,4 +1,4 @@
-"""Supervised fine-tuning, LoRA or full, with TRL's SFTTrainer: the pipeline `sft`.
+"""Supervised fine-tuning, LoRA or full, with TRL's SFTTrainer: the pipelines `sft` and `retrain_pruned`.
 
 A run trains from its start to the milestones; at each it writes a checkpoint, scores the model on `tune` and reports.
 Going on from a checkpoint gives the weights of a run that was never stopped, bit by bit on a CPU with equal threads.
@@ -29,6 +29,7 @@ from pipelines.config import SFTConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.finetune.freezing import unfreeze
+from pipelines.finetune.masked import HeldMask, adapter_folder, holding
 from pipelines.finetune.model import BaseModels, LoadedModel, origin
 from pipelines.finetune.optimizers import random_state, set_random_state
 from pipelines.finetune.rows import TrainRows, encode_train
@@ -84,8 +85,9 @@ class SFTPipeline:
         with _memory_errors(config):
             loaded = self._base(config.base_model, config, task.services.cache, device)
             rows = self._train_rows(config, splits, loaded)
-            with self._trained_model(loaded, config, task) as model, unpatched([loaded.model, model]):
-                run = _Run(task, config, model, loaded, splits, rows, device, report)
+            held = HeldMask.of(loaded, config)
+            with self._trained_model(loaded, config, task, held) as model, unpatched([loaded.model, model]):
+                run = _Run(task, config, model, loaded, splits, rows, device, report, held)
                 run.go()
 
     def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
@@ -147,7 +149,9 @@ class SFTPipeline:
         return self._tokens[2]
 
     @contextlib.contextmanager
-    def _trained_model(self, loaded: LoadedModel, config: SFTConfig, task: Task) -> Iterator[Any]:
+    def _trained_model(
+        self, loaded: LoadedModel, config: SFTConfig, task: Task, held: HeldMask | None
+    ) -> Iterator[Any]:
         """The model to train with the start checkpoint's weights; afterwards the base is as it was, or forgotten."""
         transformers.set_seed(task.seed)
         start = None if task.start is None else Path(task.start)
@@ -157,8 +161,8 @@ class SFTPipeline:
                 model = adapters.inject(loaded.model, config)
                 try:
                     if start is not None:
-                        adapters.load_weights(model, start)
-                    with _checkpointed(loaded.model, config):
+                        adapters.load_weights(model, adapter_folder(start))
+                    with _checkpointed(loaded.model, config), holding(held, model):
                         yield model
                 finally:
                     adapters.detach(model)
@@ -169,7 +173,7 @@ class SFTPipeline:
                 _log.info("%d parameters are trained", len(trained))
                 if start is not None:
                     _load_full(loaded.model, start)
-                with _checkpointed(loaded.model, config):
+                with _checkpointed(loaded.model, config), holding(held, loaded.model):
                     yield loaded.model
         finally:
             loaded.model.zero_grad(set_to_none=True)
@@ -190,8 +194,10 @@ class _Run:
         rows: TrainRows,
         device: str,
         report: Callable[[Report], None],
+        held: HeldMask | None,
     ) -> None:
         self.task = task
+        self.held = held
         self.config = config
         self.model = model
         self.loaded = loaded
@@ -247,7 +253,9 @@ class _Run:
 
     def write_weights(self, folder: Path) -> None:
         """The adapter, or all weights with what is needed to load them as a base model."""
-        if self.config.adapter == "lora":
+        if self.held is not None:
+            self.held.save(self.model, self.loaded, folder, self.config.base_model)
+        elif self.config.adapter == "lora":
             adapters.save_weights(self.model, folder, self.config.base_model)
         else:
             self.model.save_pretrained(folder)
@@ -309,7 +317,7 @@ def _merged(parts: Sequence[tuple[str, float]], cache: str | None) -> Iterator[P
 def _typed(config: Mapping[str, Any]) -> SFTConfig:
     typed = parse_pipeline(config)
     if not isinstance(typed, SFTConfig):
-        raise UserError(f"pipeline.type: {typed.type!r} is not sft")
+        raise UserError(f"pipeline.type: {typed.type!r} is no fine-tune")
     return typed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,7 +58,8 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         `{kind: adapter | full, hash, bytes}` and, for an adapter, `rank`, `residual` (‖ΔW - kept‖/‖ΔW‖ in all) and
-        `residuals` (of each layer that lost something).
+        `residuals` (of each layer that lost something); for pruned models `mask` (its hash) and `sparsity` (`before`: the
+        ingredients', `after`: the soup's).
 
     Raises:
         pipelines.stage.UserError: if the ingredients can't be merged; the message names what and why.
@@ -79,8 +81,20 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         given.update({key: payload[key] for key in ("base", "rank", "energy") if key in payload})
         return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
+    from pipelines.soups.masks import one_mask, record_mask, sparsity_kept
+    from pipelines.stage import UserError
 
-    return merge_models(ingredients, out, base=base_folder(payload, cache), cache=cache, **given)
+    mask = one_mask([folder for folder, _ in ingredients])
+    made = merge_models(ingredients, out, base=base_folder(payload, cache), cache=cache, **given)
+    if mask is None:
+        return made
+    try:
+        after = sparsity_kept(mask, out)
+    except UserError:
+        shutil.rmtree(out)
+        raise
+    record_mask(out, mask)
+    return {**made, "mask": mask.hash, "sparsity": {"before": mask.sparsity, "after": after.sparsity}}
 
 
 def base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:

@@ -6,24 +6,18 @@ One base model and one tokenizer, both by content and not by name; one mask wher
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
-from pipelines.soups.adapter_files import CONFIG, WEIGHTS
+from pipelines.soups.adapter_files import CONFIG
+from pipelines.soups.masks import mask_hash, tensors_in, weight_files
 from pipelines.stage import UserError
 
 STATE = "state.json"
-MASK = "mask.json"
-SPARSE = 0.05
-"""Share of zeros from which prunable weights count as pruned."""
-NOT_PRUNED = ("embed", "lm_head", "norm", "wte", "wpe")
-"""Parts of names of matrices that pruning leaves alone."""
 
 
 def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
@@ -107,7 +101,7 @@ def weight_problems(runs: Sequence[str], folders: Sequence[Path]) -> list[str]:
         files = weight_files(folder)
         if not files:
             problems.append(f"{run} has no weights in {folder}")
-        bad = [name for name, read in _tensors(files) if _broken(read())]
+        bad = [name for name, read in tensors_in(files) if _broken(read())]
         if bad:
             more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
             problems.append(f"{run} holds NaN or infinite numbers in {bad[0]}{more}")
@@ -119,69 +113,6 @@ def tokenizer_of(folder: Path) -> str | None:
     from pipelines.finetune.model import tokenizer_hash
 
     return tokenizer_hash(folder) or _recorded(folder, "tokenizer_hash")
-
-
-def mask_hash(folder: Path) -> str | None:
-    """SHA-256 (hex) of which prunable weights are zero; None for dense weights and for adapters without a record.
-
-    `mask.json` (`{"hash": ...}`) of a folder counts. Otherwise the zeros of every matrix that pruning touches (all but
-    embeddings, output layer and norms) are packed to bits, tensor by tensor in the order of names.
-    """
-    if (folder / MASK).is_file():
-        return str(json.loads((folder / MASK).read_text(encoding="utf-8"))["hash"])
-    if (folder / CONFIG).is_file():
-        return None
-    return mask_of(
-        (name, read)
-        for name, read in sorted(_tensors(weight_files(folder)), key=lambda pair: pair[0])
-        if prunable(name)
-    )
-
-
-def prunable(name: str) -> bool:
-    """Whether pruning touches a tensor of this name, if it is a matrix."""
-    return name.endswith(".weight") and not any(part in name for part in NOT_PRUNED)
-
-
-def mask_of(tensors: Any) -> str | None:
-    """The hash of the zeros of (name, read) pairs; None if fewer than `SPARSE` of the numbers are zero."""
-    import numpy as np
-
-    total = zeros = 0
-    digest = hashlib.sha256()
-    for name, read in tensors:
-        tensor = read()
-        if tensor.dim() != 2 or not tensor.is_floating_point():
-            continue
-        zero = (tensor == 0).numpy()
-        total, zeros = total + zero.size, zeros + int(zero.sum())
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(np.packbits(zero.reshape(-1)).tobytes())
-    return digest.hexdigest() if total and zeros / total >= SPARSE else None
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """An adapter's file, or a model's shards."""
-    if (folder / CONFIG).is_file():
-        return [path for path in [folder / WEIGHTS] if path.is_file()]
-    return sorted(folder.glob("model*.safetensors"))
-
-
-def _tensors(files: Sequence[Path]) -> list[tuple[str, Callable[[], torch.Tensor]]]:
-    found: list[tuple[str, Callable[[], torch.Tensor]]] = []
-    for path in files:
-        with safe_open(str(path), "pt") as file:
-            found += [(name, _reader(path, name)) for name in file.keys()]  # noqa: SIM118
-    return found
-
-
-def _reader(path: Path, name: str) -> Callable[[], torch.Tensor]:
-    def read() -> torch.Tensor:
-        with safe_open(str(path), "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-            return tensor
-
-    return read
 
 
 def _broken(tensor: torch.Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""`evaluate`: score any model on any rows, the way sweeps do, in this process."""
+"""`evaluate`: score any model on any rows, the way sweeps do, in this process. `prune`: zeros for a model's weights."""
 
 from __future__ import annotations
 
@@ -103,20 +103,50 @@ def _run(job: EvaluationJob, data: Data) -> tuple[Score, ...]:
     if not callable(getattr(pipeline, "evaluate", None)):
         raise UsageError(f"the pipeline {job.config.get('import_path', job.config['type'])} has no evaluate(job)")
     gpus = 0.0
-    if job.config["type"] == "sft":
+    if job.config["type"] in ("sft", "retrain_pruned"):
         import torch
 
         gpus = float(torch.cuda.is_available())
     return pipeline.evaluate(replace(job, devices=Devices(float(os.cpu_count() or 1), gpus)))
 
 
-def _model(arguments: argparse.Namespace) -> ModelSource:
-    """What MODEL means: an adapter folder on its base, or a whole model.
+def prune(arguments: argparse.Namespace) -> int:
+    """Write a pruned model, and print its mask's hash and the share of zeros."""
+    from pipelines.finetune.prune import prune as make
+    from sweeps.paths import cache_dir
+
+    out = Path(arguments.output).expanduser().resolve()
+    if out.exists() and not arguments.force:
+        raise UsageError(f"{arguments.output} exists; give another folder, or --force to replace it")
+    if (arguments.method == "wanda") != (arguments.on is not None):
+        said = "weighs weights by their inputs; give it rows" if arguments.on is None else "reads no rows; delete it"
+        raise UsageError(f"--on: {arguments.method} {said}")
+    settings = {"method": arguments.method, "scope": arguments.scope, "rows": arguments.limit}
+    payload = {
+        "model": _named(arguments)[0],
+        "out": str(out),
+        "settings": {**settings, "sequence_len": arguments.sequence_len},
+        "sparsity": arguments.sparsity,
+        "cache": str(cache_dir()),
+        "data": None if arguments.on is None else _data_file(arguments).model_dump(mode="json"),
+    }
+    made = make(payload)
+    if arguments.json:
+        print(json.dumps({"folder": str(out), **made}, indent=2, allow_nan=False))
+        return 0
+    print(f"{arguments.model} pruned by {arguments.method}: {made['zeros']:,} of {made['total']:,} weights are zero")
+    print(f"  sparsity  {made['sparsity']:.4f} (before: {made['before']:.4f})")
+    print(f"  mask      {made['hash']}")
+    print(f"  folder    {arguments.output}")
+    return 0
+
+
+def _named(arguments: argparse.Namespace) -> tuple[str, str | None]:
+    """What MODEL names, absolute where it is a path, and its hash where that is known.
 
     Raises:
-        UsageError: for a `sweep://` name that leads nowhere, or an adapter without a base.
+        UsageError: for a `sweep://` name that leads nowhere.
     """
-    from pipelines.stage import ModelSource
     from sweeps.sources import SourceError, resolve_source
 
     text, content_hash = arguments.model, None
@@ -128,7 +158,18 @@ def _model(arguments: argparse.Namespace) -> ModelSource:
         if found.note:
             print(f"note: {found.note}", file=sys.stderr)
         text, content_hash = found.path, found.hash
-    text = absolute_model(text, Path.cwd())
+    return absolute_model(text, Path.cwd()), content_hash
+
+
+def _model(arguments: argparse.Namespace) -> ModelSource:
+    """What MODEL means: an adapter folder on its base, or a whole model.
+
+    Raises:
+        UsageError: for a `sweep://` name that leads nowhere, or an adapter without a base.
+    """
+    from pipelines.stage import ModelSource
+
+    text, content_hash = _named(arguments)
     adapter = Path(text) / "adapter_config.json"
     if not adapter.is_file():
         if arguments.base is not None:

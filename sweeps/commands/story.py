@@ -80,6 +80,9 @@ def _made(soup: SoupState) -> list[str]:
     made = done.get("made") or {}
     if (made.get("residual") or 0.0) > 1e-6:
         lines.append(f"  compact rank {made['rank']}, {made['residual']:.2g} of the change is lost")
+    if "sparsity" in made:
+        before, after = (f"{made['sparsity'][when]:.4f}" for when in ("before", "after"))
+        lines.append(f"  sparse  {before} of the weights zero before, {after} after, mask {made['mask'][:12]}")
     return lines
 
 

@@ -13,8 +13,9 @@ from peft import IA3Config, LoHaConfig, LoraConfig
 from safetensors.torch import load_file, save_file
 
 from pipelines.finetune.model import tokenizer_hash
-from pipelines.soups.checks import base_problems, inspect, mask_hash
+from pipelines.soups.checks import base_problems, inspect
 from pipelines.soups.cosines import delta_cosines
+from pipelines.soups.masks import mask_hash
 
 
 def lora(rank: int = 3, **more: Any) -> LoraConfig:
