@@ -19,6 +19,7 @@ from pipelines.chat import pack
 from pipelines.hosts import LocalHost
 from pipelines.local_lm import LocalGenerator as LocalKind
 from pipelines.memo import Cost, LocalMemo, Unanswered
+from pipelines.rag import GENERATORS
 from pipelines.rag.generate import Generator, build_generator, fill, first_tokens, read_template, spec_of, tokenizer_of
 from pipelines.rag.models import EndpointGenerator, LocalGenerator, NoGenerator
 from pipelines.stage import Devices, Services, UserError
@@ -44,9 +45,13 @@ def host() -> Iterator[LocalHost]:
     made.close()
 
 
-@pytest.fixture(params=["local", "openai"])
+KINDS = ("local", "openai")
+"""`generate.type` of all that answer."""
+
+
+@pytest.fixture(params=KINDS)
 def configure(request: pytest.FixtureRequest, model: Path) -> Iterator[Callable[..., Any]]:
-    """Makes a generator's configuration: a third kind is one more parameter and one more branch."""
+    """Makes a generator's configuration: a third kind is one more name in `KINDS` and one more branch."""
     if request.param == "local":
         yield lambda **more: LocalGenerator(base_model=str(model), max_new_tokens=6, **more)
         return
@@ -54,6 +59,10 @@ def configure(request: pytest.FixtureRequest, model: Path) -> Iterator[Callable[
         yield lambda **more: EndpointGenerator(
             base_url=server.address, model="fake", max_new_tokens=6, retries=0, **more
         )
+
+
+def test_every_generator_is_held_to_the_contract() -> None:
+    assert {*KINDS, "none"} == set(GENERATORS)
 
 
 class TestContract:

@@ -30,6 +30,8 @@ CONFIGS: dict[str, Any] = {
     "maxsim": MaxSim(model=MINILM),
     "llm": LLM,
 }
+"""Those that ask a model."""
+EVERY = {**CONFIGS, "none": NoReranker()}
 QUESTION = "When is the lift tested?"
 
 
@@ -48,13 +50,42 @@ class ScoringHost(CountingHost):
 
 
 def build(name: str, host: CountingHost, folder: Path | None = None, **settings: Any) -> Reranker:
-    config = CONFIGS[name].model_copy(update=settings)
+    config = EVERY[name].model_copy(update=settings)
     reranker: Reranker = load_stage(RERANKERS, config.type)(config, make_calls(host, folder))
     return reranker
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+def test_every_reranker_is_held_to_the_contract() -> None:
+    assert {config.type for config in EVERY.values()} == set(RERANKERS)
+    assert set(EVERY) - set(CONFIGS) == {"none"}, "a reranker that asks a model keeps the laws of those, too"
+
+
+@pytest.mark.parametrize("name", EVERY)
 class TestContract:
+    """What holds for every reranker."""
+
+    def test_one_number_a_pair(self, name: str) -> None:
+        pairs = [(question, text) for question in (QUESTION, "Another question?") for text in TEXTS]
+        scores = build(name, ScoringHost()).pair_scores(pairs)
+        assert len(scores) == len(pairs)
+        assert all(math.isfinite(score) for score in scores)
+        assert build(name, ScoringHost()).pair_scores(pairs) == scores
+
+    def test_one_question_s_scores_are_those_of_its_pairs(self, name: str) -> None:
+        reranker = build(name, ScoringHost())
+        assert reranker.scores(QUESTION, TEXTS) == reranker.pair_scores([(QUESTION, text) for text in TEXTS])
+
+    def test_no_passages_ask_nobody(self, name: str) -> None:
+        host = ScoringHost()
+        assert build(name, host).scores(QUESTION, []) == []
+        assert build(name, host).pair_scores([]) == []
+        assert host.asked == []
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+class TestModels:
+    """What holds for those that ask a model."""
+
     def test_one_score_a_passage_in_whatever_order(self, name: str) -> None:
         reranker = build(name, ScoringHost())
         scores = reranker.scores(QUESTION, TEXTS)
@@ -81,11 +112,6 @@ class TestContract:
         scores = build(name, ScoringHost()).scores(QUESTION, ["fine", "unscorable", "fine too"])
         assert [math.isnan(score) for score in scores] == [False, True, False]
 
-    def test_no_passages_ask_nobody(self, name: str) -> None:
-        host = ScoringHost()
-        assert build(name, host).scores(QUESTION, []) == []
-        assert host.asked == []
-
     def test_it_is_a_reranker_s_work(self, name: str) -> None:
         host = ScoringHost()
         build(name, host).scores(QUESTION, TEXTS[:1])
@@ -94,7 +120,7 @@ class TestContract:
 
 
 def test_none_keeps_the_order() -> None:
-    scores = load_stage(RERANKERS, "none")(NoReranker(), make_calls(CountingHost())).scores(QUESTION, TEXTS)
+    scores = build("none", ScoringHost()).scores(QUESTION, TEXTS)
     assert sorted(range(len(TEXTS)), key=lambda place: -scores[place]) == list(range(len(TEXTS)))
     assert len(set(scores)) == len(TEXTS)
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipelines import rag
 from pipelines.rag import retrieve
 from pipelines.rag.base import Hit
 from pipelines.rag.retrieve import build_retriever, kept
@@ -52,6 +53,10 @@ def nothing_kept() -> Iterator[None]:
     retrieve._KEPT.clear()
     yield
     retrieve._KEPT.clear()
+
+
+def test_every_retriever_is_held_to_the_contract() -> None:
+    assert {config.type for config in RETRIEVERS.values()} == set(rag.RETRIEVERS)
 
 
 @pytest.mark.parametrize("name", RETRIEVERS)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pipelines import rag
 from pipelines.rag.base import Hit, VectorStore
 from pipelines.rag.index import build_store, prepared, recall_of, scores_of, store_recall, top
 from pipelines.rag.stages import Chroma, Distance, FaissFlat, FaissHNSW, FaissIVF
@@ -44,6 +45,10 @@ def truth(rows: NDArray[np.float32], queries: NDArray[np.float32], k: int, dista
         order = sorted(range(len(rows)), key=lambda chunk: (-scores[chunk], chunk))
         found.append([Hit(chunk, float(scores[chunk])) for chunk in order[:k]])
     return found
+
+
+def test_every_store_is_held_to_the_contract() -> None:
+    assert {config.type for config in STORES.values()} == set(rag.STORES)
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
