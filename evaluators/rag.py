@@ -14,11 +14,15 @@ all metrics share them (`evaluators.judge`). With s the statements of a text and
 - `answer_similarity` cosine of answer and reference.
 
 The context is what the generator is given. Unscored (NaN): no answer or no reference where one is needed, an answer of the
-judge that can't be read, and no statements to take a share of. An empty answer is 0 by correctness, relevancy and
+judge that can't be read, an embedding of zeros, and no statements to take a share of. An empty answer is 0 by correctness, relevancy and
 similarity, and unscored by faithfulness: it claims nothing. No passages are 0 by precision, recall and faithfulness.
 
-Otherwise than ragas: two texts without any statement are unscored by correctness (there 1), sums are exact (there + 1e-10),
-and one request makes all questions of an answer, as equal requests would be answered alike at temperature 0 (there three).
+Otherwise than ragas's `metrics.collections`, case by case beside its own values in `tests/unit/test_ragas.py`: where one text
+has no statements the other's are all unmatched, and without any on either side correctness is unscored (there 1 both times); a
+verdict or a question that the judge leaves out makes the question unscored (there the rest counts); no passages, an empty
+answer and an embedding of zeros are as above (there an error, the embedding of a blank, and 0 in correctness); sums are exact
+(there + 1e-10), and one request makes all questions of an answer, as equal requests would be answered alike at temperature 0
+(there three).
 """
 
 from __future__ import annotations
