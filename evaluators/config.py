@@ -15,7 +15,7 @@ Subject = Literal["model", "retrieval", "answer"]
 class EvaluatorConfig(BaseModel):
     """What all entries of `evaluate:` share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
 
     metrics: ClassVar[dict[str, Direction]]
     subjects: ClassVar[tuple[Subject, ...]] = ("model",)

@@ -14,7 +14,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
-from pipelines.computing import Settled, settle
+from pipelines.computing import Requests, Settled, settle
 from pipelines.memo import Call, Cost, Memo, Unanswered, total
 from pipelines.stage import Devices, Services
 
@@ -117,6 +117,13 @@ def kind_of(spec: Mapping[str, Any]) -> type[Kind]:
     module, _, name = MODELS.get(kind, kind).partition(":")
     found: type[Kind] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _requests(spec: Mapping[str, Any]) -> Requests | None:
+    """How the endpoint of a spec is asked; None for a model of this cluster's own, which computes a batch at once."""
+    if not getattr(kind_of(spec), "remote", False):
+        return None
+    return Requests(int(spec.get("batch_size", 1)), int(spec.get("concurrency", 8)))
 
 
 class NoAnswer(RuntimeError):
@@ -257,6 +264,7 @@ class Calls:
                 list(map(self._made(spec, method, settings), items)),
                 lambda calls: self._host.ask(spec, method, [call.input for call in calls], settings),
                 self._owner,
+                requests=_requests(spec),
             )
         self._count(stage, settled)
         return [None if isinstance(one.value, Unanswered) else one.value for one in settled]

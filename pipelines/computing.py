@@ -7,6 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from pipelines.memo import Call, Cost, Entry, Memo, Unanswered
@@ -41,8 +42,27 @@ class Settled:
     fresh: bool
 
 
+@dataclass(frozen=True)
+class Requests:
+    """How an endpoint is asked, each of whose answers is stored as it comes: it may have been paid for.
+
+    Attributes:
+        size: calls of one request.
+        at_once: requests in flight.
+    """
+
+    size: int = 1
+    at_once: int = 1
+
+
 def settle(
-    memo: Memo, calls: Sequence[Call], compute_missing: Missing, owner: str, *, poll_seconds: float = 0.01
+    memo: Memo,
+    calls: Sequence[Call],
+    compute_missing: Missing,
+    owner: str,
+    *,
+    requests: Requests | None = None,
+    poll_seconds: float = 0.01,
 ) -> list[Settled]:
     """Answers to the calls in order, computing in batches what nobody has and waiting for what others compute.
 
@@ -55,6 +75,7 @@ def settle(
         calls: what is asked; equal ones are computed once.
         compute_missing: computes a batch; `Unanswered` calls are not stored.
         owner: unique among those that run at the same time (worker and thread).
+        requests: several threads call `compute_missing` with so much each; None computes a batch in one call.
         poll_seconds: first pause between questions while others compute.
 
     Raises:
@@ -73,7 +94,7 @@ def settle(
         mine = {key: waiting[key] for key in asked if claims[key].state == "yours"}
         if mine:
             began = time.monotonic()
-            computed = _computed(memo, mine, compute_missing, owner)
+            computed = _computed(memo, mine, compute_missing, owner, requests)
             settled.update(computed)
             size = _next_size(len(mine), time.monotonic() - began, computed.values())
         got = [key for key in asked if key in settled]
@@ -114,28 +135,42 @@ def _next_size(count: int, seconds: float, computed: Collection[Settled]) -> int
     return int(max(FIRST, min(fitting, count * GROWTH, WINDOW)))
 
 
-def _computed(memo: Memo, calls: Mapping[str, Call], compute_missing: Missing, owner: str) -> dict[str, Settled]:
+def _computed(
+    memo: Memo, calls: Mapping[str, Call], compute_missing: Missing, owner: str, requests: Requests | None
+) -> dict[str, Settled]:
     """Compute and store what was claimed; claims that got no value, for whatever reason, are given back."""
-    open_claims = list(calls)
+    found: dict[str, Settled] = {}
+
+    def one(keys: Sequence[str]) -> None:
+        found.update(_stored(memo, {key: calls[key] for key in keys}, compute_missing, owner))
+
     try:
-        with _renewing(memo, open_claims, owner):
-            answers = compute_missing(list(calls.values()))
-        if len(answers) != len(calls):
-            raise ValueError(f"compute_missing must answer every call, but got {len(answers)} for {len(calls)}")
-        found = {key: Settled(value, cost, fresh=True) for key, (value, cost) in zip(calls, answers, strict=True)}
-        entries = [
-            Entry(key, one.value, one.cost, calls[key].kind)
-            for key, one in found.items()
-            if isinstance(one.value, bytes)
-        ]
-        if entries:
-            memo.fulfil(entries, owner)
-        stored = {entry.key for entry in entries}
-        open_claims = [key for key in open_claims if key not in stored]
+        with _renewing(memo, list(calls), owner):
+            if requests is None:
+                one(list(calls))
+            else:
+                parts = [list(calls)[start : start + requests.size] for start in range(0, len(calls), requests.size)]
+                with ThreadPoolExecutor(min(len(parts), requests.at_once), thread_name_prefix="calls") as pool:
+                    list(pool.map(one, parts))
         return found
     finally:
+        open_claims = [key for key in calls if key not in found or isinstance(found[key].value, Unanswered)]
         if open_claims:
             memo.release(open_claims, owner)
+
+
+def _stored(memo: Memo, calls: Mapping[str, Call], compute_missing: Missing, owner: str) -> dict[str, Settled]:
+    """Answers to all calls of one batch, the values among them stored."""
+    answers = compute_missing(list(calls.values()))
+    if len(answers) != len(calls):
+        raise ValueError(f"compute_missing must answer every call, but got {len(answers)} for {len(calls)}")
+    found = {key: Settled(value, cost, fresh=True) for key, (value, cost) in zip(calls, answers, strict=True)}
+    entries = [
+        Entry(key, one.value, one.cost, calls[key].kind) for key, one in found.items() if isinstance(one.value, bytes)
+    ]
+    if entries:
+        memo.fulfil(entries, owner)
+    return found
 
 
 @contextlib.contextmanager

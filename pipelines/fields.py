@@ -13,7 +13,9 @@ URL_PATTERN = r"^https?://"
 class Config(BaseModel):
     """Base of every part of the file: frozen, unknown keys fail, the text under a field documents it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
+    )
 
 
 def wrong(field: str, message: str) -> PydanticCustomError:

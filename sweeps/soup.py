@@ -75,6 +75,7 @@ def make_soup(
             return state.soups[soup]
         say(f"no soup: {finished['reason']}")
         return None
+    say(f"soup {soup}: {plan.method} over {len(plan.ingredients)} runs, chosen on {plan.metric}")
     folder = paths.soup(soup)
     try:
         _make(loaded, ledger, paths, backend, plan, soup, say)

@@ -81,6 +81,8 @@ class SFTPipeline:
             _log.warning("%s", warning)
         if config.precision == "fp16" and device == "cpu":
             _log.warning("precision: fp16 on a CPU is slow; bf16 and fp32 are made for it")
+        if config.precision == "bf16" and device == "cpu" and not _bf16_in_hardware():
+            _log.warning("precision: bf16 is slow on this CPU, which has no instructions for it; fp32 is faster here")
         self._resident = None
         with _memory_errors(config):
             loaded = self._base(config.base_model, config, task.services.cache, device)
@@ -312,6 +314,12 @@ def _merged(parts: Sequence[tuple[str, float]], cache: str | None) -> Iterator[P
         out = Path(own) / "soup"
         merge({"ingredients": [list(part) for part in parts], "out": str(out), "cache": cache})
         yield out
+
+
+def _bf16_in_hardware() -> bool:
+    """Whether the CPU has instructions for bf16; True where torch is too old to know."""
+    known = getattr(torch.cpu, "get_capabilities", None)
+    return known is None or any(there is True and name.endswith("bf16") for name, there in known().items())
 
 
 def _typed(config: Mapping[str, Any]) -> SFTConfig:

@@ -29,6 +29,12 @@ class Known:
         return Identity(1, str(spec["name"]), versions={"lib": str(spec.get("lib", "1"))})
 
 
+class Elsewhere(Known):
+    """An endpoint."""
+
+    remote: ClassVar[bool] = True
+
+
 class FakeHost:
     """Answers with capitals; `!` has no answer, and `?` fails the batch."""
 
@@ -48,6 +54,7 @@ class FakeHost:
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(calls.MODELS, "known", f"{__name__}:Known")
+    monkeypatch.setitem(calls.MODELS, "elsewhere", f"{__name__}:Elsewhere")
 
 
 @pytest.fixture
@@ -134,6 +141,56 @@ def test_a_failing_batch_gives_its_claims_back(memo: LocalMemo) -> None:
     with pytest.raises(ValueError, match="no such thing"):
         Calls(FakeHost(), memo, "me").ask("embed", SPEC, "embed", ["a", "?"])
     assert Calls(FakeHost(), memo, "other").ask("embed", SPEC, "embed", ["a"]) == [b"A"]
+
+
+def test_each_answer_of_an_endpoint_is_stored_as_it_comes(memo: LocalMemo) -> None:
+    """A kill in the middle loses what was on its way alone: a request's neighbours do not wait for it to be stored."""
+    stored: list[int] = []
+
+    class Counting(FakeHost):
+        def ask(
+            self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]
+        ) -> Answers:
+            stored.append(memo.stats().entries)
+            return super().ask(spec, method, items, parameters)
+
+    host = Counting()
+    way = Calls(host, memo, "me")
+    spec = {"kind": "elsewhere", "name": "m", "concurrency": 1, "batch_size": 2}
+    assert way.ask("generate", spec, "generate", list("abcde")) == [b"A", b"B", b"C", b"D", b"E"]
+    assert host.asked == [["a", "b"], ["c", "d"], ["e"]]
+    assert stored == [0, 2, 4]
+
+
+def test_an_endpoint_has_so_many_requests_in_flight_and_no_more(memo: LocalMemo) -> None:
+    flying, most, met = [0], [0], threading.Barrier(3, timeout=10)
+    counting = threading.Lock()
+
+    class Slow(FakeHost):
+        def ask(
+            self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]
+        ) -> Answers:
+            with counting:
+                flying[0] += 1
+                most[0] = max(most[0], flying[0])
+            met.wait()
+            with counting:
+                flying[0] -= 1
+            return super().ask(spec, method, items, parameters)
+
+    way = Calls(Slow(), memo, "me")
+    spec = {"kind": "elsewhere", "name": "m", "concurrency": 3}
+    assert len(way.ask("generate", spec, "generate", list("abcdef"))) == 6
+    assert most[0] == 3
+
+
+def test_what_an_endpoint_answered_is_kept_where_a_neighbour_failed(memo: LocalMemo) -> None:
+    spec = {"kind": "elsewhere", "name": "m", "concurrency": 1}
+    with pytest.raises(ValueError, match="no such thing"):
+        Calls(FakeHost(), memo, "me").ask("generate", spec, "generate", ["a", "?", "b"])
+    host = FakeHost()
+    assert Calls(host, memo, "other").ask("generate", spec, "generate", ["a", "b"]) == [b"A", b"B"]
+    assert ["a"] not in host.asked
 
 
 def test_lists_asked_by_many_threads_are_computed_once(memo: LocalMemo) -> None:

@@ -214,3 +214,19 @@ def test_infinite_gradients_in_fp32_have_diverged(place: Path, tmp_path: Path, m
     overflowing(monkeypatch, {3})
     with pytest.raises(Diverged, match=r"the gradient's norm is (inf|nan) at step 3"):
         run(config(place), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("instructions", "warned"), [({"avx2": True, "avx512_bf16": False}, True), ({"amx_bf16": True}, False)]
+)
+def test_bf16_without_instructions_for_it_is_warned_of(
+    place: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    instructions: dict[str, bool],
+    warned: bool,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    run(config(place, precision="bf16"), tmp_path, (STOP,))
+    assert ("fp32 is faster here" in caplog.text) is warned
