@@ -11,10 +11,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipelines.hashes import kept_hash, record_hash
 from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
 from pipelines.stage import UserError
-
-_HASHES: dict[tuple[str, int, int], str] = {}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ def identity_of(source: str) -> WeightsIdentity:
         raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
     path = named_path(source, "base_model")
     if path.is_file():
-        return WeightsIdentity(f"gguf:{file_hash(path)}")
+        return WeightsIdentity(f"gguf:{kept_hash(path)}")
     if not path.is_dir():
         if source.startswith(PACKAGE) or path.is_absolute() or source.count("/") > 1:
             raise UserError(f"base_model: {path} does not exist")
@@ -51,7 +50,7 @@ def identity_of(source: str) -> WeightsIdentity:
         return _of_adapter(path)
     files = sorted(path.glob("*.gguf"))
     if len(files) == 1:
-        return WeightsIdentity(f"gguf:{file_hash(files[0])}")
+        return WeightsIdentity(f"gguf:{kept_hash(files[0])}")
     raise UserError(
         f"base_model: the folder {path} holds no model: neither config.json, adapter_config.json nor one GGUF"
     )
@@ -71,18 +70,7 @@ def content_hash(folder: Path, names: str = "model") -> str:
     else:
         wanted = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("config.json")]
         wanted = [p for p in wanted if p.name not in ("optimizer.safetensors", "tokenizer_config.json")]
-    body = {path.name: file_hash(path) for path in wanted if path.is_file()}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file, remembered in the process by place, time and size."""
-    stat = path.stat()
-    key = (str(path.resolve()), stat.st_mtime_ns, stat.st_size)
-    if key not in _HASHES:
-        with path.open("rb") as file:
-            _HASHES[key] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _HASHES[key]
+    return record_hash({path.name: kept_hash(path) for path in wanted if path.is_file()})
 
 
 def _of_adapter(folder: Path) -> WeightsIdentity:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.hashes import file_hash
 from sweeps.local import SWEEP
 from sweeps.paths import SweepPaths
 from sweeps.problems import close, show
@@ -148,6 +149,5 @@ def weights_hash(folder: Path) -> str:
     if not files:
         raise SourceError(f"{folder} holds no safetensors weights")
     for path in files:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+        digest.update(path.name.encode() + b"\0" + bytes.fromhex(file_hash(path)))
     return digest.hexdigest()

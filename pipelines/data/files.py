@@ -10,13 +10,13 @@ Example:
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipelines.data.base import stamp_of
+from pipelines.hashes import file_hash, list_hash
 from pipelines.stage import UserError
 
 SUFFIXES: dict[str, str] = {
@@ -126,14 +126,12 @@ def content_hash(files: Sequence[str]) -> str:
     if len(digests) == 1:
         return next(iter(digests.values()))
     root = os.path.commonpath(files)
-    lines = (f"{os.path.relpath(file, root)}\0{digest}\n" for file, digest in digests.items())
-    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
+    return list_hash((os.path.relpath(file, root), digest) for file, digest in digests.items())
 
 
 def _file_hash(path: str) -> str:
     stamp_of(path)
     try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_hash(path)
     except OSError as error:
         raise UserError(f"{path}: can't be read ({error.strerror})") from None

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import json
 import math
 import os
@@ -30,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.base import ItemSet, Report, Score
+from pipelines.hashes import file_hash, record_hash
 
 COMPLETE = "complete.json"
 FORMAT = 1
@@ -77,7 +77,7 @@ def write_complete(folder: Path, report: Report) -> None:
     files = {}
     for path in _files(folder):
         _sync(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
         _sync(inner)
     body = json.dumps(
@@ -100,7 +100,7 @@ def is_whole(folder: Path) -> bool:
     try:
         files = record["files"]
         sized = all((folder / name).stat().st_size == entry["bytes"] for name, entry in files.items())
-        return sized and all(_sha256(folder / name) == entry["sha256"] for name, entry in files.items())
+        return sized and all(file_hash(folder / name) == entry["sha256"] for name, entry in files.items())
     except (OSError, KeyError, TypeError, AttributeError):
         return False
 
@@ -138,7 +138,7 @@ def content_hash(folder: Path) -> str:
     if record is None:
         raise FileNotFoundError(f"{folder} has no readable {COMPLETE}; it is not a checkpoint")
     weights = {n: e["sha256"] for n, e in record["files"].items() if n not in ("optimizer.safetensors", "state.json")}
-    return hashlib.sha256(json.dumps(weights, sort_keys=True).encode()).hexdigest()
+    return record_hash(weights)
 
 
 def report_record(report: Report) -> dict[str, Any]:
@@ -200,11 +200,6 @@ def _read_complete(folder: Path) -> dict[str, Any] | None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (COMPLETE, f".{COMPLETE}.tmp"))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

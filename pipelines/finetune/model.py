@@ -24,9 +24,10 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pipelines.finetune.adapters import attach
+from pipelines.hashes import kept_hash, record_hash
 from pipelines.packages import PACKAGE, first_line, hub_snapshot, named_path
 from pipelines.stage import UserError
-from pipelines.weights import content_hash, file_hash
+from pipelines.weights import content_hash
 
 _CONVERSION = 1
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -155,12 +156,12 @@ def tokenizer_hash(folder: Path) -> str | None:
     body = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.is_file() and path.name.startswith(_TOKENIZER_FILES):
-            body[path.name] = file_hash(path)
+            body[path.name] = kept_hash(path)
             if path.name == "tokenizer_config.json":
                 record = json.loads(path.read_text(encoding="utf-8"))
                 said = {key: value for key, value in record.items() if key not in _SAYS_NOTHING}
-                body[path.name] = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest() if body else None
+                body[path.name] = record_hash(said)
+    return record_hash(body) if body else None
 
 
 def _resolve_folder(folder: Path, cache: Path, trust_remote_code: bool) -> Path:
@@ -195,7 +196,7 @@ def _from_gguf(path: Path, cache: Path) -> Path:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return _converted(cache, f"gguf-{_CONVERSION}-{file_hash(path)[:24]}", convert)
+    return _converted(cache, f"gguf-{_CONVERSION}-{kept_hash(path)[:24]}", convert)
 
 
 def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:

@@ -18,6 +18,7 @@ import numpy as np
 
 from pipelines.calls import Answers, Identity, Role
 from pipelines.extras import missing
+from pipelines.hashes import file_hash
 from pipelines.memo import Cost
 from pipelines.packages import package_path
 from pipelines.rag.embed import vector_bytes
@@ -87,6 +88,5 @@ def _file(name: str) -> Path:
 def _hash() -> str:
     whole = hashlib.sha256()
     for name in (WEIGHTS, TOKENIZER):
-        with _file(name).open("rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
+        whole.update(bytes.fromhex(file_hash(_file(name))))
     return whole.hexdigest()

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
-from pipelines.data.base import Stamp, stamp_of
+from pipelines.hashes import kept_hash, list_hash
 from pipelines.packages import hub_snapshot, named_path
 from pipelines.stage import UserError
 
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".py")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 _ALTERNATIVES = "Give a folder, or package://module/path (a model inside an installed package)"
-_HASHES: dict[tuple[Stamp, ...], str] = {}
-_KEPT = 16
 
 
 def find_model(source: str, setting: str, *, code: bool = False) -> Path:
@@ -41,13 +38,4 @@ def folder_hash(folder: Path) -> str:
     """SHA-256 (hex) over names and contents of the files that a model is loaded from; kept by their times and sizes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     names = {path.relative_to(folder).as_posix(): path for path in files if not path.name.startswith(".")}
-    stamps = tuple(stamp_of(str(path)) for path in names.values())
-    if stamps not in _HASHES:
-        whole = hashlib.sha256()
-        for name, path in names.items():
-            with path.open("rb") as file:
-                whole.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-        while len(_HASHES) >= _KEPT:
-            _HASHES.pop(next(iter(_HASHES)))
-        _HASHES[stamps] = whole.hexdigest()
-    return _HASHES[stamps]
+    return list_hash((name, kept_hash(path)) for name, path in names.items())

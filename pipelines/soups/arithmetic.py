@@ -14,7 +14,6 @@ Example:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import tempfile
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 
+from pipelines.hashes import file_hash, record_hash
 from pipelines.soups import ON_CHANGES
 from pipelines.soups.config import AverageConfig, MergeMethodConfig
 from pipelines.soups.files import FLOATS, INDEX, WEIGHTS, Mapped, ModelFiles, Stored, read_header
@@ -168,9 +168,8 @@ def folder_hash(folder: Path, known: Mapping[str, str] | None = None) -> str:
         if known is not None and name in known:
             files[name] = known[name]
             continue
-        with path.open("rb") as file:
-            files[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        files[name] = file_hash(path)
+    return record_hash(files)
 
 
 def folder_bytes(folder: Path) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from pipelines.finetune.checkpoint import clear_torn, put_in_place
+from pipelines.hashes import file_hash
 from pipelines.soups.files import FLOATS, INDEX, Mapped
 from pipelines.soups.methods.pieces import Method, Piece, Place
 from pipelines.soups.plan import MergePlan, OutputFile, Share, Target, build_method, step, width
@@ -89,10 +90,7 @@ def merge_part(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 def finish_merge(plan: MergePlan) -> dict[str, str]:
     """Hash what all parts have written, add the other files and put the folder in its place; as `merge_whole` returns."""
-    hashes = {}
-    for file in plan.files:
-        with open(file.path, "rb") as made:
-            hashes[file.path] = hashlib.file_digest(made, "sha256").hexdigest()
+    hashes = {file.path: file_hash(file.path) for file in plan.files}
     with _cleaning(plan):
         return _finish(plan, hashes)
 
