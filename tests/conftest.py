@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -35,6 +37,33 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no real data beside the checkout (../shared/data)")
     return SHARED_DATA
+
+
+_frozen = 0
+"""Modules that were imported when what they hold was last set aside."""
+
+
+def _set_imports_aside() -> None:
+    """Keep what imports made out of later collections.
+
+    A training run collects twice, and each time the half million objects of torch and transformers took longer than the
+    run on a tiny model. They never become garbage.
+    """
+    global _frozen
+    if len(sys.modules) > _frozen + 100:
+        gc.collect()
+        gc.freeze()
+        _frozen = len(sys.modules)
+
+
+def pytest_collection_finish() -> None:
+    """The test modules and what they import are there."""
+    _set_imports_aside()
+
+
+def pytest_runtest_teardown() -> None:
+    """A test may have been the first that imports a library."""
+    _set_imports_aside()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
