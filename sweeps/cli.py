@@ -18,6 +18,7 @@ from sweeps.convert import CONVERTERS
 from sweeps.paths import DEFAULT_STORAGE
 from sweeps.problems import SpecError
 from sweeps.starter import STARTERS
+from sweeps.starter.base import QUESTION_PARTS
 
 COMMANDS: dict[str, str] = {
     "init": "sweeps.commands.first:init",
@@ -81,16 +82,26 @@ def _add_first(add: Add) -> None:
     init = add("init", "write a commented sweep file for your own data")
     init.add_argument("kind", nargs="?", metavar="|".join(STARTERS), help="what to sweep")
     init.add_argument(
-        "data", nargs="?", metavar="DATA", help="file, folder or pattern: JSONL, JSON, CSV, Parquet, Arrow"
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="file, folder or pattern: JSONL, JSON, CSV, Parquet, Arrow; of rag the documents: Markdown, text, HTML, PDF, JSONL",
     )
+    init.add_argument("questions", nargs="?", metavar="QUESTIONS", help="of rag: a JSONL file, a question a line")
     init.add_argument(
         "-o", "--output", default="sweep.yaml", metavar="FILE", help="where to write (default sweep.yaml)"
     )
     init.add_argument(
-        "--base-model", metavar="M", help="what is fine-tuned; default: SmolLM2-135M-Instruct, to begin with"
+        "--base-model",
+        metavar="M",
+        help="what is fine-tuned (default: SmolLM2-135M-Instruct, to begin with), or writes answers",
     )
     init.add_argument("--force", action="store_true", help="overwrite the file")
     _rows(init)
+    for part in QUESTION_PARTS:
+        init.add_argument(
+            f"--field-{part}", metavar="KEY", help=f"of rag: key of the question's {part} (default: seen)"
+        )
     _add_convert(add)
     schema = add("schema", "the JSON Schema of the sweep file, for editors")
     schema.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")

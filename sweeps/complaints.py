@@ -19,6 +19,11 @@ from sweeps.yaml_source import Place
 
 BARE = {"method": "type", "early_terminate": "type", "metric": "name", "soup": "method"}
 """Sections that may be one word -> the key it is."""
+_INIT = {
+    **dict.fromkeys(("datasets", "train"), "stockpot init sft DATA"),
+    **dict.fromkeys(("corpus", "questions"), "stockpot init rag CORPUS QUESTIONS"),
+}
+"""A missing key -> the command that writes a file with it."""
 _PATTERNS = {
     NAME_PATTERN: "a name: up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit",
     CLASS_PATTERN: "'module:Class'",
@@ -133,7 +138,8 @@ def _missing(path: Place, data: Any, root: Models) -> str:
     for model in model_at(root, data, path[:-1]):
         info = model.model_fields.get(str(path[-1]))
         if info is not None and info.description:
-            mend = "; `stockpot init sft DATA` writes a file for your data" if path[-1] in ("datasets", "train") else ""
+            command = _INIT.get(str(path[-1]))
+            mend = f"; `{command}` writes a file for your data" if command else ""
             return f"is missing: {info.description.splitlines()[0].rstrip('.')}{mend}"
     return "is missing"
 

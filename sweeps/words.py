@@ -8,13 +8,13 @@ from typing import Any
 STAGES = {"stopping": "stopping", "soup": "making the soup", "final": "in the final step"}
 """What a line adds in the stages that are not plain running."""
 
-UNITS = {"sft": "steps", "rag": "questions"}
-"""Pipeline -> what its resource counts; `units` of any other."""
+UNITS = {"rag": "questions", "custom": "units"}
+"""Pipeline -> what its resource counts; `steps` of all that train."""
 
 
 def unit_of(pipeline: str) -> str:
     """What a pipeline's resource counts, in the plural."""
-    return UNITS.get(pipeline, "units")
+    return UNITS.get(pipeline, "steps")
 
 
 def duration(seconds: float) -> str:

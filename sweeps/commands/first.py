@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,13 @@ from sweeps.commands.places import UsageError
 from sweeps.glyphs import clean
 from sweeps.local import absolute_path
 from sweeps.problems import close, show
+from sweeps.starter.base import QUESTION_PARTS
 
 if TYPE_CHECKING:
     from sweeps.explain import Section
 
 FIELDS = ("messages", "prompt", "completion", "text")
-"""What `--field-PART` names."""
+"""What `--field-PART` names of rows to fine-tune on."""
 
 
 def init(arguments: argparse.Namespace) -> int:
@@ -29,9 +31,10 @@ def init(arguments: argparse.Namespace) -> int:
 
     _refuse_unknown(arguments.kind)
     output = output_of(arguments.output, force=arguments.force)
+    fields = _own_fields(arguments)
     data = arguments.data or _obvious(arguments.kind)
-    fields = named_fields(arguments)
-    made = starter_of(arguments.kind)(Request(data, output, arguments.base_model, arguments.type, fields))
+    request = Request(data, output, arguments.base_model, arguments.type, fields, arguments.questions)
+    made = starter_of(arguments.kind)(request)
     load_text(made.text.encode(), output.parent, (), arguments.output)
     write_file(output, made.text, force=arguments.force)
     print("\n".join(clean(line) for line in made.found))
@@ -39,9 +42,26 @@ def init(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def named_fields(arguments: argparse.Namespace) -> dict[str, str]:
+def named_fields(arguments: argparse.Namespace, parts: Sequence[str] = FIELDS) -> dict[str, str]:
     """What `--field-PART` says: part -> column."""
-    return {part: name for part in FIELDS if (name := getattr(arguments, f"field_{part}")) is not None}
+    return {part: name for part in parts if (name := getattr(arguments, f"field_{part}")) is not None}
+
+
+def _own_fields(arguments: argparse.Namespace) -> dict[str, str]:
+    """What `--field-PART` says of the kind's own data.
+
+    Raises:
+        UsageError: for what means nothing to the kind.
+    """
+    mine, others = (QUESTION_PARTS, FIELDS) if arguments.kind == "rag" else (FIELDS, QUESTION_PARTS)
+    if foreign := named_fields(arguments, others):
+        legal = ", ".join(f"--field-{part}" for part in mine)
+        raise UsageError(f"--field-{next(iter(foreign))} means nothing to init {arguments.kind}, which has {legal}")
+    if arguments.questions is not None and arguments.kind != "rag":
+        raise UsageError(
+            f"init {arguments.kind} takes one file, folder or pattern, but got also {arguments.questions!r}"
+        )
+    return named_fields(arguments, mine)
 
 
 def _refuse_unknown(kind: str | None) -> None:
@@ -67,13 +87,19 @@ def _refuse_unknown(kind: str | None) -> None:
 
 
 def _obvious(kind: str) -> str:
-    """The one data file of the current folder, or of its folder `data`.
+    """The one data file of the current folder, or of its folder `data`, to fine-tune on.
 
     Raises:
         UsageError: if there is none, or several.
     """
     from pipelines.data.files import GZIP, SUFFIXES
 
+    if kind == "rag":
+        raise UsageError(
+            "init rag needs documents and questions: stockpot init rag CORPUS QUESTIONS\n"
+            "for example: stockpot init rag handbook questions.jsonl, with lines such as\n"
+            '  {"question": "When is the lift tested?", "documents": ["lift.md"], "answer": "on Mondays"}'
+        )
     example = f"stockpot init {kind} data/train.jsonl"
     for folder in (Path("."), Path("data")):
         inside = sorted(folder.iterdir()) if folder.is_dir() else []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from pipelines.config import Datasets
 from pipelines.data.files import is_hub_id
 from pipelines.stage import UserError
 from sweeps.local import absolute_path
-from sweeps.starter.base import Request, Starter
+from sweeps.starter.base import Request, Starter, laid_out
 from sweeps.starter.look import LOOKED_AT, Look, beside, given_shape, look, split_files
-from sweeps.starter.naming import free_name, written_path
+from sweeps.starter.naming import sweep_name, written_path
 from sweeps.starter.quote import comment, quoted
 from sweeps.starter.shapes import Shape
 
@@ -39,7 +38,6 @@ PROMPTS_AT_LEAST = 16
 TRIALS, TOP = 20, 3
 SHORT = 40
 """Characters of an answer that can be compared as a whole."""
-_COLUMN = 40
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ def start(request: Request) -> Starter:
         UserError: if the data can't be used as they are; the message says what was seen and what to do.
     """
     plan, found = _planned(request.data, request.type, request.fields, request.output.parent)
-    name = _name(absolute_path(request.data, Path.cwd()), request.output.parent)
+    name = sweep_name([absolute_path(request.data, Path.cwd())], request.output.parent, "sft")
     return Starter(_text(name, request.base_model or BASE_MODEL, plan), tuple(found))
 
 
@@ -216,14 +214,6 @@ def _found(plan: Plan) -> list[str]:
     return said
 
 
-def _name(path: Path, folder: Path) -> str:
-    """A name for the sweep that no other has: the data's, or that of the folder they are in."""
-    words = [path.name.split(".")[0], path.parent.name, folder.name, "first"]
-    plain = [re.sub(r"[^A-Za-z0-9_-]+", "-", word).strip("-_") for word in words]
-    usual = {"", "train", "data", "dataset", "datasets", "rows", "input"}
-    return free_name(next(word for word in plain if word.lower() not in usual)[:60] + "-sft")
-
-
 def steps(train: int | None) -> tuple[int, float | None]:
     """Optimizer steps of a run, and passes over train that they are: three over few rows, one over many.
 
@@ -285,11 +275,7 @@ def _text(name: str, base_model: str, plan: Plan) -> str:
         *_evaluate(plan),
         (f"soup: {{method: greedy, top: {TOP}}}", "merges the best runs where that helps on select"),
     ]
-    head = (
-        "# A sweep of supervised fine-tunes, written by `stockpot init`. `stockpot explain KEY` says what a key means;\n"
-        "# `stockpot schema --help` how an editor completes and checks this file.\n"
-    )
-    return head + "".join((f"{code.ljust(_COLUMN)} # {said}" if said else code) + "\n" for code, said in lines)
+    return laid_out("A sweep of supervised fine-tunes", lines)
 
 
 def _datasets_lines(plan: Plan) -> list[tuple[str, str]]:

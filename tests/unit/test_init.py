@@ -375,11 +375,10 @@ def test_pipelines_that_are_not_there_are_refused_by_the_table(
     assert set(STARTERS) <= set(pipelines.PIPELINES)
     write(here / "r.jsonl", ROWS)
     assert "no dpo pipeline" in init(capsys, "dpo", "r.jsonl", status=2)
-    assert "only for: sft" in init(capsys, "rag", "r.jsonl", status=2)
     assert "did you mean 'sft'" in init(capsys, "sf", "r.jsonl", status=2)
     assert "stockpot init sft r.jsonl" in init(capsys, "r.jsonl", status=2)
-    assert "stockpot init sft [DATA]" in init(capsys, status=2)
-    assert "only for: sft" in init(capsys, "custom", status=2)
+    assert "(sft, rag): stockpot init sft [DATA]" in init(capsys, status=2)
+    assert "only for: sft, rag" in init(capsys, "custom", status=2)
     monkeypatch.setitem(STARTERS, "dpo", STARTERS["sft"])
     init(capsys, "dpo", "r.jsonl")
 
