@@ -97,6 +97,38 @@ def paired(left: ArrayLike, right: ArrayLike, item_set: ItemSet, *, alpha: float
     return Paired(difference, se, low, high, sign_flip(sums, seed=seed), n, len(sums), dropped, alpha)
 
 
+def contrast(
+    sides: Sequence[tuple[float, ArrayLike]], item_set: ItemSet, *, alpha: float = 0.05, seed: int = 0
+) -> Paired:
+    """A sum of several sides' scores with given factors, on the items that all of them scored, as `paired` has it for two.
+
+    The error is that of the items' own sums Σ_k c_k x_ki: what is easy or hard for all sides alike takes no part in it
+    where the factors sum to zero.
+
+    Args:
+        sides: (factor, (n,) item scores, NaN = unscored).
+        item_set: the items of all sides.
+        alpha: 1 - coverage of the interval.
+        seed: of the sign flips.
+
+    Raises:
+        ValueError: if the lengths differ, or there is no side.
+
+    Example:
+        >>> contrast([(1.0, middle), (-0.5, left), (-0.5, right)], item_set).se
+        0.004
+    """
+    if not sides:
+        raise ValueError("a contrast needs at least one side, but got none")
+    first, *others = ((factor, np.asarray(items, dtype=np.float64)) for factor, items in sides)
+    total = first[0] * first[1]
+    for factor, items in others:
+        if items.shape != total.shape:
+            raise ValueError(f"all sides must have one length, but got {total.shape} and {items.shape}")
+        total = total + factor * items
+    return paired(total, np.zeros_like(total), item_set, alpha=alpha, seed=seed)
+
+
 def sign_flip(sums: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> float:
     """Two-sided p-value of Σ sums under random signs (Fisher's randomisation test for pairs).
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluators.base import Direction, Score
-from evaluators.statistics import paired
+from evaluators.statistics import contrast
 from pipelines.soups.base import Blend, SoupEvent, SoupNote
 from sweeps.engine import Backend, CallFailed
 from sweeps.ledger import Event, Items, Ledger, number
@@ -74,6 +74,10 @@ class Tasting:
         self.steps = {Blend.from_record(body): int(body["step"]) for body in soup.scored}
         self.answers = {_asked(body["question"], body["about"]): body["answer"] for body in soup.answers}
         self.told = soup.told
+        self.unpaired = any(
+            body["kind"] == "soup_noted" and body["what"] == "path" and "se" not in body for body in self.told
+        )
+        """Begun by a version whose barriers knew the ends' errors only; it goes on as it was begun."""
         self.heard = 0
         self._begun: dict[Blend, Pending] = {}
         self.direction: Direction = "minimize"
@@ -105,16 +109,22 @@ class Tasting:
             return self._failed(blend, error.failure.message)
         return self._record(blend, answer, against)
 
-    def difference(self, left: Blend, right: Blend) -> tuple[float, float]:
+    def contrast(self, parts: Sequence[tuple[float, Blend]]) -> tuple[float, float]:
         """See `Bench`: on the stored items, paired and clustered."""
         split, _, name = self.plan.metric.partition("/")
+        total = math.fsum(factor * self.known[blend].value for factor, blend in parts)
         stored = [
-            self.ledger.items(f"soup/{self.soup}/{self.steps[one]}", RESOURCE, name, split) for one in (left, right)
+            self.ledger.items(f"soup/{self.soup}/{self.steps[blend]}", RESOURCE, name, split) for _, blend in parts
         ]
-        if stored[0] is None or stored[1] is None or stored[0].item_set != stored[1].item_set:
-            return self.known[left].value - self.known[right].value, math.nan
-        found = paired(stored[0].values, stored[1].values, stored[0].item_set)
-        return found.difference, found.se
+        kept = [one for one in stored if one is not None]
+        if self.unpaired or len(kept) < len(stored) or any(one.item_set != kept[0].item_set for one in kept):
+            return total, math.nan
+        factors = [factor for factor, _ in parts]
+        if name == "perplexity":
+            # Its items are nats: around exp(mean) a change of the mean counts exp(mean) times.
+            factors = [factor * self.known[blend].value for factor, blend in parts]
+        found = contrast([(f, one.values) for f, one in zip(factors, kept, strict=True)], kept[0].item_set)
+        return (total if name == "perplexity" else found.difference), found.se
 
     def problems(self, runs: Sequence[str]) -> Mapping[str, str]:
         """See `Bench`."""
@@ -144,6 +154,8 @@ class Tasting:
         """Write a decision or a note, unless an earlier driver did."""
         if isinstance(event, SoupNote):
             kind, body = "soup_noted", {"soup": self.soup, "what": event.what, **event.body}
+            if self.unpaired and event.what == "path":
+                body.pop("se")
         else:
             kind, body = "soup_decided", {"soup": self.soup, **_decision(event)}
         if self.heard < len(self.told):

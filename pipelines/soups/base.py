@@ -153,8 +153,11 @@ class Bench(Protocol):
         """Weights trained on the rows that choose (`pipelines.soups.learned`)."""
         ...
 
-    def difference(self, left: Blend, right: Blend) -> tuple[float, float]:
-        """(left minus right, its standard error) of two blends scored before, paired on the rows; NaN where unknown."""
+    def contrast(self, parts: Sequence[tuple[float, Blend]]) -> tuple[float, float]:
+        """(Σ factor · score, its standard error) over blends scored before, in the metric's unit.
+
+        The error is paired on the rows that all of them were scored on; NaN where no rows are kept.
+        """
         ...
 
     def tell(self, event: SoupEvent | SoupNote) -> None:

@@ -53,8 +53,8 @@ class Table:
         self.known[blend] = score(value, self.direction)
         return self.known[blend]
 
-    def difference(self, left: Blend, right: Blend) -> tuple[float, float]:
-        return self.known[left].value - self.known[right].value, 0.01
+    def contrast(self, parts: Sequence[tuple[float, Blend]]) -> tuple[float, float]:
+        return sum(factor * self.known[blend].value for factor, blend in parts), 0.01
 
     def problems(self, runs: Sequence[str]) -> Mapping[str, str]:
         return {run: why for run, why in self.unsound.items() if run in runs}

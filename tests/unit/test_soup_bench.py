@@ -18,6 +18,7 @@ from soup_machine import SmallMachine, Stage
 from evaluators.base import ItemSet, summarise
 from sweeps import early
 from sweeps.failures import Failure
+from sweeps.ledger import Event
 from sweeps.loop import CallFailed
 from sweeps.soup import make_soup
 from sweeps.soup_spec import parse_soup
@@ -200,8 +201,6 @@ def test_an_unsound_run_is_left_out_with_its_reason(tmp_path: Path) -> None:
 
 def test_a_soup_of_an_older_ledger_is_known(tmp_path: Path) -> None:
     """Events as the version before wrote them: `tie` and no settings, plain mixtures, no answers."""
-    from sweeps.ledger import Event
-
     stage = Stage(tmp_path, [0.3, 0.4])
     config = parse_soup({"top": 2})
     soup = make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, parse_soup({"top": 2, "barrier": False}))
@@ -219,6 +218,43 @@ def test_a_soup_of_an_older_ledger_is_known(tmp_path: Path) -> None:
     assert found.id == soup.id
     assert found.finished == soup.finished
     assert old.backend.count("sweeps.tasting:taste") == 0
+
+
+def test_a_barriers_error_is_that_of_the_rows_own_rises(tmp_path: Path) -> None:
+    """What a path's note says is what the stored items of its knots say, and a soup of an older version goes on without."""
+    from evaluators.statistics import contrast
+
+    stage = Stage(tmp_path, [0.3, 0.4])
+    config = parse_soup({"top": 2})
+    soup = make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, config)
+    assert soup is not None
+    note = next(note for note in soup.notes if note["what"] == "path")
+    steps = {json.dumps(body["mixture"]): body["step"] for body in soup.scored}
+    weights = {note["from"][0]: 1 - note["at"], note["run"]: note["at"]}
+    sides = [(1.0, list(map(list, weights.items())))] + [(-weight, [[run, 1.0]]) for run, weight in weights.items()]
+    stored = [
+        (factor, stage.ledger.items(f"soup/{soup.id}/{steps[json.dumps(mixture)]}", 0, "loss", "select"))
+        for factor, mixture in sides
+    ]
+    found = contrast([(factor, one.values) for factor, one in stored if one], stored[0][1].item_set)  # type: ignore[union-attr]
+    assert note["se"] == pytest.approx(found.se)
+    assert note["allowed"] == pytest.approx(2 * found.se, rel=0.01)
+    alone = [body["score"]["se"] for body in soup.scored if len(body["mixture"]) == 1]
+    assert note["se"] < min(alone)
+
+    other = tmp_path / "older"
+    other.mkdir()
+    old = Stage(other, [0.3, 0.4])
+    for event in [event for event in stage.ledger.events() if event.kind.startswith("soup_")]:
+        body = {key: value for key, value in event.body.items() if key != "se"}
+        if event.kind == "soup_noted":
+            old.ledger.append([Event(event.kind, {**body, "allowed": 2 * max(alone), "at": 1.0})])
+            break
+        old.ledger.append([Event(event.kind, body)])
+    resumed = make_soup(old.loaded, old.ledger, old.paths, old.backend, config)
+    assert resumed is not None
+    assert resumed.finished is not None
+    assert len(old.bodies("soup_noted")) == 1
 
 
 def item_set(rows: int, weights: bool) -> ItemSet:
@@ -272,7 +308,6 @@ def test_early_stops_are_rarely_wrong_and_often_right(kind: str) -> None:
 def test_a_single_run_moved_toward_the_base_is_another_model(tmp_path: Path) -> None:
     from sweeps.candidates import same_models
     from sweeps.fold import fold
-    from sweeps.ledger import Event
 
     stage = Stage(tmp_path, [0.3, 0.4])
     run = stage.runs[0]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from evaluators.base import ItemSet, Score, summarise
+from evaluators.statistics import contrast
 from pipelines.soups.recipes.path import walk_path
 from pipelines.soups.similarity import linear_cka
 
@@ -58,8 +59,18 @@ def accuracy(model: nn.Sequential) -> Score:
 
 
 def path(a: nn.Sequential, b: nn.Sequential):  # type: ignore[no-untyped-def]
-    ends = accuracy(a), accuracy(b)
-    return walk_path(lambda alpha: accuracy(mixed([a, b], [1 - alpha, alpha])), ends)
+    scored = {0.0: accuracy(a), 1.0: accuracy(b)}
+
+    def at(alpha: float) -> Score:
+        scored[alpha] = accuracy(mixed([a, b], [1 - alpha, alpha]))
+        return scored[alpha]
+
+    def rise(alpha: float) -> tuple[float, float]:
+        parts = ((1.0, alpha), (alpha - 1.0, 0.0), (-alpha, 1.0))
+        found = contrast([(factor, scored[point].items) for factor, point in parts], ITEMS)  # type: ignore[misc]
+        return found.difference, found.se
+
+    return walk_path(at, (scored[0.0], scored[1.0]), rise=rise)
 
 
 @pytest.fixture(scope="module")

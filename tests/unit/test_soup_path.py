@@ -8,12 +8,17 @@ import numpy as np
 import pytest
 from soup_table import Table, ingredients, score
 
+from evaluators.base import ItemSet, summarise
+from evaluators.statistics import contrast
 from pipelines.soups.base import Blend, uniform
 from pipelines.soups.recipes.gate import Gate
 from pipelines.soups.recipes.greedy import GreedySoup
 from pipelines.soups.recipes.path import walk_path
 from pipelines.soups.recipes.pruned import PrunedSoup
 from pipelines.soups.recipes.uniform import UniformSoup
+
+ROWS = 200
+ROW_SET = ItemSet(tuple(map(str, range(ROWS))))
 
 
 def walk(curve, se=0.01, direction="minimize", noise=0.0, **more):  # type: ignore[no-untyped-def]
@@ -56,6 +61,42 @@ def test_what_cannot_be_scored_is_a_barrier() -> None:
     assert asked == [0.5]
 
 
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_rows_that_are_hard_for_all_hide_no_barrier(direction: str) -> None:
+    """Rows differ by 1, so that the ends' errors are 0.07; the path rises by 0.05, which rows' own rises tell within 0.01."""
+    factor = 1.0 if direction == "minimize" else -1.0
+    generator = np.random.default_rng(0)
+    hard, own = generator.normal(size=ROWS), generator.normal(size=(3, ROWS))
+    items: dict[float, np.ndarray] = {}
+
+    def at(alpha: float):  # type: ignore[no-untyped-def]
+        noise = own[0] * (1 - alpha) + own[1] * alpha + own[2] * alpha * (1 - alpha)
+        items[alpha] = factor * (hard + 0.1 * noise + 0.2 * alpha * (1 - alpha))
+        return summarise("loss", "select", direction, ROW_SET, items[alpha])  # type: ignore[arg-type]
+
+    def rise(alpha: float) -> tuple[float, float]:
+        found = contrast([(1.0, items[alpha]), (alpha - 1.0, items[0.0]), (-alpha, items[1.0])], ROW_SET)
+        return found.difference, found.se
+
+    ends = at(0.0), at(1.0)
+    assert ends[0].se > 0.06
+    assert walk_path(at, ends).passes, "the ends' errors would let it pass"
+    path = walk_path(at, ends, rise=rise)
+    assert not path.passes
+    assert (path.barrier, path.at) == (pytest.approx(0.05, abs=0.01), 0.5)
+    assert path.se < 0.01
+    assert path.allowed == pytest.approx(2 * path.se, abs=1e-4)
+    assert walk_path(at, ends, rise=rise, max_drop=0.06).passes
+
+
+def test_rises_of_rounding_are_no_barrier() -> None:
+    ends = score(2.0, "minimize"), score(2.0, "minimize")
+    path = walk_path(lambda a: score(2.0 + 1e-6, "minimize"), ends, rise=lambda a: (1e-6, 0.0))
+    assert path.passes
+    path = walk_path(lambda a: score(2.0 + 1e-3, "minimize"), ends, rise=lambda a: (1e-3, 0.0))
+    assert not path.passes
+
+
 def hill(blend: Blend) -> float:
     """Runs a and b share a basin; c lies in another: any mixture with it is bad."""
     weights = dict(blend.mixture)
@@ -70,7 +111,7 @@ def test_a_run_of_another_basin_is_left_out_with_the_reason_and_its_path(make) -
     assert "c" not in blend.runs
     assert table.decisions["c"] == "reject"
     reason = next(event.reason for event in table.events if event.run == "c")
-    assert reason.startswith("behind a barrier: 0.5 worse than the straight line at 0.50 of the way")
+    assert reason.startswith("behind a barrier: 0.5 ± 0.01 worse than the straight line at 0.50 of the way")
     note = next(note for note in table.notes if note.body["run"] == "c")
     assert note.body["passes"] is False
     assert len(note.body["knots"]) <= 17

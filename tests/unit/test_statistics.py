@@ -10,6 +10,7 @@ from scipy import stats
 from evaluators.base import ItemSet, summarise
 from evaluators.statistics import (
     bootstrap,
+    contrast,
     holm,
     interval,
     paired,
@@ -39,6 +40,23 @@ def test_paired_is_the_paired_t_test_for_single_items() -> None:
     assert result.difference / result.se == pytest.approx(reference.statistic)
     assert (result.low, result.high) == pytest.approx((ci.low, ci.high))
     assert (result.n, result.clusters, result.dropped) == (30, 30, 0)
+
+
+def test_a_contrast_of_two_is_paired_and_of_three_is_that_of_the_items_sums() -> None:
+    a, b, c = np.random.default_rng(5).normal(size=(3, 30))
+    c[3] = np.nan
+    item_set = ItemSet(tuple(map(str, range(30))), groups=tuple(str(row // 2) for row in range(30)))
+    assert contrast([(1.0, a), (-1.0, b)], item_set) == paired(a, b, item_set)
+    found = contrast([(1.0, a), (-0.25, b), (-0.75, c)], item_set)
+    assert found == paired(a - 0.25 * b, 0.75 * c, item_set)
+    assert (found.n, found.dropped) == (29, 1)
+    shift = np.linspace(0.0, 50.0, 30)
+    moved = contrast([(1.0, a + shift), (-0.25, b + shift), (-0.75, c + shift)], item_set)
+    assert moved.se == pytest.approx(found.se), "what is hard for all sides takes no part"
+    with pytest.raises(ValueError, match="at least one side"):
+        contrast([], item_set)
+    with pytest.raises(ValueError, match="one length"):
+        contrast([(1.0, a), (1.0, b[:4])], item_set)
 
 
 def test_paired_agrees_with_the_difference_of_summaries() -> None:

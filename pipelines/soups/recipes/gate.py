@@ -2,7 +2,8 @@
 
 Two checkpoints may be averaged where the loss stays low on the straight line between them (linear mode connectivity);
 runs that began at one model mostly are, runs with too large a learning rate often are not. The path is sampled where it
-matters (`path.py`), with the evaluation's standard error as the tolerance, so that noise is no barrier.
+matters (`path.py`), with the standard error of the rise as the tolerance, so that noise is no barrier. The path is that of
+averages, whatever the soup's merge method is.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.base import Score
 from pipelines.soups.base import Bench, Blend, Mixture, SoupEvent, SoupNote
-from pipelines.soups.recipes.path import walk_path
-from pipelines.soups.recipes.ranking import Ranking
+from pipelines.soups.recipes.path import Path, walk_path
+from pipelines.soups.recipes.ranking import Ranking, alone
 
 
 @dataclass(frozen=True)
@@ -40,38 +40,58 @@ class Gate:
         """The best single, and the runs that no barrier parts from it; the others are told as rejected."""
         inside = [ranking.runs[0]]
         for run, single in zip(ranking.runs[1:], ranking.scores[1:], strict=True):
-            refused = self.refuses(bench, ((inside[0], 1.0),), run, (ranking.scores[0], single))
+            refused = self.refuses(bench, alone(inside[0]), run)
             if refused is None:
                 inside.append(run)
             else:
                 bench.tell(SoupEvent(run, "reject", single.value, ranking.best, refused))
         return inside
 
-    def refuses(self, bench: Bench, inside: Mixture, run: str, ends: tuple[Score, Score]) -> str | None:
+    def refuses(self, bench: Bench, soup: Blend, run: str) -> str | None:
         """Why a run is left out, or None.
 
         Args:
             bench: who scores.
-            inside: the average that the run would be added to.
+            soup: what the run would be added to.
             run: the run.
-            ends: scores of both.
         """
         if not self.barrier:
             return None
-
-        def at(alpha: float) -> Score:
-            return bench.score(Blend(between(inside, run, alpha)), may_fail=True)
-
-        path = walk_path(at, ends, max_drop=self.max_drop, evaluations=self.evaluations)
-        knots = [[alpha, value if math.isfinite(value) else None] for alpha, value in path.knots]
-        barrier = path.barrier if math.isfinite(path.barrier) else None
-        body = {"run": run, "from": [name for name, _ in inside], "knots": knots, "barrier": barrier, "at": path.at}
-        bench.tell(SoupNote("path", {**body, "allowed": path.allowed, "passes": path.passes}))
+        path = walk(bench, soup if soup.averaged else Blend(soup.mixture), run, self.max_drop, self.evaluations)
+        knots = [[alpha, number(value)] for alpha, value in path.knots]
+        body = {"run": run, "from": list(soup.runs), "knots": knots, "barrier": number(path.barrier), "at": path.at}
+        bench.tell(SoupNote("path", {**body, "se": number(path.se), "allowed": path.allowed, "passes": path.passes}))
         if path.passes:
             return None
-        if barrier is None:
+        if not math.isfinite(path.barrier):
             return f"behind a barrier: nothing could be scored at {path.at:.2f} of the way"
-        return f"behind a barrier: {path.barrier:.3g} worse than the straight line at {path.at:.2f} of the way"
+        error = f" ± {path.se:.2g}" if math.isfinite(path.se) else ""
+        return f"behind a barrier: {path.barrier:.3g}{error} worse than the straight line at {path.at:.2f} of the way"
+
+
+def walk(bench: Bench, soup: Blend, run: str, max_drop: float, evaluations: int) -> Path:
+    """The path from an average to a run."""
+    other = alone(run)
+
+    def at(alpha: float) -> Blend:
+        return Blend(between(soup.mixture, run, alpha))
+
+    def rise(alpha: float) -> tuple[float, float]:
+        return bench.contrast([(1.0, at(alpha)), (alpha - 1.0, soup), (-alpha, other)])
+
+    ends = bench.score(soup), bench.score(other)
+    return walk_path(
+        lambda alpha: bench.score(at(alpha), may_fail=True),
+        ends,
+        rise=rise,
+        max_drop=max_drop,
+        evaluations=evaluations,
+    )
+
+
+def number(value: float) -> float | None:
+    """As JSON holds it: None where it is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def between(inside: Mixture, run: str, alpha: float) -> Mixture:

@@ -55,7 +55,7 @@ class GreedySoup:
         bench.tell(SoupEvent(taken[0], "start", current.value, current.value, "best single"))
         for place in range(1, len(ranking.runs)):
             run, before = ranking.runs[place], current.value
-            refused = self.gate.refuses(bench, uniform(taken), run, (current, ranking.scores[place]))
+            refused = self.gate.refuses(bench, self.blend(taken), run)
             if refused is not None:
                 bench.tell(SoupEvent(run, "reject", ranking.scores[place].value, before, refused))
                 continue

@@ -67,7 +67,7 @@ class TowardBase:
                 break
             look(halves[: self.evaluations - len(known) + 1])
         best = min(known, key=lambda scale: (known[scale], -scale))
-        gain, error = bench.difference(at(best), soup)
+        gain, error = bench.contrast([(1.0, at(best)), (-1.0, soup)])
         taken = best < 1.0 and factor * gain < 0 and -factor * gain > (0.0 if math.isnan(error) else error)
         knots = [[scale, factor * value] for scale, value in sorted(known.items()) if math.isfinite(value)]
         body = {"knots": knots, "best": best, "taken": best if taken else 1.0, "gain": gain}

@@ -28,13 +28,12 @@ def take_all(ranking: Ranking, bench: Bench, gate: Gate, why: str, most: int | N
     """
     best = ranking.best
     taken: list[str] = []
-    anchor = ((ranking.runs[0], 1.0),)
     for run, single in zip(ranking.runs, ranking.scores, strict=True):
         decision: Literal["start", "accept"] = "accept" if taken else "start"
         if most is not None and len(taken) == most:
             bench.tell(SoupEvent(run, "reject", single.value, best, f"the method takes {most}"))
             continue
-        refused = gate.refuses(bench, anchor, run, (ranking.scores[0], single)) if taken else None
+        refused = gate.refuses(bench, alone(ranking.runs[0]), run) if taken else None
         if refused is not None:
             bench.tell(SoupEvent(run, "reject", single.value, best, refused))
             continue
@@ -143,8 +142,7 @@ class WeightedSoup:
         for run, single in zip(ranking.runs, ranking.scores, strict=True):
             refused = None if given[run] else "has no weight"
             if refused is None and run != first:
-                ends = (ranking.scores[ranking.runs.index(first)], single)
-                refused = self.gate.refuses(bench, ((first, 1.0),), run, ends)
+                refused = self.gate.refuses(bench, alone(first), run)
             if refused is None:
                 taken.append(run)
                 reason = f"given the weight {given[run]:g}"
