@@ -193,7 +193,6 @@ def test_kill_9_of_the_driver_ends_the_actors_and_keeps_what_was_stored(tmp_path
         driver.kill()
         driver.wait()
     paths = load_file(file).paths
-    assert not killing.await_gone(pids, 60)
     stored = sqlite3.connect(paths.memo / "memo.sqlite").execute("SELECT count(*) FROM entries").fetchone()[0]
     assert stored >= 8
     assert killing.run_to_the_end(file) == 0, file.with_suffix(".out").read_text()
@@ -203,3 +202,4 @@ def test_kill_9_of_the_driver_ends_the_actors_and_keeps_what_was_stored(tmp_path
     with LocalMemo(paths.memo) as memo:
         kinds = memo.kinds()["embed"]
     assert (kinds.entries, kinds.repeated) == (66, 0)
+    assert not killing.await_gone(pids)  # Ray's own agents take a minute: they look for a head that is gone

@@ -118,13 +118,13 @@ class TestContract:
         runs = [run(i, {milestones[0]: random.random()}) for i in range(1000)]
         shown = view(*runs, milestones=milestones)
         scheduler.next_lease(shown)
-        start = time.perf_counter()
+        start = time.thread_time()
         for i in range(50):
             runs[i] = run(i, {milestones[0]: random.random()})
             shown = view(*runs, milestones=milestones)
             scheduler.on_report(runs[i].run, milestones[0], shown)
             scheduler.next_lease(shown)
-        assert (time.perf_counter() - start) / 50 < 0.005
+        assert (time.thread_time() - start) / 50 < 0.005
 
 
 class TestRunToEnd:
