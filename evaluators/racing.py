@@ -2,16 +2,17 @@
 
 All candidates answer the same questions in one random order; x_it in [0, 1] is candidate i's score on question t. The
 null hypothesis of i is "i is the best": E[x_j - x_i] <= 0 for every j. Against it a gambler bets, before each question,
-a share l of his wealth on the difference of another candidate j and i:
+a share l of his wealth on the difference of others and i:
 
-    W_i <- W_i * (1 + l * (x_jt - x_it)),   0 <= l < 1,
+    W_i <- W_i * (1 + l * (y_t - x_it)),   0 <= l < 1,
 
-where j (the leader of the questions before, its runner-up for the leader itself) and l depend on earlier questions
-alone. Under the null W_i is a nonnegative supermartingale, so by Ville's inequality it ever reaches 1/a with
-probability at most a, however often it is looked at and whoever was chosen as j (Waudby-Smith & Ramdas, "Estimating
+where y is the mean of the `RIVALS` that led after the questions before (i itself left out), and l too depends on earlier
+questions alone. Under the null W_i is a nonnegative supermartingale, so by Ville's inequality it ever reaches 1/a with
+probability at most a, however often it is looked at and whoever was chosen as rivals (Waudby-Smith & Ramdas, "Estimating
 means of bounded random variables by betting", JRSS B 2024, arXiv 2010.09686). 1 / max W_i is an anytime-valid p-value,
 and Holm's step-down over all candidates that began keeps the chance of one false elimination below alpha, whichever of
-them are best. Since differences are paired, what makes a question hard for all cancels.
+them are best. Since differences are paired, what makes a question hard for all cancels; since several rivals are
+averaged, so does part of what makes it hard for one of them.
 
 The bet is the paper's growth-rate approximation l = mean / (variance + mean^2) without its last term, with two
 pseudo-observations of mean 0 and variance 1/4, cut to [0, CAP].
@@ -33,6 +34,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 CAP = 0.9
+RIVALS = 3
+"""More of them are quieter, and further behind the leader."""
 FIRST_BET = 0.1
 PSEUDO, PSEUDO_VARIANCE = 2.0, 0.25
 
@@ -67,9 +70,11 @@ class Race:
         self.evidence: Floats = np.zeros(candidates)
         self.asked = 0
         self._wealth: Floats = np.zeros(candidates)
-        self._counts: Floats = np.zeros((candidates, candidates))
-        self._sums: Floats = np.zeros((candidates, candidates))
-        self._squares: Floats = np.zeros((candidates, candidates))
+        self._scores: Floats = np.zeros((candidates, 0))
+        self._known = np.zeros((candidates, 0), dtype=bool)
+        self._own_count, self._own_sum = np.zeros(candidates), np.zeros(candidates)
+        self._rivals: NDArray[np.intp] = np.arange(candidates)
+        self._seen = np.zeros((3, candidates))
 
     def ask(self, items: ArrayLike) -> None:
         """Take in the next questions.
@@ -86,9 +91,12 @@ class Race:
             raise ValueError(f"items must be (candidates, questions) of {len(self.alive)}, but got {scores.shape}")
         if bool((np.nan_to_num(scores, nan=0.5) < 0).any() or (np.nan_to_num(scores, nan=0.5) > 1).any()):
             raise ValueError("scores of a race must lie in [0, 1]")
-        scores = np.where(self.alive[:, None], scores, np.nan)
-        for question in scores.T:
-            self._bet(question)
+        known = self.alive[:, None] & ~np.isnan(scores)
+        self._scores = np.concatenate([self._scores, np.where(known, scores, 0.0)], axis=1)
+        self._known = np.concatenate([self._known, known], axis=1)
+        for _ in range(scores.shape[1]):
+            self._bet()
+            self.asked += 1
 
     def eliminate(self) -> list[int]:
         """Put out whoever is shown not to be the best, most evidence first; their places.
@@ -108,45 +116,48 @@ class Race:
         """Take a candidate out that failed; it counts no more."""
         self.alive[place] = False
 
-    def _bet(self, x: Floats) -> None:
-        """One question: bets made of what is known, then paid, then the question is learned from."""
-        here = np.arange(len(x))
-        rival = self._rivals()
-        counts = self._counts[here, rival]
-        mean = self._sums[here, rival] / (counts + PSEUDO)
-        variance = (self._squares[here, rival] + PSEUDO * PSEUDO_VARIANCE) / (counts + PSEUDO)
-        share = np.clip(mean / variance, 0.0, CAP)
-        difference = x[rival] - x
-        if self.asked == 0 and len(x) > 1 and not np.isnan(x).all():
+    def _bet(self) -> None:
+        """One question: bets made of the questions before, then paid, then the question is learned from."""
+        x, known = self._scores[:, self.asked], self._known[:, self.asked]
+        if self.asked:
+            self._choose()
+            count, total, squares = self._seen
+            variance = (squares + PSEUDO * PSEUDO_VARIANCE) / (count + PSEUDO)
+            share = np.minimum(np.maximum(total / (count + PSEUDO) / variance, 0.0), CAP)
+        else:
             share = np.full(len(x), FIRST_BET)
-            others = np.nansum(x) - np.nan_to_num(x)
-            difference = others / max(1, int(np.count_nonzero(~np.isnan(x))) - 1) - x
-        gain = np.where(np.isnan(difference) | ~self.alive, 0.0, share * np.nan_to_num(difference))
-        self._wealth += np.log1p(gain)
-        self.evidence = np.maximum(self.evidence, self._wealth)
-        self._learn(x)
+        gain, there = differences(x, known, self._rivals)
+        self._wealth += np.log1p(share * gain)
+        np.maximum(self.evidence, self._wealth, out=self.evidence)
+        self._seen += (there, gain, gain * gain)
+        self._own_count += known
+        self._own_sum += x
 
-    def _rivals(self) -> NDArray[np.intp]:
-        """For each candidate whom to bet on: the leader, and for the leader its runner-up."""
-        means = np.full(len(self.alive), -np.inf)
-        own = np.diag(self._counts)
-        seen = self.alive & (own > 0)
-        means[seen] = np.diag(self._sums)[seen] / own[seen]
+    def _choose(self) -> None:
+        """Take those who lead as rivals, and look back at the questions before where they are others than last time."""
+        ranked = self.alive & (self._own_count > 0)
+        means = np.where(ranked, self._own_sum / np.maximum(self._own_count, 1), -np.inf)
         order = np.argsort(-means, kind="stable")
-        rival = np.full(len(means), order[0])
-        if len(order) > 1:
-            rival[order[0]] = order[1]
-        return rival
+        rivals = np.sort(order[: min(RIVALS, int(np.count_nonzero(ranked)))])
+        if not np.array_equal(rivals, self._rivals):
+            self._rivals = rivals
+            gains, there = differences(self._scores[:, : self.asked], self._known[:, : self.asked], rivals)
+            self._seen = np.stack([there.sum(axis=1), gains.sum(axis=1), (gains * gains).sum(axis=1)])
 
-    def _learn(self, x: Floats) -> None:
-        """Moments of x_j - x_i over the questions that both have, and on the diagonal of x_i itself."""
-        known = ~np.isnan(x)
-        both = np.outer(known, known)
-        filled = np.nan_to_num(x)
-        difference = filled[None, :] - filled[:, None]
-        np.fill_diagonal(difference, filled)
-        difference = np.where(both, difference, 0.0)
-        self._counts += both
-        self._sums += difference
-        self._squares += difference**2
-        self.asked += 1
+
+def differences(scores: Floats, known: NDArray[np.bool_], rivals: NDArray[np.intp]) -> tuple[Floats, NDArray[np.bool_]]:
+    """What the rivals have more than each candidate, in the mean, the candidate itself left out.
+
+    Args:
+        scores: (candidates, questions) or (candidates,), 0 where there is none.
+        known: the same shape: where there is one.
+        rivals: (n,) places; one without a score counts as the candidate's equal on that question.
+
+    Returns:
+        The differences, 0 where there is none, and where there is one: the candidate has a score, and another rival too.
+    """
+    own = np.zeros((len(scores), *[1] * (scores.ndim - 1)), dtype=np.intp)
+    own[rivals] = 1
+    have = known[rivals].sum(axis=0)
+    mean = (known * scores[rivals].sum(axis=0) - scores * have) / np.maximum(len(rivals) - own, 1)
+    return mean, known & (have > own)

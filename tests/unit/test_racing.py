@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluators.racing import CAP, FIRST_BET, PSEUDO, PSEUDO_VARIANCE, Race
+from evaluators.racing import CAP, FIRST_BET, PSEUDO, PSEUDO_VARIANCE, RIVALS, Race, differences
 from sweeps.schedulers.base import RunView, SweepView
 from sweeps.schedulers.race import RaceScheduler
 from sweeps.trial import Run
@@ -30,15 +30,11 @@ def plain(scores):
         before = scores[:, :t]
         order = sorted(range(count), key=lambda i: (-before[i].mean() if t else 0, i))
         for i in range(count):
-            if t == 0:
-                others = [scores[j, 0] for j in range(count) if j != i]
-                share, difference = FIRST_BET, sum(others) / len(others) - scores[i, 0]
-            else:
-                j = order[0] if order[0] != i else order[1]
-                d = before[j] - before[i]
-                mean = d.sum() / (t + PSEUDO)
-                variance = ((d**2).sum() + PSEUDO * PSEUDO_VARIANCE) / (t + PSEUDO)
-                share, difference = min(max(mean / variance, 0), CAP), scores[j, t] - scores[i, t]
+            rivals = [j for j in (order[:RIVALS] if t else order) if j != i]
+            d = np.mean([scores[j, : t + 1] - scores[i, : t + 1] for j in rivals], axis=0)
+            mean = d[:t].sum() / (t + PSEUDO)
+            variance = ((d[:t] ** 2).sum() + PSEUDO * PSEUDO_VARIANCE) / (t + PSEUDO)
+            share, difference = min(max(mean / variance, 0), CAP) if t else FIRST_BET, d[t]
             wealth[i] += math.log1p(share * difference)
             best[i] = max(best[i], wealth[i])
     return best
@@ -50,6 +46,17 @@ def test_evidence_is_what_the_definition_says(seed):
     race = Race(4)
     race.ask(scores)
     assert race.evidence == pytest.approx(plain(scores), abs=1e-9)
+
+
+def test_a_rival_without_a_score_counts_as_an_equal_and_nobody_is_its_own_rival():
+    scores, known = np.array([0.9, 0.6, 0.0, 0.3, 0.0]), np.array([True, True, False, True, False])
+    found, there = differences(scores, known, np.array([0, 1, 2]))
+    assert found == pytest.approx([(0.6 - 0.9) / 2, (0.9 - 0.6) / 2, 0, (0.6 + 0.3) / 3, 0])
+    assert there.tolist() == [True, True, False, True, False]
+    two, both = differences(np.stack([scores, scores], axis=1), np.stack([known, known], axis=1), np.array([0, 1, 2]))
+    assert np.array_equal(two, np.stack([found, found], axis=1))
+    assert np.array_equal(both[:, 0], there)
+    assert not differences(scores[:1], known[:1], np.array([0]))[1].any()
 
 
 def test_blocks_do_not_matter():
