@@ -87,6 +87,10 @@ def delta(folder: Path | None) -> np.ndarray[Any, np.dtype[np.float64]]:
     return config["lora_alpha"] / config["r"] * up @ down
 
 
+class Killed(BaseException):
+    """A driver that is gone."""
+
+
 class SmallMachine:
     """Implements `Backend.call`. `calls` is what was asked; `fail` may raise before a call is done."""
 
@@ -206,6 +210,22 @@ class Stage:
         state = "finished" if resource == 30 else "stopped"
         self.ledger.append([Event("run_ended", {"run": run, "state": state, "reason": ""})])
         return run
+
+    def kill(self, what: str, after: int) -> None:
+        """From now on the driver dies, once, right before its `call` or `event` (`what`) of this number (from 0)."""
+        left = [after]
+
+        def count_down(*args: Any) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                left[0] = 10**9
+                raise Killed
+
+        append = self.ledger.append
+        if what == "call":
+            self.backend.fail = count_down
+        else:
+            self.ledger.append = lambda *args: (count_down(), append(*args))[1]  # type: ignore[method-assign]
 
     def bodies(self, kind: str) -> list[Mapping[str, Any]]:
         return [event.body for event in self.ledger.events() if event.kind == kind]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from soup_machine import Stage, delta
+from soup_machine import Killed, Stage, delta
 
 from sweeps.engine import CallFailed
 from sweeps.failures import Failure
@@ -19,10 +19,6 @@ from sweeps.soup_spec import parse_soup
 from sweeps.state import SoupState
 
 NOISES = [0.9, 0.3, 0.35, 3.0, 0.4]
-
-
-class Killed(BaseException):
-    """A driver that is gone."""
 
 
 def make(stage: Stage, **config: Any) -> SoupState | None:
@@ -103,19 +99,7 @@ def test_a_kill_at_any_step_changes_nothing(tmp_path: Path, calm: Stage, after: 
     for what in ("call", "event"):
         (tmp_path / what).mkdir()
         stage = Stage(tmp_path / what, NOISES)
-        left = [after]
-
-        def count(*args: Any, left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] < 0:
-                left[0] = 10**9
-                raise Killed
-
-        append = stage.ledger.append
-        if what == "call":
-            stage.backend.fail = count
-        else:
-            stage.ledger.append = lambda *args, count=count, append=append: (count(), append(*args))[1]  # type: ignore[method-assign]
+        stage.kill(what, after)
         try:
             make(stage)
         except Killed:

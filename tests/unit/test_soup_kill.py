@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from soup_machine import Stage
+from soup_machine import Killed, Stage
 
 from sweeps.soup import make_soup
 from sweeps.soup_spec import parse_soup
@@ -22,10 +22,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "learned": {"per": "layer", "barrier": False},
     "task_arithmetic": {"scaling": 1.5, "barrier": False},
 }
-
-
-class Killed(BaseException):
-    """A driver that is gone."""
 
 
 def staged(folder: Path) -> Stage:
@@ -61,19 +57,7 @@ def test_a_kill_anywhere_changes_nothing(tmp_path: Path, method: str) -> None:
     for what, count in (("call", calls), ("event", events)):
         for after in range(0, count, max(1, count // 5)):
             stage = staged(tmp_path / f"{what}-{after}")
-            left = [after]
-
-            def count_down(*args: Any, left: list[int] = left) -> None:
-                left[0] -= 1
-                if left[0] < 0:
-                    left[0] = 10**9
-                    raise Killed
-
-            append = stage.ledger.append
-            if what == "call":
-                stage.backend.fail = count_down
-            else:
-                stage.ledger.append = lambda *args, c=count_down, a=append: (c(), a(*args))[1]  # type: ignore[method-assign]
+            stage.kill(what, after)
             with pytest.raises(Killed):
                 make(stage, method)
             assert make(stage, method) is not None
