@@ -117,7 +117,7 @@ class PrunedSoupConfig(SoupBase):
 
 
 class LearnedSoupConfig(SoupBase):
-    """Softmax weights trained by gradient on `select`, loss alone; adapters, or full models that fit in memory together."""
+    """Softmax weights trained by gradient on `select`, loss alone; adapters, or full models of which two fit in memory in float32."""
 
     method: Literal["learned"] = "learned"
     """Name of the recipe."""

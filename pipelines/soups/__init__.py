@@ -64,18 +64,14 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         pipelines.stage.UserError: if the ingredients can't be merged; the message names what and why.
     """
-    from pipelines.soups.config import parse_method
-
-    if (payload.get("method") or {}).get("type") == "learned":
-        from pipelines.soups.learned import merge_learned
-
-        return merge_learned(payload)
     ingredients = [(Path(folder), float(weight)) for folder, weight in payload["ingredients"]]
     out, cache = Path(payload["out"]), None if payload.get("cache") is None else Path(payload["cache"])
-    given = {key: payload[key] for key in ("scale", "seed") if key in payload}
-    if "method" in payload:
-        given["method"] = parse_method(payload["method"])
+    given = merge_settings(payload)
     if any((folder / "adapter_config.json").is_file() for folder, _ in ingredients):
+        if given.pop("weights_of", None) is not None:
+            from pipelines.soups.mixtures import merge_learned
+
+            return merge_learned(payload)
         from pipelines.soups.lora import merge_adapters
 
         given.update({key: payload[key] for key in ("base", "rank", "energy") if key in payload})
@@ -95,6 +91,21 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         raise
     record_mask(out, mask)
     return {**made, "mask": mask.hash, "sparsity": {"before": mask.sparsity, "after": after.sparsity}}
+
+
+def merge_settings(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """`method`, `scale` and `seed` of a merge as functions take them; learned weights are an average with `weights_of`."""
+    from pipelines.soups.config import parse_method
+
+    given = {key: payload[key] for key in ("scale", "seed") if key in payload}
+    method = payload.get("method") or {}
+    if method.get("type") == "learned":
+        from pipelines.soups.mixtures import weights_of
+
+        given["weights_of"] = weights_of(method)
+    elif method:
+        given["method"] = parse_method(method)
+    return given
 
 
 def base_folder(payload: Mapping[str, Any], cache: Path | None) -> Path | None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,7 @@ TOKENIZER_HABITS = ("padding", "truncation")
 NOT_COPIED = ("complete.json", "state.json", "soup.json", INDEX)
 """JSON files of an ingredient that say nothing about the soup."""
 COPIED_SUFFIXES = (".json", ".txt", ".model", ".jinja")
+WeightsOf = Callable[[str], Sequence[float] | None]
 
 
 def merge_models(
@@ -65,6 +66,7 @@ def merge_models(
     cache: Path | None = None,
     scale: float = 1.0,
     seed: int = 0,
+    weights_of: WeightsOf | None = None,
 ) -> dict[str, Any]:
     """Write the merge of full models with the first one's configuration and tokenizer.
 
@@ -76,6 +78,7 @@ def merge_models(
         cache: where a converted base is kept; a temporary folder by default.
         scale: the result is base + scale·(merged - base).
         seed: of random methods.
+        weights_of: name of a tensor -> its own weights, one an ingredient, or None where it has none.
 
     Returns:
         `{kind, hash, bytes}`.
@@ -88,7 +91,16 @@ def merge_models(
     with ExitStack() as stack:
         if cache is None and base is not None:
             cache = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="stockpot-")))
-        plan = plan_models(ingredients, out, method=method, base=base, cache=cache, scale=scale, seed=seed)
+        plan = plan_models(
+            ingredients,
+            out,
+            method=method,
+            base=base,
+            cache=cache,
+            scale=scale,
+            seed=seed,
+            weights_of=weights_of,
+        )
         known = merge_whole(plan)
     return {"kind": "full", "hash": folder_hash(out, known), "bytes": folder_bytes(out)}
 
@@ -102,19 +114,21 @@ def plan_models(
     cache: Path | None = None,
     scale: float = 1.0,
     seed: int = 0,
+    weights_of: WeightsOf | None = None,
     parts: int = 1,
     shard_bytes: int = SHARD_BYTES,
 ) -> MergePlan:
     """What `merge_models` will do, for any number of workers; reads headers and small files alone.
 
     Args:
-        ingredients: as for `merge_models`, and so are `out`, `method`, `base`, `cache`, `scale` and `seed`.
+        ingredients: as for `merge_models`, and so is everything down to `weights_of`.
         out: see there.
         method: see there.
         base: see there.
         cache: see there.
         scale: see there.
         seed: see there.
+        weights_of: see there.
         parts: shares of the work.
         shard_bytes: largest file of the result.
 
@@ -147,6 +161,7 @@ def plan_models(
         method=method,
         base=own,
         grams=grams,
+        own=_own_weights(names, weights_of, method),
         scale=scale,
         seed=seed,
         copies=_copies(folders[0]),
@@ -184,6 +199,17 @@ def _check_weights(weights: Sequence[float], method: MergeMethodConfig) -> None:
         raise UserError(f"no soup: weights must be finite, but are {weights}")
     if method.type not in ON_CHANGES and not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
         raise UserError(f"no soup: weights of full models must sum to 1, but are {weights}")
+
+
+def _own_weights(
+    names: Iterable[str], weights_of: WeightsOf | None, method: MergeMethodConfig
+) -> dict[str, Sequence[float]]:
+    """Weights of tensors that have some of their own."""
+    found = {} if weights_of is None else {name: weights_of(name) for name in names}
+    own = {name: weights for name, weights in found.items() if weights is not None}
+    for weights in own.values():
+        _check_weights(weights, method)
+    return own
 
 
 def _base_files(base: Path, cache: Path | None) -> ModelFiles:

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.soups import base_folder, streaming
+from pipelines.soups import base_folder, merge_settings, streaming
 from pipelines.soups.arithmetic import folder_bytes, folder_hash, plan_models
-from pipelines.soups.config import parse_method
 from pipelines.soups.plan import MergePlan
 from pipelines.soups.streaming import merge_part
 
@@ -40,11 +39,9 @@ def plan_merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         pipelines.stage.UserError: if the ingredients can't be merged.
         OSError: if the disk is too small.
     """
-    given = {key: payload[key] for key in ("scale", "seed") if key in payload}
-    if "method" in payload:
-        given["method"] = parse_method(payload["method"])
     cache = None if payload.get("cache") is None else Path(payload["cache"])
     ingredients = [(Path(folder), float(weight)) for folder, weight in payload["ingredients"]]
+    given = merge_settings(payload)
     base = base_folder(payload, cache)
     plan = plan_models(ingredients, Path(payload["out"]), base=base, cache=cache, parts=payload["parts"], **given)
     streaming.start_merge(plan)

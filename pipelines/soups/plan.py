@@ -48,6 +48,7 @@ class Target(Config):
         sources: where the ingredients have it.
         base: where the base has it, if it is read.
         grams: Gram matrices of the ingredients, for RegMean.
+        weights: one an ingredient, where they are not the plan's.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Target(Config):
     sources: tuple[Stored, ...]
     base: Stored | None
     grams: tuple[Stored, ...] | None
+    weights: tuple[float, ...] | None
 
 
 class Share(Config):
@@ -131,6 +133,7 @@ def lay_out(
     method: MergeMethodConfig,
     base: ModelFiles | None,
     grams: Mapping[str, Sequence[Stored]],
+    own: Mapping[str, Sequence[float]],
     scale: float,
     seed: int,
     copies: Sequence[str],
@@ -147,6 +150,7 @@ def lay_out(
         method: how weights are merged.
         base: the base model, if it is read.
         grams: Gram matrices by tensor.
+        own: weights by tensor, where they are not the plan's.
         scale: see `MergePlan`.
         seed: see `MergePlan`.
         copies: see `MergePlan`.
@@ -176,6 +180,7 @@ def lay_out(
                     sources=tuple(model.tensors[name] for model in models),
                     base=base.tensors[name] if base is not None and floating else None,
                     grams=tuple(grams[name]) if name in grams else None,
+                    weights=tuple(own[name]) if name in own else None,
                 )
             )
     return MergePlan(

@@ -175,6 +175,7 @@ def _merge_floats(
     target = plan.targets[share.target]
     grams = None if target.grams is None else [_matrix(mapped, gram) for gram in target.grams]
     place = Place(target.name, target.out.numel, plan.seed, grams)
+    weights = plan.weights if target.weights is None else target.weights
 
     def whole() -> Iterator[Piece]:
         for at, end in _grid(target, method, 0, target.out.numel):
@@ -183,10 +184,10 @@ def _merge_floats(
 
     def merged(at: int, end: int) -> torch.Tensor:
         with _piece(mapped, target, method, at, end) as piece:
-            return _merged(plan, target, method, piece, place, facts)
+            return _merged(plan, target, piece, method.combine(piece, weights, place, facts))
 
     try:
-        facts = method.measure(whole, plan.weights, place)
+        facts = method.measure(whole, weights, place)
     except (ValueError, torch.linalg.LinAlgError) as error:
         raise UserError(f"no soup: {target.name}: {error}") from error
     running: deque[tuple[int, Future[torch.Tensor]]] = deque()
@@ -206,9 +207,8 @@ def _merge_floats(
             left.cancel()
 
 
-def _merged(plan: MergePlan, target: Target, method: Method, piece: Piece, place: Place, facts: Any) -> torch.Tensor:
-    """A piece of the result in the ingredients' type."""
-    merged = method.combine(piece, plan.weights, place, facts)
+def _merged(plan: MergePlan, target: Target, piece: Piece, merged: torch.Tensor) -> torch.Tensor:
+    """A piece of the result, scaled and in the ingredients' type, from what the method made of it."""
     if plan.scale != 1.0 and piece.base is not None:
         base = piece.base.to(merged.dtype)
         merged.sub_(base).mul_(plan.scale).add_(base)

@@ -15,7 +15,10 @@ from transformers import AutoModelForCausalLM
 from pipelines.config import parse_pipeline
 from pipelines.finetune.sft import SFTPipeline
 from pipelines.soups import merge
-from pipelines.soups.learned import group_of, learn
+from pipelines.soups.files import ModelFiles
+from pipelines.soups.learned import learn
+from pipelines.soups.mixtures import ModelMixture, group_of
+from pipelines.soups.parts import finish_merge, merge_part, plan_merge
 from pipelines.soups.resident import ResidentSum
 from pipelines.stage import EvaluationJob, ModelSource
 
@@ -141,6 +144,52 @@ def test_learned_weights_lower_the_loss_and_are_what_is_merged(root: Path, tmp_p
     (score,) = SFTPipeline().evaluate(job(root, source, adapter))
     assert score.value == pytest.approx(min(learned["losses"]), rel=1e-4), "the weights that were trained are made"
     assert score.value < learned["losses"][0]
+
+
+def test_full_models_are_mixed_without_holding_them(root: Path) -> None:
+    """The gradient is that of Σ wᵢθᵢ over stacked models; nothing is kept for it."""
+    folders = [root / f"half-{number}" for number in range(3)]
+    model = AutoModelForCausalLM.from_pretrained(root / "full-0", dtype=torch.float32)
+    mixture = ModelMixture(model, None, [ModelFiles(folder) for folder in folders], "tensor")
+    assert set(mixture.groups) == {name for name, _ in model.named_parameters()}
+    alpha = {name: torch.rand(3, requires_grad=True) for name in mixture.groups.values()}
+    kept: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        mixed = mixture.parameters(alpha)
+    assert not kept
+    loaded = [load_file(folder / "model.safetensors") for folder in folders]
+    for name, value in mixed.items():
+        weights = alpha[name].detach().clone().requires_grad_(True)
+        expected = torch.einsum("k,k...->...", weights, torch.stack([one[name].float() for one in loaded]))
+        torch.testing.assert_close(value, expected)
+        (value**2).sum().backward()
+        (expected**2).sum().backward()
+        torch.testing.assert_close(alpha[name].grad, weights.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_full_models_move_toward_the_base_and_are_merged_in_parts(root: Path, tmp_path: Path) -> None:
+    columns = {"layer.0": [1.0, 0.0], "layer.1": [0.25, 0.75], "rest": [0.5, 0.5]}
+    method = {"type": "learned", "per": "layer", "coefficients": columns}
+    folders = [root / "full-0", root / "full-1"]
+    payload = {"ingredients": [[str(f), 0.5] for f in folders], "method": method, "scale": 0.5}
+    payload["base"] = str(root / "base")
+    whole = merge({**payload, "out": str(tmp_path / "whole")})
+    first, second, base, made = (
+        load_file(f / "model.safetensors") for f in (*folders, root / "base", tmp_path / "whole")
+    )
+    for name, value in made.items():
+        one, other = columns[group_of(name, "layer")]
+        expected = base[name] + 0.5 * (one * first[name] + other * second[name] - base[name])
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+    begun = plan_merge({**payload, "out": str(tmp_path / "parted"), "parts": 2})
+    for part in range(begun["parts"]):
+        merge_part({"plan": begun["plan"], "part": part})
+    assert finish_merge({"plan": begun["plan"]}) == whole
 
 
 def test_learned_weights_of_one_layer_are_that_layers(root: Path, tmp_path: Path) -> None:
