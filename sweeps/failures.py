@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 FailureKind = Literal["user", "oom", "nan", "node", "stall", "unknown"]
 
+_FULL_DISK = re.compile(r"no space left|disk quota|disk is full|\[Errno (28|122)\]|os error (28|122)\b", re.IGNORECASE)
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?")
 
 
@@ -35,6 +36,11 @@ class Failure:
     def signature(self) -> str:
         """What makes two failures the same error, for `abort_after_same_error`: numbers and addresses don't count."""
         return f"{self.kind}: {_NUMBERS.sub('#', self.message)}"
+
+
+def full_disk(failure: Failure) -> bool:
+    """Whether a failure is a disk, or a quota, that is full; Python, Rust's libraries and SQLite each say it their way."""
+    return failure.kind == "unknown" and _FULL_DISK.search(failure.message) is not None
 
 
 def classify(error: BaseException) -> Failure:

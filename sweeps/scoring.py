@@ -16,7 +16,7 @@ from pipelines.finetune.checkpoint import content_hash, is_whole
 from pipelines.stage import ModelSource
 from sweeps import pareto
 from sweeps.engine import Backend, CallFailed
-from sweeps.failures import Failure, remedy
+from sweeps.failures import Failure, full_disk, remedy
 from sweeps.loop import Pending
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
@@ -156,7 +156,7 @@ def call(
     say: Say = silent,
     begun: Pending | None = None,
 ) -> Any:
-    """`Backend.call`, again after a failure where `on_failure` would start a trial again.
+    """`Backend.call`, again after a failure where `on_failure` would start a trial again; a full disk stays full.
 
     Args:
         loaded: the sweep.
@@ -179,7 +179,7 @@ def call(
         except CallFailed as error:
             config = payload.get("config") or {}
             answer = remedy(error.failure, loaded.spec.on_failure, earlier, config)
-            if not answer.retry or (answer.changes and function != TRAIN):
+            if not answer.retry or (answer.changes and function != TRAIN) or full_disk(error.failure):
                 raise
             earlier.append(error.failure)
             payload = {**payload, "config": {**config, **(answer.changes or {})}} if answer.changes else payload

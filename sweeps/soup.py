@@ -18,19 +18,19 @@ from pipelines.soups.recipes import build_recipe
 from pipelines.soups.recipes.ranking import NothingScored
 from sweeps.bench import Tasting, scored
 from sweeps.engine import Backend, CallFailed
+from sweeps.failures import full_disk
 from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
+from sweeps.merging import make_weights
 from sweeps.paths import SweepPaths
 from sweeps.provenance import model_card, soup_record, write_text
-from sweeps.scoring import Say, call, relative, silent
+from sweeps.scoring import Say, relative, silent
 from sweeps.soup_plan import NoSoup, Plan, make_plan
 from sweeps.soup_spec import SoupConfig
 from sweeps.state import SoupState, SweepState
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
-
-MERGE = "pipelines.soups:merge"
 
 
 def make_soup(
@@ -111,13 +111,14 @@ def _make(
         blend = build_recipe(plan.config).mix(plan.ingredients, bench)
         if Path(plan.ingredients[0].folder, "adapter_config.json").is_file():
             blend = replace(blend, rank=plan.config.rank, energy=plan.config.energy)
-        made = call(loaded, backend, MERGE, bench.merge_payload(blend, folder), say)
+        made = make_weights(loaded, backend, bench.merge_payload(blend, folder), say)
         score = bench.made(blend, folder)
     except NothingScored as error:
         raise NoSoup(str(error)) from error
     except CallFailed as error:
-        if "No space left" in error.failure.message:
-            say(f"soup {soup}: the disk is full; soups made before are whole. Free some space, then resume")
+        if full_disk(error.failure):
+            told = f"soup {soup}: the disk is full ({error.failure.message}); soups made before are whole"
+            raise CallFailed(replace(error.failure, message=told)) from error
         if error.failure.kind != "user":
             raise
         raise NoSoup(error.failure.message.removeprefix("no soup: ")) from error

@@ -21,13 +21,14 @@ def soup(arguments: argparse.Namespace) -> int:
     from sweeps.final import judge_soup
     from sweeps.ledger import Ledger
     from sweeps.load import load_resolved
+    from sweeps.loop import CallFailed
     from sweeps.progress import ProgressView
     from sweeps.soup import make_soup
 
     paths = find_sweep(arguments.name, arguments.storage)
     loaded = load_resolved(paths.resolved_spec)
     config = _config(arguments, loaded)
-    ledger = Ledger.open(paths.root)
+    ledger, made = Ledger.open(paths.root), None
     try:
         with ProgressView(sys.stderr if arguments.json else sys.stdout) as view:
             from sweeps.runner import RayBackend
@@ -37,6 +38,12 @@ def soup(arguments: argparse.Namespace) -> int:
                 made = make_soup(loaded, ledger, paths, backend, config, view.on_message)
                 if made is not None:
                     judge_soup(loaded, ledger, paths, backend, made, view.on_message)
+            except CallFailed as failed:
+                made, told = (
+                    None,
+                    f"failed: {failed.failure.message} (see {paths.log('calls')}); mend it, then ask again",
+                )
+                view.on_message(told)
             finally:
                 backend.close()
     finally:

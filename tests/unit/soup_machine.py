@@ -6,14 +6,18 @@ the ledger of a finished sweep of such adapters.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from evaluators.base import ItemSet, Report, Score, summarise
@@ -21,7 +25,7 @@ from pipelines import soups
 from pipelines.finetune.checkpoint import placing, write_complete
 from pipelines.stage import UserError
 from sweeps.engine import CallFailed, Loop
-from sweeps.failures import Failure
+from sweeps.failures import classify
 from sweeps.ledger import Event, Items, Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.loop import Later
@@ -87,6 +91,19 @@ def delta(folder: Path | None) -> np.ndarray[Any, np.dtype[np.float64]]:
     return config["lora_alpha"] / config["r"] * up @ down
 
 
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A disk of a size (`64k`) at a new folder; the test is skipped where none can be mounted."""
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=False)
+    if done.returncode:
+        pytest.skip("a tmpfs can't be mounted here (needs root)")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
 class Killed(BaseException):
     """A driver that is gone."""
 
@@ -114,8 +131,8 @@ class SmallMachine:
         self.calls.append((function, payload))
         try:
             return self.do(function, payload)
-        except UserError as error:
-            raise CallFailed(Failure("user", str(error))) from error
+        except (UserError, OSError, SafetensorError) as error:
+            raise CallFailed(classify(error)) from error
 
     def start(self, function: str, payload: Mapping[str, Any]) -> Later:
         return Later(lambda on_progress: self.call(function, payload, on_progress))

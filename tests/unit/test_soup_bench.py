@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from soup_machine import SmallMachine, Stage
+from soup_machine import SmallMachine, Stage, small_disk
 
 from evaluators.base import ItemSet, summarise
 from sweeps import early
@@ -163,28 +163,78 @@ def test_a_search_goes_on_where_a_mixture_fails_and_greedy_says_why(tmp_path: Pa
         )
 
 
-def test_a_full_disk_leaves_the_old_soup_whole_and_says_so(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "message",
+    [
+        "OSError: [Errno 28] No space left on device",
+        "OSError: [Errno 28] no soup: the disk of /runs is full: the soup needs 400 bytes and 8 are free",
+        "OSError: [Errno 122] Disk quota exceeded",
+        "SafetensorError: Error while serializing: I/O error: No space left on device (os error 28)",
+    ],
+)
+def test_a_full_disk_leaves_the_old_soup_whole_and_says_so(tmp_path: Path, message: str) -> None:
     stage = Stage(tmp_path, [0.3, 0.4])
     config = {"method": "uniform", "barrier": False, "top": 2}
     first = make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, parse_soup(config), stage.said.append)
     assert first is not None
     before = {path: path.read_bytes() for path in stage.paths.soup(first.id).iterdir()}
 
+    tried: list[str] = []
+
     def full(function: str, payload: Mapping[str, Any]) -> None:
         if function == "pipelines.soups:merge":
-            raise CallFailed(Failure("unknown", "OSError: [Errno 28] No space left on device"))
+            tried.append(function)
+            raise CallFailed(Failure("unknown", message))
 
     stage.backend.fail = full
     again = parse_soup({**config, "seed": 1})
-    with pytest.raises(CallFailed, match="No space left"):
+    with pytest.raises(CallFailed) as caught:
         make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, again, stage.said.append)
-    assert any("the disk is full; soups made before are whole" in line for line in stage.said)
+    assert str(caught.value) == f"soup uniform-2: the disk is full ({message}); soups made before are whole"
+    assert len(tried) == 1, "a full disk is not tried again"
+    assert not any("full" in line for line in stage.said), "whoever drives says it, once"
     assert {path: path.read_bytes() for path in stage.paths.soup(first.id).iterdir()} == before
     stage.backend.fail = lambda function, payload: None
     resumed = make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, again, stage.said.append)
     assert resumed is not None
     assert resumed.id == "uniform-2"
     assert resumed.finished is not None
+
+
+def test_a_disk_that_fills_up_under_a_soup(tmp_path: Path) -> None:
+    """A real one, filled while the weights are written; with room again the soup is that of a disk that never was full."""
+    config = parse_soup({"method": "uniform", "barrier": False, "top": 2})
+    calm_folder = tmp_path / "calm"
+    calm_folder.mkdir()
+    calm = Stage(calm_folder, [0.3, 0.4])
+    assert make_soup(calm.loaded, calm.ledger, calm.paths, calm.backend, config) is not None
+    with small_disk(tmp_path / "disk", "4m") as disk:
+        stage = Stage(disk, [0.3, 0.4])
+        first = parse_soup({"method": "uniform", "barrier": False, "top": 2, "seed": 5})
+        made = make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, first)
+        assert made is not None
+        before = {path: path.read_bytes() for path in stage.paths.soup(made.id).iterdir()}
+        filler = disk / "filler"
+
+        def fill(function: str, payload: Mapping[str, Any]) -> None:
+            if function == "pipelines.soups:merge":
+                filler.write_bytes(b"0" * (shutil.disk_usage(disk).free - 4096))
+
+        stage.backend.fail = fill
+        with pytest.raises(CallFailed, match=r"soup uniform-2: the disk is full .* soups made before are whole"):
+            make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, config)
+        assert {path: path.read_bytes() for path in stage.paths.soup(made.id).iterdir()} == before
+        filler.unlink()
+        stage.backend.fail = lambda function, payload: None
+        again = make_soup(stage.loaded, stage.ledger, stage.paths, stage.backend, config)
+        assert again is not None
+        assert again.finished is not None
+        weights = [
+            one.soup(name) / "adapter_model.safetensors"
+            for one, name in ((calm.paths, "uniform-1"), (stage.paths, "uniform-2"))
+        ]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
+        stage.ledger.drop()
 
 
 def test_an_unsound_run_is_left_out_with_its_reason(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from soup_machine import small_disk
 
 from pipelines.soups import METHODS, merge, method_function, streaming
 from pipelines.soups import plan as planning
@@ -257,15 +258,8 @@ def test_a_full_disk_leaves_the_old_soup(tmp_path: Path, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def tiny_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip("a tmpfs can't be mounted here (needs root)")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def test_a_disk_that_is_really_full(tmp_path: Path, tiny_disk: Path) -> None:
