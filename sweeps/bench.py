@@ -38,6 +38,7 @@ RESOURCE = 0
 TASTE = "sweeps.tasting:taste"
 LEARN = "pipelines.soups.learned:learn"
 CHECK = "pipelines.soups.admission:problems"
+COSINES = "pipelines.soups.cosines:measure"
 MAY_FAIL = ("user", "oom", "nan")
 """Failures that are the blend's own, so that a search goes on without it."""
 
@@ -128,14 +129,19 @@ class Tasting:
 
     def problems(self, runs: Sequence[str]) -> Mapping[str, str]:
         """See `Bench`."""
-        about = {"runs": list(runs)}
-        payload = {
-            "folders": {run: self.folders[run] for run in runs},
-            "base": self.config.get("base_model"),
-            "cache": str(cache_dir()),
-        }
-        found: dict[str, str] = self._ask("problems", about, CHECK, payload)
+        found: dict[str, str] = self._ask("problems", {"runs": list(runs)}, CHECK, self._weights(runs))
         return found
+
+    def cosines(self, runs: Sequence[str]) -> Mapping[str, Any]:
+        """How alike the changes of those runs are whose weights are sound (`pipelines.soups.cosines.measure`)."""
+        unsound = self.problems(runs)
+        sound = [run for run in runs if run not in unsound]
+        found: dict[str, Any] = self._ask("cosines", {"runs": sound}, COSINES, self._weights(sound))
+        return found
+
+    def _weights(self, runs: Sequence[str]) -> dict[str, Any]:
+        folders = {run: self.folders[run] for run in runs}
+        return {"folders": folders, "base": self.config.get("base_model"), "cache": str(cache_dir())}
 
     def learn(self, runs: Sequence[str], settings: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Bench`."""

@@ -27,9 +27,13 @@ def soup_record(
     blend: Blend,
     score: Score,
     made: Mapping[str, Any],
+    alike: Mapping[str, Any],
     plan: Plan,
 ) -> dict[str, Any]:
-    """What `soup.json` holds: the merge, and every ingredient's run, hashes, configuration, score on `select`, decision."""
+    """What `soup.json` holds: the merge, and every ingredient's run, hashes, configuration, score on `select`, decision.
+
+    `delta_cosines` holds how alike the changes of the ingredients are (`pipelines.soups.cosines.measure`).
+    """
     weights = dict(blend.mixture)
     alone = [(Blend.from_record(body).single, body["score"]) for body in soup.scored]
     singles = {run: record for run, record in alone if run is not None}
@@ -70,6 +74,7 @@ def soup_record(
         "chose": score.record(),
         "weights": dict(made),
         "ingredients": ingredients,
+        "delta_cosines": dict(alike),
         "config": common,
         "data": data_hashes(config),
         "notes": soup.notes,
@@ -135,8 +140,28 @@ def model_card(record: Mapping[str, Any]) -> str:
             "|---|---|---|---|",
             *rows,
             "",
+            *_alike(record["delta_cosines"]),
         ]
     )
+
+
+def _alike(alike: Mapping[str, Any]) -> list[str]:
+    """The cosines between the ingredients' changes, as a table."""
+    if "missing" in alike:
+        return []
+    names = [run.partition("-")[0] for run in alike["runs"]]
+    rows = [
+        f"| {run} | {shown(norm)} | {' | '.join('?' if value is None else f'{value:.2f}' for value in cosines)} |"
+        for run, norm, cosines in zip(alike["runs"], alike["norms"], alike["cosines"], strict=True)
+    ]
+    return [
+        "How alike the ingredients' changes of the base are (cosines of Δ = θ - θ₀):",
+        "",
+        f"| run | ‖Δ‖ | {' | '.join(names)} |",
+        f"|---|---|{'---|' * len(names)}",
+        *rows,
+        "",
+    ]
 
 
 def usage(record: Mapping[str, Any], adapter: bool) -> list[str]:

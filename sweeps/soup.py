@@ -113,6 +113,7 @@ def _make(
             blend = replace(blend, rank=plan.config.rank, energy=plan.config.energy)
         made = make_weights(loaded, backend, bench.merge_payload(blend, folder), say)
         score = bench.made(blend, folder)
+        alike = bench.cosines([ingredient.run for ingredient in plan.ingredients])
     except NothingScored as error:
         raise NoSoup(str(error)) from error
     except CallFailed as error:
@@ -124,7 +125,7 @@ def _make(
         raise NoSoup(error.failure.message.removeprefix("no soup: ")) from error
     finally:
         bench.close()
-    record = soup_record(paths.name, state, fold(ledger.events()).soups[soup], blend, score, made, plan)
+    record = soup_record(paths.name, state, fold(ledger.events()).soups[soup], blend, score, made, alike, plan)
     write_text(folder / "README.md", model_card(record))
     write_text(folder / "soup.json", json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     parts = blend.record()

@@ -26,7 +26,7 @@ def problems(payload: Mapping[str, Any]) -> dict[str, str]:
         said = weight_problems([run], [Path(folder)])
         if not said and anchor is not None:
             pair = [[anchor, folders[anchor]], [run, folder]]
-            about = {"base": payload.get("base"), "cache": payload.get("cache"), "cosines": False}
+            about = {"base": payload.get("base"), "cache": payload.get("cache")}
             said = list(inspect({"ingredients": pair, **about})["problems"])
         if said:
             found[run] = "; ".join(said)

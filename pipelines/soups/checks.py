@@ -1,7 +1,7 @@
 """What must hold before weights are averaged; each problem names the runs and what differs.
 
 One base model and one tokenizer, both by content and not by name; one mask where weights are sparse; one start of heads
-(`whole.py`); no NaN. `inspect` is what `sweeps/soup.py` has called on a worker.
+(`whole.py`); no NaN. `pipelines/soups/admission.py` asks for it pair by pair, `stockpot diagnose` for its two.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Look at candidates of a soup before anything is averaged.
 
     Args:
-        payload: `ingredients` ([[run, folder], ...]), `base` (the base model as the sweep names it, or None), `cache`, and
-            `cosines` (false leaves them out; they read every weight).
+        payload: `ingredients` ([[run, folder], ...]), `base` (the base model as the sweep names it, or None) and `cache`.
 
     Returns:
-        `problems` (sentences; empty if all is well), `mask` (hash, or None where weights are dense) and `cosines`: the
-        runs, their ‖Δ‖ and the matrix of cosines between their changes; None where there is no base to compare with.
+        `problems` (sentences; empty if all is well) and `mask` (hash, or None where weights are dense).
     """
     runs = [str(run) for run, _ in payload["ingredients"]]
     folders = [Path(folder) for _, folder in payload["ingredients"]]
@@ -38,22 +36,13 @@ def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
     adapters = [folder for folder in folders if (folder / CONFIG).is_file()]
     if len(adapters) not in (0, len(folders)):
         problems.append("some runs are adapters and some are full models: they can't be averaged")
-        return {"problems": problems, "mask": None, "cosines": None}
+        return {"problems": problems, "mask": None}
     sources = [_source(folder) or str(payload.get("base") or "") for folder in folders]
     problems += base_problems(runs, folders, sources, cache)
     problems += differing("tokenizer", runs, [tokenizer_of(folder) for folder in folders])
     masks = [mask_hash(folder) for folder in folders]
     problems += differing("mask of pruned weights", runs, [mask or "dense" for mask in masks])
-    cosines = None
-    if not problems and payload.get("cosines", True):
-        from pipelines.soups.cosines import delta_cosines
-
-        try:
-            found = delta_cosines(folders, payload.get("base"), cache)
-            cosines = None if found is None else {"runs": runs, **found}
-        except UserError as error:
-            problems.append(str(error).removeprefix("no soup: "))
-    return {"problems": problems, "mask": masks[0] if masks else None, "cosines": cosines}
+    return {"problems": problems, "mask": masks[0] if masks else None}
 
 
 def differing(what: str, runs: Sequence[str], hashes: Sequence[str | None]) -> list[str]:

@@ -11,7 +11,7 @@ Example:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,25 @@ def delta_cosines(folders: Sequence[Path], base: str | None = None, cache: Path 
         for i in range(count)
     ]
     return {"norms": [float(norm) for norm in norms], "cosines": cosines}
+
+
+def measure(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """How alike the changes of a soup's ingredients are; what `sweeps/bench.py` has called on a worker.
+
+    Args:
+        payload: `folders` (run -> checkpoint), `base` (the base model as the sweep names it, or None) and `cache`.
+
+    Returns:
+        `{runs, norms, cosines}` as `delta_cosines` has them; `{missing: why}` where there is no base to compare with, or it
+        does not fit.
+    """
+    folders: Mapping[str, str] = payload["folders"]
+    cache = None if payload.get("cache") is None else Path(payload["cache"])
+    try:
+        found = delta_cosines([Path(folder) for folder in folders.values()], payload.get("base"), cache)
+    except UserError as error:
+        return {"missing": str(error).removeprefix("no soup: ")}
+    return {"missing": "the base model is not known"} if found is None else {"runs": list(folders), **found}
 
 
 def _adapter_grams(folders: Sequence[Path], base: str | None, cache: Path | None) -> Iterator[torch.Tensor]:

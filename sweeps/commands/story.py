@@ -37,7 +37,7 @@ def soup_lines(soup: SoupState, folder: Path) -> list[str]:
     inside = soup.finished.get("ingredients") or ()
     if inside:
         lines.append(f"  in it   {', '.join(_parts(inside))}")
-    lines += _made(soup)
+    lines += [*_made(soup), *_alike(soup)]
     lines.append(f"  folder  {folder}")
     if len(inside) > 1:
         lines.append(f"  {soup.metric} chose it, so its score there flatters it; `final step` below has what counts")
@@ -84,6 +84,27 @@ def _made(soup: SoupState) -> list[str]:
         before, after = (f"{made['sparsity'][when]:.4f}" for when in ("before", "after"))
         lines.append(f"  sparse  {before} of the weights zero before, {after} after, mask {made['mask'][:12]}")
     return lines
+
+
+def _alike(soup: SoupState) -> list[str]:
+    """How alike the changes of the ingredients are, and which two are the least alike."""
+    answers = [body["answer"] for body in soup.answers if body["question"] == "cosines"]
+    if not answers or "missing" in answers[-1]:
+        return []
+    found = answers[-1]
+    pairs = [
+        (value, found["runs"][row], found["runs"][column])
+        for row, values in enumerate(found["cosines"])
+        for column, value in enumerate(values[:row])
+        if value is not None
+    ]
+    if not pairs:
+        return []
+    (low, *least), high = min(pairs), max(pairs)[0]
+    said = f"cosine of the changes {low:.2f}"
+    if len(pairs) > 1:
+        said = f"cosines of the changes {low:.2f} to {high:.2f}, the least alike {least[1]} and {least[0]}"
+    return [f"  deltas  {said}; norms {min(found['norms']):.3g} to {max(found['norms']):.3g}"]
 
 
 def _run_name(entry: Any) -> str:

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from evaluators.base import ItemSet, Report, Score, summarise
 from pipelines import soups
 from pipelines.finetune.checkpoint import placing, write_complete
+from pipelines.soups import cosines
 from pipelines.stage import UserError
 from sweeps.engine import CallFailed, Loop
 from sweeps.failures import classify
@@ -140,6 +141,8 @@ class SmallMachine:
     def do(self, function: str, payload: Mapping[str, Any]) -> Any:
         if function == "pipelines.soups.admission:problems":
             return {run: why for run, why in self.unsound.items() if run in payload["folders"]}
+        if function == "pipelines.soups.cosines:measure":
+            return cosines.measure(payload)
         if function == "sweeps.tasting:taste":
             soups.merge(payload["merge"])
             scored = {**payload, "model": {"base_model": "org/model", "adapter": payload["merge"]["out"]}}

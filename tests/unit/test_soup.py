@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from soup_machine import Killed, Stage, delta
 
+from sweeps.commands.story import soup_lines
 from sweeps.engine import CallFailed
 from sweeps.failures import Failure
 from sweeps.soup import make_soup
@@ -51,6 +52,20 @@ def test_greedy_soup_end_to_end(tmp_path: Path) -> None:
     assert record["chose"] == soup.finished["score"]
     assert record["weights"]["hash"] == soup.finished["hash"]
     assert record["metric"] == "select/loss"
+    changes = np.stack(
+        [delta(stage.paths.root / "trials" / run / "attempt-0/checkpoint-30").ravel() for run in by_tune]
+    )
+    alike = record["delta_cosines"]
+    assert alike["runs"] == by_tune
+    np.testing.assert_allclose(alike["norms"], np.linalg.norm(changes, axis=1), rtol=1e-5)
+    unit = changes / np.linalg.norm(changes, axis=1, keepdims=True)
+    np.testing.assert_allclose(alike["cosines"], unit @ unit.T, atol=1e-6)
+    assert f"| {by_tune[1]} | {alike['norms'][1]:.4g} | {alike['cosines'][1][0]:.2f} | 1.00 |" in (
+        folder / "README.md"
+    ).read_text(encoding="utf-8")
+    [line] = [line for line in soup_lines(soup, folder) if line.startswith("  deltas")]
+    low = min(alike["cosines"][row][column] for row in range(4) for column in range(row))
+    assert f"cosines of the changes {low:.2f} to " in line
     assert {path.name for path in folder.iterdir()} == {
         "adapter_config.json",
         "adapter_model.safetensors",

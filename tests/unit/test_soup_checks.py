@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines.finetune.model import tokenizer_hash
 from pipelines.soups.checks import base_problems, inspect
-from pipelines.soups.cosines import delta_cosines
+from pipelines.soups.cosines import delta_cosines, measure
 from pipelines.soups.masks import mask_hash
 
 
@@ -40,7 +40,6 @@ def test_equal_beginnings_have_no_problem(tmp_path: Path) -> None:
     found = asked([save_adapter(tmp_path / str(at), base, at, lora(at + 1)) for at in range(3)])
     assert found["problems"] == []
     assert found["mask"] is None
-    assert found["cosines"]["runs"] == ["run-0", "run-1", "run-2"]
 
 
 def dense_changes(folders: list[Path]) -> torch.Tensor:
@@ -86,6 +85,16 @@ def test_cosines_of_full_models_are_streamed(tmp_path: Path) -> None:
     assert found["cosines"][0][1] == pytest.approx(float(cosine), abs=1e-12)
     assert found["cosines"][0][2] is None  # the base itself changed nothing
     assert found["norms"][2] == 0.0
+
+
+def test_cosines_that_can_not_be_had_say_why(tmp_path: Path) -> None:
+    base = save_base(tmp_path / "base")
+    full = {f"run-{at}": str(model(tmp_path / str(at), at)) for at in range(2)}
+    assert measure({"folders": full, "base": None, "cache": None}) == {"missing": "the base model is not known"}
+    other = model(tmp_path / "other", 3, **{"a.weight": torch.zeros(3, 12)})
+    found = measure({"folders": full, "base": str(other), "cache": str(tmp_path)})
+    assert found == {"missing": f"a.weight has another shape in {other}: not the base model of all runs"}
+    assert measure({"folders": full, "base": str(base), "cache": None})["runs"] == ["run-0", "run-1"]
 
 
 def test_nan_is_named(tmp_path: Path) -> None:
