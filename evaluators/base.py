@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 Direction = Literal["minimize", "maximize"]
 Split = Literal["train", "tune", "select", "test"]
-When = Literal["rung", "end", "final"]
 Messages = tuple[Mapping[str, str], ...]
 
 

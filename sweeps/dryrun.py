@@ -40,8 +40,6 @@ RAY_BYTES = 600 * 2**20
 """An idle Ray node and the driver (457 and 143 MB unique to them, measured)."""
 WORKER_BYTES = 70 * 2**20
 """What a Ray worker holds beside the pipeline (545 MB with Ray's worker, 475 without, measured)."""
-VERY_DIFFERENT = 1.5
-"""The smallest configuration is told as well where the largest needs this many times as much."""
 _MATTERS = {
     "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "unfrozen_parameters",
     "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",

@@ -186,7 +186,7 @@ class SimulatedBackend:
         module, _, name = function.partition(":")
         try:
             return getattr(importlib.import_module(module), name)(payload)
-        except Exception as error:
+        except Exception as error:  # typed, as `CallWorker` does on a worker
             raise CallFailed(classify(error)) from error
 
     def start(self, function: str, payload: Mapping[str, Any]) -> Pending:

@@ -32,7 +32,7 @@ class CSVReader:
         if streaming:
             refuse_packed(path)
         csv.field_size_limit(_FIELD_BYTES)
-        self._delimiter, self._names, self._body, self._line = self._header()
+        self._delimiter, self._names, self._line = self._header()
 
     def columns(self) -> tuple[str, ...] | None:
         """See `Reader`."""
@@ -87,8 +87,8 @@ class CSVReader:
             "must stand in quotes"
         )
 
-    def _header(self) -> tuple[str, tuple[str, ...], int, int]:
-        """Delimiter, names, and where the records begin (byte, line)."""
+    def _header(self) -> tuple[str, tuple[str, ...], int]:
+        """Delimiter, names, and the line that the records begin in."""
         with opened(self.path, self._stamp) as file:
             lines = _Lines(file, 0, 1)
             first = next((text for text in lines if text.strip()), None)
@@ -102,7 +102,7 @@ class CSVReader:
             if not isinstance(names, list):
                 raise UserError(f"{self.where(line)}: the header can't be read: {names}")
             refuse_twice(self.path, names)
-            return delimiter, tuple(names), lines.place, lines.line
+            return delimiter, tuple(names), lines.line
 
 
 class _Lines(Iterator[str]):

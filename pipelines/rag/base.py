@@ -56,24 +56,6 @@ class Chunker(Protocol):
         ...
 
 
-class Embedder(Protocol):
-    """Texts to vectors through the memo and a resident model.
-
-    Attributes:
-        identity: everything the vectors depend on but the texts (JSON): kind, content hash, prefixes, versions.
-    """
-
-    identity: Mapping[str, Any]
-
-    def documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dimension) float32, as the model gives them (not normalised here)."""
-        ...
-
-    def queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """(n, dimension) float32."""
-        ...
-
-
 class VectorStore(Protocol):
     """Nearest neighbours among the vectors it was built with.
 

@@ -49,7 +49,6 @@ ONE_AXIS = FILE[: FILE.index("  kwargs.rank:")] + FILE[FILE.index("method:") :]
 ASHA = "{{type: asha, min: {first}, eta: {eta}, finalists: {finalists}}}"
 ROWS = ItemSet(tuple(f"row-{i}" for i in range(80)), None, tuple(f"g{i // 2}" for i in range(80)))
 EASE = np.random.default_rng(7).normal(0.0, 0.25, len(ROWS.ids))
-HELD: tuple[Split, ...] = ("select", "test")
 
 
 def loss(config: Mapping[str, Any], resource: int, seed: int) -> float:
