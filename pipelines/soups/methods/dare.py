@@ -8,22 +8,13 @@ place alone. Left out: nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
-from pipelines.soups.methods.draws import uniform
+from pipelines.soups.methods.dropping import Elect, Rescale, drawn, fused, l1_factors
 from pipelines.soups.methods.pieces import Piece, Pieces, Place, on_whole
-from pipelines.soups.methods.ties import agreeing
-
-Kept = Callable[[torch.Tensor, int, Place, int], torch.Tensor]
-"""(delta, start, place, ingredient) -> 1 for what stays, 0 for what is dropped."""
-Rescale = Literal["density", "l1"]
-Elect = Literal["none", "sum", "count"]
-LEAST_L1 = 1e-7
-"""Sums of magnitudes below this are not rescaled."""
 
 
 @dataclass(frozen=True)
@@ -54,37 +45,7 @@ class Dare:
         return piece.on_base(fused(deltas, weights, self.elect))
 
     def _kept(self, delta: torch.Tensor, start: int, place: Place, index: int) -> torch.Tensor:
-        drawn = uniform(place.seed, place.name, index, start, delta.numel()).reshape(delta.shape)
-        return (drawn < self.density).to(delta.dtype)
-
-
-def l1_factors(pieces: Pieces, place: Place, kept: Kept) -> list[float]:
-    """Σ|δ| / Σ|kept δ| of every ingredient, 1 where either vanishes.
-
-    Args:
-        pieces: of the tensor.
-        place: which tensor.
-        kept: says what stays.
-    """
-    before: list[float] = []
-    after: list[float] = []
-    for piece in pieces():
-        before, after = before or [0.0] * len(piece.tensors), after or [0.0] * len(piece.tensors)
-        for index in range(len(piece.tensors)):
-            delta = piece.delta(index)
-            mask = kept(delta, piece.start, place, index)
-            before[index] += float(delta.abs_().sum(dtype=torch.float64))
-            after[index] += float(delta.mul_(mask).sum(dtype=torch.float64))
-    pairs = zip(before, after, strict=True)
-    return [whole / part if min(whole, part) >= LEAST_L1 else 1.0 for whole, part in pairs]
-
-
-def fused(deltas: torch.Tensor, weights: Sequence[float], elect: Elect) -> torch.Tensor:
-    """Σ w·δ, or the mean of those that agree with the elected sign; `deltas` (ingredients, ...) is used up."""
-    if elect != "none":
-        return agreeing(deltas, weights, elect)
-    weight = torch.tensor(list(weights), dtype=deltas.dtype).reshape(-1, *([1] * (deltas.dim() - 1)))
-    return deltas.mul_(weight).sum(0)
+        return drawn(delta, self.density, start, place, index)
 
 
 def dare(

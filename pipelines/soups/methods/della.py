@@ -1,10 +1,10 @@
 """DELLA: drop small changes more often than large ones, elect a sign, merge (Deep et al. 2024, arXiv 2406.11617).
 
 Within each row the chance to stay grows with the rank of the magnitude, from density - ε for the smallest to density + ε
-for the largest; what stays is divided by its own chance, so that the expectation is the change (MAGPRUNE). Then signs are elected and the
-changes that agree are averaged, as in TIES. `rescale: l1` brings each tensor back to its own Σ|δ| instead, as mergekit does.
-Rows are those of (shape[0], rest); a vector is one row. Equal magnitudes are ranked by their place. Left out: the paper's λ, which is
-the soup's `scale`.
+for the largest; what stays is divided by its own chance, so that the expectation is the change (MAGPRUNE). Then signs are
+elected and the changes that agree are averaged, as in TIES. `rescale: l1` brings each tensor back to its own Σ|δ| instead,
+as mergekit does. Rows are those of (shape[0], rest); a vector is one row. Equal magnitudes are ranked by their place. Left
+out: the paper's λ, which is the soup's `scale`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pipelines.soups.methods.dare import Elect, Rescale, fused, l1_factors
-from pipelines.soups.methods.draws import uniform
+from pipelines.soups.methods.dropping import Elect, Rescale, drawn, fused, l1_factors
 from pipelines.soups.methods.pieces import Piece, Pieces, Place, on_whole
 
 
@@ -48,16 +47,12 @@ class Della:
         if self.density < 1:
             for index, delta in enumerate(deltas):
                 chance = chances(delta, self.density, self.epsilon)
-                delta.mul_(self._drawn(chance, piece.start, place, index))
+                delta.mul_(drawn(delta, chance, piece.start, place, index))
                 delta.div_(chance) if facts is None else delta.mul_(facts[index])
         return piece.on_base(fused(deltas, weights, self.elect))
 
     def _kept(self, delta: torch.Tensor, start: int, place: Place, index: int) -> torch.Tensor:
-        return self._drawn(chances(delta, self.density, self.epsilon), start, place, index)
-
-    def _drawn(self, chance: torch.Tensor, start: int, place: Place, index: int) -> torch.Tensor:
-        drawn = uniform(place.seed, place.name, index, start, chance.numel()).reshape(chance.shape)
-        return (drawn < chance).to(chance.dtype)
+        return drawn(delta, chances(delta, self.density, self.epsilon), start, place, index)
 
 
 def chances(delta: torch.Tensor, density: float, epsilon: float) -> torch.Tensor:
