@@ -8,7 +8,14 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# How busy the machine is fails no test.
+hypothesis.settings.register_profile(
+    "any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = ROOT.parent / "shared" / "data"
