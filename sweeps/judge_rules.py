@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from evaluators.config import EvaluatorConfig, name_of
 from pipelines.config import RagConfig
@@ -49,13 +50,28 @@ def unearned(loaded: LoadedSweep) -> list[str]:
         if entry is None or not entry.judged:
             continue
         card = newest_card(storage, subject_of(metric.bare, entry, loaded.spec))
-        make = f"stockpot evaluate-judge --metric {metric.bare} --on LABELS.jsonl --judge SWEEP.yaml"
-        if card is None:
-            found.append(f"{metric.bare} has no card of this judge under {storage}; make one: {make}")
-        elif card["spearman"] is None or card["spearman"] < judge.min_spearman:
-            number = "none" if card["spearman"] is None else f"{card['spearman']:.2f}"
-            found.append(
-                f"{metric.bare} by this judge agrees with people by Spearman {number} (n={card['n']}, {card['data']['file']}), "
-                f"below {judge.min_spearman:g}; rank by another metric, or take a better judge and measure it: {make}"
-            )
+        why = (
+            f"has no card of this judge under {storage}; make one"
+            if card is None
+            else _shortfall(card, judge.min_spearman)
+        )
+        if why is not None:
+            make = f"stockpot evaluate-judge --metric {metric.bare} --on LABELS.jsonl --judge SWEEP.yaml"
+            found.append(f"{metric.bare} {why}: {make}")
     return found
+
+
+def _shortfall(card: Mapping[str, Any], least: float) -> str | None:
+    """What a card lacks of the agreement that is asked for, and the mend; None where it has it."""
+    number, data = card["spearman"], f"n={card['n']}, {card['data']['file']}"
+    low, high = card["spearman_interval"]
+    better = "rank by another metric, or take a better judge and measure it"
+    if number is None:
+        return f"by this judge has no Spearman with people ({card['coverage']:.0%} of the answers scored, {data}); {better}"
+    by = f"by this judge agrees with people by Spearman {number:.2f}"
+    if number < least:
+        return f"{by} ({data}), below {least:g}; {better}"
+    if low is None or low <= 0:
+        interval = "no interval" if low is None else f"{low:.2f} to {high:.2f}"
+        return f"{by} ({interval}, {data}), which so few answers do not show; rank by another metric, or measure it on more"
+    return None

@@ -175,7 +175,8 @@ class _Judging(Config):
     """What is asked of every judge."""
 
     min_spearman: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Rank correlation with people that the sweep's judged metrics must have on their cards (`stockpot evaluate-judge`)."""
+    """Rank correlation with people that the sweep's judged metrics must have on their cards (`stockpot evaluate-judge`), with an
+    interval above 0."""
 
 
 class LocalJudge(_Judging, LocalLM):

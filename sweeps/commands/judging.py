@@ -20,7 +20,7 @@ from sweeps.paths import SweepPaths
 if TYPE_CHECKING:
     from evaluators.answers import Tools
     from evaluators.config import EvaluatorConfig
-    from pipelines.calls import Calls
+    from pipelines.calls import Calls, Usage
     from sweeps.human_labels import Labels
     from sweeps.load import LoadedSweep
 
@@ -40,11 +40,12 @@ def evaluate_judge(arguments: argparse.Namespace) -> int:
     entry = _entry(arguments.metric, loaded)
     path = Path(arguments.on).expanduser()
     labels = read_labels(path, arguments.limit)
-    items, reasons = _items(arguments.metric, entry, labels, loaded, storage)
+    items, usage = _items(arguments.metric, entry, labels, loaded, storage)
     measures = _measures(labels, items)
     coverage = sum(not math.isnan(item) for item in items) / len(items)
     first = labels.names[0]
-    if not measures[first]["n"]:
+    if not measures[first]["n"] and not _heard(usage):
+        reasons = [reason for used in usage.values() for reason in used.reasons]
         why = f": {'; '.join(reasons)}" if reasons else ""
         raise UsageError(f"{arguments.metric} could score none of the {len(items)} answers of {path}{why}")
     card = {
@@ -107,8 +108,8 @@ def _subject(metric: str, entry: EvaluatorConfig | None, loaded: LoadedSweep | N
 
 def _items(
     metric: str, entry: EvaluatorConfig | None, labels: Labels, loaded: LoadedSweep | None, storage: Path
-) -> tuple[list[float], list[str]]:
-    """The metric of every answer, and why calls to models have no answer."""
+) -> tuple[list[float], Mapping[str, Usage]]:
+    """The metric of every answer, and what models were asked for it."""
     from evaluators import build_evaluator
     from evaluators.judge import answerable
 
@@ -123,7 +124,14 @@ def _items(
         scores = scorer.evaluate_answers(labels.answered, "test", tools)
         score = next(score for score in scores if score.name == metric)
         found = [float(item) for item in score.items]
-    return found, [reason for used in calls.usage.values() for reason in used.reasons]
+    return found, calls.usage
+
+
+def _heard(usage: Mapping[str, Usage]) -> bool:
+    """Whether the judge answered at all: then it is its own doing that nothing could be scored, and the card says so."""
+    from pipelines.rag.judging import STAGE
+
+    return STAGE in usage and usage[STAGE].calls > usage[STAGE].unanswered
 
 
 def _calls(loaded: LoadedSweep | None, storage: Path) -> Calls:
@@ -200,7 +208,8 @@ def _text(card: Mapping[str, Any], place: Path) -> str:
     lines = [f"{subject['metric']}{by} against people on {data['file']}, {card['coverage']:.0%} of the answers scored"]
     lines += ["  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
     clusters = card["measures"][card["label"]]["clusters"]
-    lines.append(f"  in brackets 95 %, by bootstrap over {clusters} questions ({DRAWS:,} draws)")
+    drawn = f"in brackets 95 %, by bootstrap over {clusters} questions ({DRAWS:,} draws)"
+    lines.append(f"  {drawn if clusters else 'what the judge answers lacks the verdicts that the metric needs'}")
     return "\n".join([*lines, f"card: {place}"])
 
 

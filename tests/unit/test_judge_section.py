@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_endpoint import FakeEndpoint
 
 from evaluators.answers import JudgeRequest
 from evaluators.base import Generation
@@ -17,6 +18,7 @@ from pipelines.rag.pipeline import RagPipeline
 from pipelines.stage import EvaluationJob, ModelSource, Services
 from sweeps import cli
 from sweeps.cards import card_line, cards_of, newest_card, subject_of, write_card
+from sweeps.cli import main
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, from_record, load_text
 from sweeps.problems import SpecError
@@ -59,7 +61,14 @@ def refusal(source: bytes, folder: Path) -> str:
     return "\n".join(f"{problem.place}: {problem.message}" for problem in caught.value.problems)
 
 
-def card(loaded: LoadedSweep, spearman: float | None, made_at: str = "2026-01-01T00:00:00", data: str = "a") -> None:
+def card(
+    loaded: LoadedSweep,
+    spearman: float | None,
+    made_at: str = "2026-01-01T00:00:00",
+    data: str = "a",
+    interval: list[float | None] | None = None,
+) -> None:
+    around: list[float | None] = [None, None] if spearman is None else [spearman - 0.1, spearman + 0.1]
     subject = subject_of("faithfulness", FaithfulnessConfig(), loaded.spec)
     write_card(
         loaded.paths.root.parent,
@@ -69,7 +78,7 @@ def card(loaded: LoadedSweep, spearman: float | None, made_at: str = "2026-01-01
             "data": {"file": "labels.jsonl", "hash": data, "limit": None},
             "label": "overall",
             "spearman": spearman,
-            "spearman_interval": [None, None] if spearman is None else [spearman - 0.1, spearman + 0.1],
+            "spearman_interval": interval or around,
             "ceiling": 0.7,
             "n": 280,
             "coverage": 0.9,
@@ -114,14 +123,46 @@ def test_a_metric_that_did_not_earn_it_decides_nothing(folder: Path) -> None:
     card(loaded, 0.31)
     assert "Spearman 0.31 (n=280, labels.jsonl), below 0.5" in refusal(source, folder)
     card(loaded, None, "2026-01-02T00:00:00")
-    assert "Spearman none" in refusal(source, folder)
-    card(loaded, 0.5, "2026-01-03T00:00:00", data="b")
+    assert "has no Spearman with people (90% of the answers scored, n=280, labels.jsonl)" in refusal(source, folder)
+    card(loaded, 0.9, "2026-01-03T00:00:00", interval=[-0.1, 1.0])
+    assert "Spearman 0.90 (-0.10 to 1.00, n=280, labels.jsonl), which so few answers do not show" in refusal(
+        source, folder
+    )
+    card(loaded, 0.9, "2026-01-04T00:00:00", interval=[None, None])
+    assert "Spearman 0.90 (no interval, n=280" in refusal(source, folder)
+    card(loaded, 0.5, "2026-01-05T00:00:00", data="b")
     assert load_text(source, folder).metric == "tune/faithfulness"
     other = text("faithfulness", JUDGE % "ger, min_spearman: 0.5")
     assert "no card of this judge" in refusal(other, folder)
     paid = text("faithfulness", JUDGE % ", min_spearman: 0.4, retries: 9")
     assert load_text(paid, folder).judge is not None
     assert load_text(text("token_f1", JUDGE % "ger, min_spearman: 0.5"), folder).metric == "tune/token_f1"
+
+
+def test_a_judge_that_gives_no_verdict_gets_a_card_that_says_so(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"question": f"Q{i}?", "answer": "Monday", "contexts": ["It is tested on Monday."], "label": i % 2}
+        for i in range(4)
+    ]
+    (folder / "labels.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with FakeEndpoint(lambda body: "I think so.").serving() as server:
+        judge = f"judge: {{type: openai, base_url: {server.address}, model: talker, retries: 0, min_spearman: 0.5}}"
+        (folder / "sweep.yaml").write_bytes(text("faithfulness", judge))
+        words = ["evaluate-judge", "--metric", "faithfulness", "--on", str(folder / "labels.jsonl")]
+        words += ["--judge", str(folder / "sweep.yaml")]
+        server.always = 500
+        assert main(words) == 2
+        assert "faithfulness could score none of the 4 answers" in capsys.readouterr().err
+        server.always = None
+        assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "faithfulness by talker against people on labels.jsonl, 0% of the answers scored" in said
+    assert "label  0  none" in said
+    assert "lacks the verdicts that the metric needs" in said
+    source = (folder / "sweep.yaml").read_bytes()
+    assert "has no Spearman with people (0% of the answers scored, n=0, labels.jsonl)" in refusal(source, folder)
 
 
 def test_a_torn_card_is_no_card(folder: Path) -> None:
