@@ -190,6 +190,13 @@ def _add_reading(add: Add) -> None:
     compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
     _storage(compare)
     compare.add_argument("--top", type=_positive, default=8, metavar="N", help="best runs of each sweep (default 8)")
+    compare.add_argument(
+        "--metric",
+        action="append",
+        metavar="M[:GOAL]",
+        help="compare by it instead of the sweep's own, such as token_f1, cost/latency or train/x:maximize; several give a front",
+    )
+    compare.add_argument("--trial", action="append", metavar="T", help="compare this trial; given twice or more")
     _json(compare)
     _add_report(add)
 

@@ -4,24 +4,24 @@ Two families of tests, each with its own Holm adjustment: every contestant again
 and every pair against each other gives the pairs' words. Trials at the end of their budget are compared where any are there,
 else those at the highest rung; a trial with several seeds is the mean of its seeds, item by item.
 
-With several metrics there is one comparison a metric, of the same trials, and the Pareto front of their values. Telemetry has
-no items: its values stand side by side, and no pair is judged.
+With several metrics there is one comparison a metric, of the same trials, and the Pareto front of all that stand as far
+(`sweeps.front`). Telemetry has no items: its values stand side by side, and no pair is judged. Any metric that the trials
+report can be looked at instead of the sweep's own; the trials are then ranked by it, though it chose none of them.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.base import Direction
 from evaluators.statistics import Paired, Side, holm, items_to_tell, paired
 from sweeps.board import ALPHA, Measured, Row
-from sweeps.board_text import aligned, score_text
-from sweeps.effects import Effect, Trial, effects, lines
-from sweeps.front import numbered
+from sweeps.effects import Effect, Trial, effects
+from sweeps.front import Front, find_front, numbered
 from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items
 from sweeps.ledger import StoredItems, number
 from sweeps.metrics import Metric
@@ -52,6 +52,7 @@ class Contestant:
         rung: where it is compared.
         score: the metric there.
         tied: whether it can't be told from the best; true for the best itself.
+        test: the metric on `test`, which chose nothing; None for a trial that the final step did not score there.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Contestant:
     rung: int
     score: Measured
     tied: bool = True
+    test: Measured | None = None
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Pair:
             "p_against_best": None if self.against_best is None else number(self.against_best),
             "better": self.better,
             "items_to_tell": number(items_to_tell(self.result)),
+            "more_items_to_tell": number(max(0.0, items_to_tell(self.result) - self.result.n)),
         }
 
 
@@ -122,47 +125,115 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Comparisons:
-    """One comparison a metric, the primary one first, and the front of the trials compared (empty with one metric)."""
+    """One comparison a metric, the primary one first, and with several the front of all trials that stand as far."""
 
     blocks: tuple[Comparison, ...]
-    front: tuple[str, ...] = ()
+    front: Front | None = None
+    fronted: tuple[Row, ...] = ()
+    """Who is on the front, or possibly so."""
     effects: tuple[tuple[str, str, tuple[Effect, ...]], ...] = ()
     """(sweep, metric, effects of its axes), for every metric with items."""
 
 
-def compare_all(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA) -> Comparisons:
+@dataclass(frozen=True)
+class _Chosen:
+    """A sweep's plan with other metrics than its own."""
+
+    metrics: tuple[Metric, ...]
+    plan: Plan
+
+    def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
+        """As the plan has them."""
+        return self.plan.milestones_of(config)
+
+
+def compare_all(
+    sources: Sequence[Source],
+    *,
+    metrics: Sequence[Metric] = (),
+    only: Sequence[str] = (),
+    top: int = 8,
+    alpha: float = ALPHA,
+) -> Comparisons:
     """Compare the best `top` trials of each sweep on every metric.
+
+    Args:
+        sources: the sweeps.
+        metrics: what to compare by; the sweeps' own where it is empty.
+        only: trials to compare; all where it is empty.
+        top: how many of each sweep, the best first.
+        alpha: level of all tests and 1 - coverage of all intervals.
 
     Raises:
         CompareError: when the sweeps have different metrics, or no trial has item scores of a metric that has items.
     """
-    metrics = {source.plan.metrics for source in sources}
-    if len(metrics) > 1:
+    if metrics:
+        _refuse_unreported(sources, metrics)
+        sources = [replace(source, plan=_Chosen(tuple(metrics), source.plan)) for source in sources]
+    asked = {source.plan.metrics for source in sources}
+    if len(asked) > 1:
         said = ", ".join(f"{source.name} has {_names(source.plan.metrics)}" for source in sources)
-        raise CompareError(f"sweeps with different metrics can't be compared: {said}")
-    [wanted] = metrics
-    rows = [(source, row) for source in sources for row in _best_rows(source, top)]
+        raise CompareError(
+            f"sweeps with different metrics can't be compared: {said}; name one that both report: --metric"
+        )
+    [wanted] = asked
+    ranked = [(source, leaderboard(source.state, source.items, source.plan).trials) for source in sources]
+    furthest = [(source, row) for source, trials in ranked for row in _furthest(trials, only)]
+    rows = [entry for source in sources for entry in [e for e in furthest if e[0] is source][:top]]
     axes = tuple(
         (source.name, metric.name, found)
-        for source in sources
+        for source, trials in ranked
         for metric in wanted
-        if metric.scored and (found := _effects(source, metric, alpha))
+        if metric.scored and (found := _effects(source, trials, metric, alpha))
     )
-    if len(wanted) == 1:
-        return Comparisons((_compare(sources, rows, wanted[0], alpha),), effects=axes)
     blocks = tuple(
         _compare(sources, rows, metric, alpha) if metric.scored else _side_by_side(sources, rows, metric, alpha)
         for metric in wanted
     )
-    fronts = numbered([row for _, row in rows], wanted)
-    on_front = [_label(sources, *entry) for entry, front in zip(rows, fronts, strict=True) if front == 1]
-    return Comparisons(blocks, tuple(on_front), axes)
+    if len(wanted) == 1:
+        return Comparisons(blocks, effects=axes)
+    front, fronted = _front(sources, furthest, wanted, alpha)
+    return Comparisons(blocks, front, fronted, axes)
 
 
-def _effects(source: Source, metric: Metric, alpha: float) -> tuple[Effect, ...]:
+def _refuse_unreported(sources: Sequence[Source], metrics: Sequence[Metric]) -> None:
+    """Check that some trial reports each metric.
+
+    Raises:
+        CompareError: naming what is reported.
+    """
+    reports = [report for source in sources for run in source.state.runs.values() for report in run.reports.values()]
+    known = {name for report in reports for name in (*report.scores, *report.telemetry)}
+    for metric in metrics:
+        if metric.name not in known:
+            said = ", ".join(sorted(known)) or "nothing yet"
+            raise CompareError(f"no trial of {_sweeps(sources)} reports {metric.name}; reported are: {said}")
+
+
+def _front(
+    sources: Sequence[Source], entries: Sequence[tuple[Source, Row]], metrics: Sequence[Metric], alpha: float
+) -> tuple[Front | None, tuple[Row, ...]]:
+    """The front of all trials that stand as far, and the rows that are on it, or possibly so."""
+    named = {_label(sources, *entry): entry for entry in entries}
+    rows = [replace(row, name=name) for name, (_, row) in named.items()]
+    rows = [replace(row, front=front) for row, front in zip(rows, numbered(rows, metrics), strict=True)]
+    known: dict[tuple[str, str], StoredItems | None] = {}
+
+    def read(row: Row, metric: str) -> StoredItems | None:
+        if (row.name, metric) not in known:
+            source, own = named[row.name]
+            known[row.name, metric] = trial_items(own, source.items, metric)
+        return known[row.name, metric]
+
+    front = find_front(rows, metrics, read, alpha)
+    there = () if front is None else (*front.members, *front.possible)
+    return front, tuple(row for row in rows if row.name in there)
+
+
+def _effects(source: Source, rows: Sequence[Row], metric: Metric, alpha: float) -> tuple[Effect, ...]:
     """What the sweep's axes are worth, over all trials that have item scores."""
     trials = []
-    for row in leaderboard(source.state, source.items, source.plan).trials:
+    for row in rows:
         stored = trial_items(row, source.items, metric.name)
         if stored is not None:
             trials.append(Trial(row.parameters, stored))
@@ -190,7 +261,7 @@ def _compare(sources: Sequence[Source], rows: Sequence[tuple[Source, Row]], metr
         if stored is None:
             left_out.append((name, "its item scores are not stored"))
         else:
-            found.append((Contestant(name, source.name, row.rung or 0, row.scores[metric.name]), stored))
+            found.append((_contestant(name, source, row, metric), stored))
     if not found:
         raise CompareError(f"nothing to compare: no trial has item scores of {metric.name} at a rung yet")
     found.sort(key=lambda entry: metric.sign * entry[0].score.value)
@@ -206,117 +277,39 @@ def _side_by_side(
 ) -> Comparison:
     """Values without an error, best first; nothing is judged."""
     found = [
-        Contestant(_label(sources, source, row), source.name, row.rung or 0, row.scores[metric.name], tied=False)
-        for source, row in rows
+        replace(_contestant(_label(sources, source, row), source, row, metric), tied=False) for source, row in rows
     ]
+    if not found:
+        raise CompareError(f"nothing to compare: no trial has {metric.name} at a rung yet")
     found.sort(key=lambda contestant: metric.sign * contestant.score.value)
     return Comparison(metric.name, metric.direction, alpha, tuple(found), (), tested=False)
+
+
+def _contestant(name: str, source: Source, row: Row, metric: Metric) -> Contestant:
+    test = row.tests.get(f"test/{metric.bare}")
+    return Contestant(name, source.name, row.rung or 0, row.scores[metric.name], test=test)
 
 
 def _label(sources: Sequence[Source], source: Source, row: Row) -> str:
     return f"{source.name}:{row.name}" if len(sources) > 1 else row.name
 
 
+def _sweeps(sources: Sequence[Source]) -> str:
+    return " and ".join(source.name for source in sources)
+
+
 def _names(metrics: Sequence[Metric]) -> str:
     return " and ".join(metric.name for metric in metrics)
 
 
-def all_to_json(comparisons: Comparisons) -> dict[str, Any]:
-    """JSON-ready; with one metric its comparison alone."""
-    axes = [
-        {"sweep": sweep, "metric": metric, "effects": [effect.record() for effect in found]}
-        for sweep, metric, found in comparisons.effects
-    ]
-    if len(comparisons.blocks) == 1:
-        return {**to_json(comparisons.blocks[0]), "axes": axes}
-    return {"axes": axes, "metrics": [to_json(block) for block in comparisons.blocks], "front": list(comparisons.front)}
-
-
-def all_to_text(comparisons: Comparisons, width: int | None = None) -> str:
-    """A block a metric, and the front."""
-    blocks = [to_text(block, width) for block in comparisons.blocks]
-    if len(blocks) > 1:
-        names = ", ".join(comparisons.front)
-        blocks.append(f"front by the values, none worse than another on every metric: {names}")
-    for sweep, metric, found in comparisons.effects:
-        head = ["axis", "change", f"{metric} (95 %)", "p (Holm)", "", "n", "trials"]
-        title = (
-            f"what each axis of {sweep} is worth on {metric}, averaged over the rest, on the items that all answered"
-        )
-        blocks.append("\n".join([title, *aligned(head, lines(found, metric), width)]))
-    return "\n\n".join(blocks)
-
-
-def to_json(comparison: Comparison) -> dict[str, Any]:
-    """JSON-ready; unknown numbers are null."""
-    return {
-        "metric": comparison.metric,
-        "direction": comparison.direction,
-        "alpha": comparison.alpha,
-        "tested": comparison.tested,
-        "contestants": [{**c.__dict__, "score": c.score.record()} for c in comparison.contestants],
-        "tied_best": list(comparison.tied_best),
-        "pairs": [pair.record() for pair in comparison.pairs],
-        "left_out": [{"name": name, "reason": reason} for name, reason in comparison.left_out],
-    }
-
-
-def to_text(comparison: Comparison, width: int | None = None) -> str:
-    """Every contestant against the best, the tied-best set, and who was left out."""
-    if not comparison.tested:
-        return _values(comparison, width)
-    best, *others = comparison.contestants
-    better = "lower" if comparison.direction == "minimize" else "higher"
-    against = {pair.right: pair for pair in comparison.pairs if pair.left == best.name}
-    rows = [["=", best.name, str(best.rung), score_text(best.score), "best", "", ""]]
-    for other in others:
-        pair = against[other.name]
-        p = "" if math.isnan(pair.against_best or 0.0) else f"{pair.against_best:.3g}"
-        row = [
-            "=" if other.tied else " ",
-            other.name,
-            str(other.rung),
-            score_text(other.score),
-            _behind(pair.result),
-            p,
-            _needed(pair.result) if other.tied else "",
-        ]
-        rows.append(row)
-    percent = f"{100 * (1 - comparison.alpha):g} %"
-    lines = [f"{comparison.metric} ({better} is better), each minus the best, paired on the same items"]
-    lines += aligned(
-        ["=", "trial", "rung", comparison.metric, f"difference ({percent})", "p (Holm)", "to tell"], rows, width
-    )
-    if others:
-        tied = len(comparison.tied_best)
-        told = "the best stands alone" if tied == 1 else f"{tied} can't be told from the best (marked =)"
-        if tied > 1:
-            told += "; to tell: items that would show the present difference, if it is real, 4 times in 5"
-        apart = sum(pair.better != "neither" for pair in comparison.pairs)
-        lines.append(f"{told}; of all {len(comparison.pairs)} pairs {apart} can be told apart")
-    lines += [f"left out: {name}: {reason}" for name, reason in comparison.left_out]
-    return "\n".join(lines)
-
-
-def _values(comparison: Comparison, width: int | None) -> str:
-    better = "lower" if comparison.direction == "minimize" else "higher"
-    best = comparison.contestants[0].score.value
-    rows = [
-        [c.name, str(c.rung), score_text(c.score), "best" if c.score.value == best else f"{c.score.value - best:+.3g}"]
-        for c in comparison.contestants
-    ]
-    lines = [f"{comparison.metric} ({better} is better), telemetry without an error: nothing is judged"]
-    return "\n".join(lines + aligned(["trial", "rung", comparison.metric, "difference"], rows, width))
-
-
-def _best_rows(source: Source, top: int) -> list[Row]:
-    """The first `top` ranked trials at the rung of the first, or at their own end as it is."""
-    board = leaderboard(source.state, source.items, source.plan)
-    ranked = [row for row in board.trials if row.rank is not None and math.isfinite(row.score.value)]
+def _furthest(trials: Sequence[Row], only: Sequence[str]) -> list[Row]:
+    """The ranked trials at the rung of the first, or at their own end as it is; those named alone, where any are."""
+    ranked = [row for row in trials if row.rank is not None and math.isfinite(row.score.value)]
+    ranked = [row for row in ranked if not only or row.name in only]
     if not ranked:
         return []
     first = ranked[0]
-    return [row for row in ranked if (row.whole and first.whole) or row.rung == first.rung][:top]
+    return [row for row in ranked if (row.whole and first.whole) or row.rung == first.rung]
 
 
 def _judge(
@@ -338,19 +331,3 @@ def _judge(
         if pair.against_best is not None
     }
     return tuple(replace(c, tied=tied.get(c.name, True)) for c, _ in entries), tuple(pairs)
-
-
-def _needed(result: Paired) -> str:
-    """Items in all that would tell a pair apart."""
-    wanted = items_to_tell(result)
-    if math.isnan(wanted):
-        return ""
-    return f"{math.ceil(wanted):,}" if wanted < 1e7 else "never"
-
-
-def _behind(result: Paired) -> str:
-    """The other minus the best, with half of its interval."""
-    if math.isnan(result.difference):
-        return ""
-    half = (result.high - result.low) / 2
-    return f"{-result.difference:+.3g}" + ("" if math.isnan(half) else f" ± {half:.2g}")

@@ -110,7 +110,7 @@ def _of_axis(
     for value, place in places.items():
         if not _estimable(design, place):
             continue
-        items = solution[place] @ scores
+        items = np.round(solution[place] @ scores, 12)  # so that ties are ties in whatever order the trials come
         result = paired(items, np.zeros_like(items), item_set, alpha=alpha)
         found.append(
             Effect(

@@ -98,6 +98,34 @@ def resolve_metric(config: MetricConfig, known: Mapping[str, Direction]) -> Metr
     return Metric(f"tune/{bare}", direction)
 
 
+def asked_metric(word: str, own: Sequence[Metric], pipeline: AnyPipeline) -> Metric:
+    """The metric that `NAME` or `NAME:GOAL` of a command means: one of the sweep's own, or any other that trials report.
+
+    Of `cost/` less is better unless the goal says otherwise.
+
+    Args:
+        word: as the user gave it.
+        own: the sweep's metrics.
+        pipeline: the sweep's.
+
+    Raises:
+        MetricError: as `resolve_metric`.
+    """
+    name, _, goal = word.partition(":")
+    if goal not in ("", "minimize", "maximize"):
+        raise MetricError("name", f"{show(word)}: '{goal}' is no goal; write {name}:minimize or {name}:maximize")
+    mine = next((metric for metric in own if name == metric.name or (metric.scored and name == metric.bare)), None)
+    if mine is not None and goal in ("", mine.direction):
+        return mine
+    if not goal and name.startswith("cost/"):
+        goal = "minimize"
+    if not goal and name.startswith("train/"):
+        raise MetricError(
+            "name", f"{show(name)} is telemetry; say which way is better: {name}:minimize or {name}:maximize"
+        )
+    return resolve_metric(MetricConfig.model_validate({"name": name, "goal": goal or None}), known_metrics(pipeline))
+
+
 def owner(bare: str, spec: SweepSpec) -> EvaluatorConfig | None:
     """The entry that reports a metric: the file's own, else the evaluator's defaults; None for a pipeline's own metric."""
     if isinstance(spec.pipeline, CustomConfig) and bare in spec.pipeline.metrics:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import UsageError, find_sweep, sweeps_under, word_for
+from sweeps.commands.places import find_sweep, sweeps_under, trial_named, word_for
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def logs(arguments: argparse.Namespace) -> int:
     state = read_state(paths)
     lines = arguments.lines
     if arguments.follow:
-        name = "driver" if arguments.trial is None else _trial(arguments.trial, list(state.trials), paths)
+        name = "driver" if arguments.trial is None else trial_named(arguments.trial, list(state.trials), paths.name)
         return _follow(paths, paths.log(name), lines)
     if arguments.trial is None:
         logged = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
@@ -210,7 +210,7 @@ def logs(arguments: argparse.Namespace) -> int:
         elif not logged:
             print("nothing was logged and nothing failed")
         return 0
-    trial = _trial(arguments.trial, list(state.trials), paths)
+    trial = trial_named(arguments.trial, list(state.trials), paths.name)
     shown = _print_log(paths.log(trial), lines)
     for run in _in_order(run for run in state.runs.values() if run.trial == trial):
         print(f"{run.id}: {run.phase}{f' ({run.reason})' if run.reason else ''}, {max(run.reports, default=0)} done")
@@ -256,19 +256,3 @@ def _print_log(path: Path, lines: int) -> bool:
         print(f"--- {path}")
         print("".join(tail).rstrip("\n"))
     return bool(tail)
-
-
-def _trial(word: str, trials: list[str], paths: SweepPaths) -> str:
-    """The trial that `word` means: its id, its number, or a beginning that holds the number.
-
-    Raises:
-        UsageError: when none fits.
-    """
-    if word in trials:
-        return word
-    found = [trial for trial in trials if word.isdigit() and int(trial.partition("-")[0]) == int(word)]
-    found = found or [trial for trial in trials if trial.startswith(word)]
-    if len(found) == 1:
-        return found[0]
-    there = f"{trials[0]} to {trials[-1]}" if trials else "none yet"
-    raise UsageError(f"sweep {paths.name} has no trial '{word}'; its trials: {there}")

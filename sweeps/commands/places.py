@@ -89,3 +89,19 @@ def sweep_file(arguments: argparse.Namespace) -> Path:
 
 def _sweep_files(folder: Path) -> list[str]:
     return sorted(str(path) for pattern in ("*.yaml", "*.yml") for path in folder.glob(pattern))[:8]
+
+
+def trial_named(word: str, trials: list[str], sweep: str) -> str:
+    """The trial that `word` means: its id, its number, or a beginning that holds the number.
+
+    Raises:
+        UsageError: when none fits.
+    """
+    if word in trials:
+        return word
+    found = [trial for trial in trials if word.isdigit() and int(trial.partition("-")[0]) == int(word)]
+    found = found or [trial for trial in trials if trial.startswith(word)]
+    if len(found) == 1:
+        return found[0]
+    there = f"{trials[0]} to {trials[-1]}" if trials else "none yet"
+    raise UsageError(f"sweep {sweep} has no trial '{word}'; its trials: {there}")

@@ -9,11 +9,16 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import UsageError, find_sweep, word_for
+from sweeps.commands.places import UsageError, find_sweep, trial_named, word_for
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sweeps.board import Leaderboard
+    from sweeps.compare import Source
+    from sweeps.load import LoadedSweep
+    from sweeps.metrics import Metric
     from sweeps.state import SweepState
 
 PLAIN_WIDTH = 120
@@ -37,6 +42,7 @@ def show(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """The best trials of one sweep or of several, paired on their stored item scores."""
     from sweeps import compare as comparing
+    from sweeps.compare_text import all_to_json, all_to_text
     from sweeps.fold import fold
     from sweeps.ledger import Ledger
     from sweeps.load import load_resolved
@@ -47,21 +53,61 @@ def compare(arguments: argparse.Namespace) -> int:
     if len({paths.root for paths in sweeps}) < len(sweeps):
         raise UsageError("the same sweep is named twice")
     with contextlib.ExitStack() as stack:
+        plans = [load_resolved(paths.resolved_spec) for paths in sweeps]
         sources = []
-        for paths in sweeps:
-            loaded = load_resolved(paths.resolved_spec)
+        for paths, plan in zip(sweeps, plans, strict=True):
             ledger = Ledger.read(paths.root)
             stack.callback(ledger.close)
-            sources.append(comparing.Source(paths.name, fold(ledger.events()), ledger, loaded))
+            sources.append(comparing.Source(paths.name, fold(ledger.events()), ledger, plan))
         try:
-            comparison = comparing.compare_all(sources, top=arguments.top)
+            asked = _asked(arguments, plans)
+            only = _only(arguments, sources)
+            comparison = comparing.compare_all(sources, metrics=asked, only=only, top=arguments.top)
         except comparing.CompareError as error:
             raise UsageError(str(error)) from error
     if arguments.json:
-        print(json.dumps(comparing.all_to_json(comparison), indent=2, allow_nan=False))
+        print(json.dumps(all_to_json(comparison), indent=2, allow_nan=False))
     else:
-        print(comparing.all_to_text(comparison, _width()))
+        print(all_to_text(comparison, _width()))
     return 0
+
+
+def _asked(arguments: argparse.Namespace, plans: Sequence[LoadedSweep]) -> list[Metric]:
+    """What `--metric` names, the same in all sweeps.
+
+    Raises:
+        UsageError: for a name that is no metric of theirs.
+    """
+    from sweeps.metrics import MetricError, asked_metric
+
+    found: dict[str, Metric] = {}
+    for word in arguments.metric or ():
+        for plan in plans:
+            try:
+                metric = asked_metric(word, plan.metrics, plan.spec.pipeline)
+            except MetricError as error:
+                raise UsageError(f"--metric: {error}") from None
+            if found.setdefault(metric.name, metric) != metric:
+                raise UsageError(
+                    f"--metric {word}: the sweeps differ in which way is better; write {metric.name}:minimize"
+                )
+    return list(found.values())
+
+
+def _only(arguments: argparse.Namespace, sources: Sequence[Source]) -> list[str]:
+    """What `--trial` names.
+
+    Raises:
+        UsageError: for a trial that is not there, or where several sweeps are compared.
+    """
+    if not arguments.trial:
+        return []
+    if len(sources) > 1:
+        raise UsageError("--trial names trials of one sweep, but several are compared")
+    if len(arguments.trial) < 2:
+        raise UsageError("--trial is given for each trial to compare, twice at least")
+    [source] = sources
+    return [trial_named(word, list(source.state.trials), source.name) for word in arguments.trial]
 
 
 def _width() -> int:

@@ -108,6 +108,26 @@ def test_compare_marks_what_cant_be_told_from_the_best(here: Path, capsys: pytes
     assert "at least 2" in told(capsys, "compare", "toy", "--top", "1", status=2)
 
 
+def test_compare_takes_other_metrics_and_named_trials(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_sweep(here)
+    assert json.loads(told(capsys, "compare", "toy", "--metric", "tune/loss", "--json"))["metric"] == "tune/loss"
+    named = json.loads(told(capsys, "compare", "toy", "--trial", "0", "--trial", "0002-00000002", "--json"))
+    assert [one["name"] for one in named["contestants"]] == ["0000-00000000", "0002-00000002"]
+    make_sweep(here, "two")
+    for words, said in [
+        (["toy", "--metric", "los"], "--metric: 'los' is unknown; did you mean 'loss'?"),
+        (["toy", "--metric", "loss:maximize"], "'maximize' contradicts loss"),
+        (["toy", "--metric", "loss:up"], "'up' is no goal; write loss:minimize or loss:maximize"),
+        (["toy", "--metric", "test/loss"], "test/ is opened once"),
+        (["toy", "--metric", "train/loss"], "say which way is better: train/loss:minimize or train/loss:maximize"),
+        (["toy", "--metric", "cost/tokens"], "no trial of toy reports cost/tokens; reported are: tune/loss"),
+        (["toy", "--trial", "0"], "--trial is given for each trial to compare"),
+        (["toy", "--trial", "0", "--trial", "9"], "sweep toy has no trial '9'; its trials: 0000-00000000 to"),
+        (["toy", "two", "--trial", "0", "--trial", "1"], "--trial names trials of one sweep"),
+    ]:
+        assert said in told(capsys, "compare", *words, status=2)
+
+
 def test_compare_takes_several_sweeps(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sweep(here, "one", [0.5, 0.7])
     make_sweep(here, "two", [0.0])

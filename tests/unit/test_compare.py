@@ -7,7 +7,8 @@ import pytest
 
 from evaluators.base import Direction, ItemSet, summarise
 from sweeps.board import Leaderboard
-from sweeps.compare import CompareError, Comparison, Source, compare, to_json, to_text
+from sweeps.compare import CompareError, Comparison, Source, compare
+from sweeps.compare_text import to_json, to_text
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, StoredItems

@@ -16,7 +16,8 @@ from evaluators.base import ItemSet, summarise
 from evaluators.statistics import paired
 from sweeps.board import Leaderboard, to_csv, to_json
 from sweeps.board_text import to_text
-from sweeps.compare import CompareError, Source, all_to_json, all_to_text, compare_all
+from sweeps.compare import CompareError, Source, compare_all
+from sweeps.compare_text import all_to_json, all_to_text
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, StoredItems, number
@@ -293,13 +294,69 @@ def test_compare_has_a_block_a_metric_and_the_front() -> None:
     assert [block.metric for block in found.blocks] == ["tune/loss", "tune/exact_match", "cost/seconds"]
     assert [block.contestants[0].name for block in found.blocks] == ["0000-t", "0001-t", "0000-t"]
     assert [len(block.pairs) for block in found.blocks] == [3, 3, 0]
-    assert found.front == ("0000-t", "0001-t")
+    assert found.front is not None
+    assert found.front.members == ("0000-t", "0001-t")
     record = json.loads(json.dumps(all_to_json(found), allow_nan=False))
-    assert record["front"] == ["0000-t", "0001-t"]
+    assert record["front"] == found.front.record()
     assert [block["tested"] for block in record["metrics"]] == [True, True, False]
     text = all_to_text(found)
     assert "cost/seconds (lower is better), telemetry without an error: nothing is judged" in text
-    assert any(line.endswith("0000-t, 0001-t") for line in text.splitlines())
+    table = text[text.index("front  trial") :].splitlines()
+    assert [line.split()[:2] for line in table[1:3]] == [["1", "0000-t"], ["1", "0001-t"]]
+    assert "hypervolume" in text
+
+
+def test_any_reported_metric_can_be_compared_by() -> None:
+    machine = Machine(LOSS)
+    machine.ran(1.0, 0.5, 5.0)
+    machine.ran(1.5, 0.9, 6.0)
+    machine.ran(3.0, 0.1, 7.0)
+    [block] = compare_all([machine.source()], metrics=[EXACT]).blocks
+    assert [c.name for c in block.contestants] == ["0001-t", "0000-t", "0002-t"]
+    assert (block.metric, block.tested, len(block.pairs)) == (EXACT.name, True, 3)
+    [seconds] = compare_all([machine.source()], metrics=[SECONDS]).blocks
+    assert (seconds.contestants[0].name, seconds.tested) == ("0000-t", False)
+    found = compare_all([machine.source()], metrics=[EXACT, SECONDS], top=2)
+    assert found.front is not None
+    assert (found.front.compared, found.front.members) == (3, ("0001-t", "0000-t"))
+    own = Machine(EXACT, SECONDS)
+    own.events, own.stored = machine.events, machine.stored
+    assert found.front == own.board().front
+    text = all_to_text(found)
+    half = 1.959964 * found.fronted[0].scores[EXACT.name].se
+    assert f"0.913 ± {half:.3f}" in text[text.index("front  trial") :]
+    with pytest.raises(
+        CompareError, match=r"demo reports tune/x; reported are: cost/seconds, tune/exact_match, tune/loss"
+    ):
+        compare_all([machine.source()], metrics=[Metric("tune/x", "minimize")])
+
+
+def test_trials_can_be_named_and_told_how_many_items_they_lack() -> None:
+    machine = Machine(LOSS)
+    for loss in (1.0, 1.3, 1.001):
+        machine.ran(loss)
+    found = compare_all([machine.source()], only=["0000-t", "0002-t"])
+    [pair] = found.blocks[0].pairs
+    assert (pair.left, pair.right) == ("0000-t", "0002-t")
+    record = pair.record()
+    assert record["more_items_to_tell"] == pytest.approx(record["items_to_tell"] - N)
+    assert record["more_items_to_tell"] > 0
+    assert f"items in all ({N} now) that would show" in all_to_text(found)
+    far = compare_all([machine.source()], only=["0000-t", "0001-t"]).blocks[0].pairs[0]
+    assert far.record()["more_items_to_tell"] == 0
+
+
+def test_the_score_on_test_stands_below_what_chose() -> None:
+    machine = Machine(LOSS)
+    machine.ran(1.0)
+    machine.ran(1.3)
+    score = summarise("loss", "test", "minimize", PLAIN, np.full(N, 1.25)).record()
+    machine.events.append(Event("final_frozen", {"candidates": [{"role": "winner", "run": "0000-t/seed-0"}]}))
+    machine.events.append(Event("final_scored", {"role": "winner", "candidate": "0000-t/seed-0", "scores": [score]}))
+    found = compare_all([machine.source()])
+    record = all_to_json(found)
+    assert [one["test"] and one["test"]["value"] for one in record["contestants"]] == [1.25, None]
+    assert "on test, which chose nothing: 0000-t 1.25 ± 0 (n=80)" in all_to_text(found)
 
 
 def test_sweeps_with_other_metrics_are_not_compared() -> None:
@@ -316,7 +373,9 @@ def test_two_sweeps_meet_on_every_metric() -> None:
     right.count = 5
     right.ran(2.0, 0.9)
     found = compare_all([left.source(), right.source()])
-    assert set(found.front) == {"left:0000-t", "right:0005-t"}
+    assert found.front is not None
+    assert set(found.front.members) == {"left:0000-t", "right:0005-t"}
+    assert math.isfinite(found.front.volume.low)
     assert all(len(block.pairs) == 1 for block in found.blocks)
 
 
