@@ -186,15 +186,6 @@ def test_stop_from_elsewhere_ends_the_driver_and_resume_finishes(here: Path) -> 
     assert shown(here)["finished"]
 
 
-def test_a_second_driver_is_refused(here: Path) -> None:
-    driver = start(here, "submit", write(here, step=0.5))
-    await_tried(here, "toy", 1, driver)
-    done = run(here, "resume", "toy", status=2)
-    assert f"pid {driver.pid}" in done.stderr
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=SECONDS)
-
-
 def test_failures_are_listed_and_all_failing_exits_1(here: Path) -> None:
     file = write(here, trials=3)
     done = run(
