@@ -1,6 +1,6 @@
 """What a race saves and what it risks, on the item scores of a finished sweep.
 
-    python benchmarks/racing.py SWEEP_FOLDER [--metric tune/span_recall ...] [--sweeps 1000]
+    python benchmarks/racing.py SWEEP_FOLDER [--metric tune/span_recall ...] [--sweeps 1000] [--stop-when-tied]
 
 The sweep must have run every configuration on every question (`early_terminate: none`), as that of
 `benchmarks/rag_spans.yaml` has. Questions are drawn with replacement, and means are planted by scaling each configuration's
@@ -61,8 +61,8 @@ def planted(scores: Floats, scenario: str) -> Floats:
     return scores * (wanted / means)[:, None]
 
 
-def race(scores: Floats, block: int, alpha: float) -> tuple[NDArray[np.bool_], int]:
-    """(who is left, calls) of one race over the questions in their order."""
+def race(scores: Floats, block: int, alpha: float, stop_when_tied: bool) -> tuple[NDArray[np.bool_], int]:
+    """(who is left, calls) of one race over the questions in their order; stopped when tied, one goes on to the end."""
     state = Race(len(scores), alpha)
     questions, calls = scores.shape[1], 0
     for start in range(0, questions, block):
@@ -71,10 +71,15 @@ def race(scores: Floats, block: int, alpha: float) -> tuple[NDArray[np.bool_], i
         state.ask(part)
         if start + block < questions:
             state.eliminate()
+            if stop_when_tied and state.settled(questions - start - block):
+                calls += questions - start - block
+                break
     return state.alive, calls
 
 
-def measure(scores: Floats, scenario: str, sweeps: int, block: int, alpha: float, seed: int) -> dict[str, float]:
+def measure(
+    scores: Floats, scenario: str, sweeps: int, block: int, alpha: float, seed: int, stop_when_tied: bool
+) -> dict[str, float]:
     """Shares over many resampled sweeps."""
     made = planted(scores, scenario)
     means = np.nanmean(made, axis=1)
@@ -83,7 +88,7 @@ def measure(scores: Floats, scenario: str, sweeps: int, block: int, alpha: float
     kept = wrong = left = calls = 0
     for _ in range(sweeps):
         drawn = made[:, generator.integers(0, made.shape[1], made.shape[1])]
-        alive, asked = race(drawn, block, alpha)
+        alive, asked = race(drawn, block, alpha, stop_when_tied)
         kept += bool(alive[best].all())
         wrong += bool((~alive[best]).any())
         left += int(alive.sum())
@@ -119,6 +124,7 @@ def main() -> int:
     parser.add_argument("--block", type=int, default=20)
     parser.add_argument("--alpha", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-when-tied", action="store_true", help="as the sweep file's key of this name")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
@@ -133,6 +139,7 @@ def main() -> int:
                 block=arguments.block,
                 alpha=arguments.alpha,
                 seed=arguments.seed,
+                stop_when_tied=arguments.stop_when_tied,
             )
             found[metric] = dict(zip(SCENARIOS, pool.map(one, SCENARIOS), strict=True))
             if not arguments.json:

@@ -116,6 +116,25 @@ class Race:
         """Take a candidate out that failed; it counts no more."""
         self.alive[place] = False
 
+    def settled(self, left: int) -> bool:
+        """Whether nobody is likely to go any more: not even at the pace of differences one standard error larger than seen.
+
+        Stopping changes no one's chance of a false elimination; it is a forecast, and says nothing about who is better.
+
+        Args:
+            left: questions still to come.
+        """
+        if int(self.alive.sum()) <= self.keep:
+            return True
+        count, total, squares = self._seen
+        mean = total / (count + PSEUDO)
+        variance = np.maximum((squares + PSEUDO * PSEUDO_VARIANCE) / (count + PSEUDO) - mean**2, 0.0)
+        hoped = np.maximum(mean + np.sqrt(variance / (count + PSEUDO)), 0.0)
+        second = np.maximum(variance + hoped**2, 1e-12)
+        share = np.minimum(hoped / second, CAP)
+        reach = self._wealth + left * (share * hoped - share**2 * second / 2)
+        return not bool((reach[self.alive] >= math.log(int(self.alive.sum()) / self.alpha)).any())
+
     def _bet(self) -> None:
         """One question: bets made of the questions before, then paid, then the question is learned from."""
         x, known = self._scores[:, self.asked], self._known[:, self.asked]

@@ -138,6 +138,9 @@ class RaceConfig(Config):
     most: int | None = Field(default=None, ge=1)
     """Trials at most that go into the last block, the best by their means: for what is dear and done at the end alone
     (answers, judges). Those cut so were not shown to be worse. All that are still in by default."""
+    stop_when_tied: bool = False
+    """Whether only `finalists`, the best by their means, go on once nobody is likely to leave any more: not even if all
+    differences were one standard error larger than they were so far. Those cut so were not shown to be worse."""
 
     @model_validator(mode="after")
     def most_holds_the_finalists(self) -> RaceConfig:

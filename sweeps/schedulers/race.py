@@ -2,9 +2,10 @@
 
 Every configuration sees the same random order of questions, so differences are paired (`evaluators.racing`). When all that
 are still in have answered a block, those that are shown not to be the best leave; the others get the next block, up to
-the last question. With `finalists` so many stay in whatever the evidence; with `most` no more than so many, the best by their means, go into
-the last block, and the others are cut without a word about who is better. A race needs all its configurations from the
-beginning: the first block is over when no new trial can come.
+the last question. With `finalists` so many stay in whatever the evidence; with `most` no more than so many, the best by their
+means, go into the last block; with `stop_when_tied` only `finalists` go on once nobody is likely to be put out any more. Those
+cut so were not shown to be worse. A race needs all its configurations from the beginning: the first block is over when no
+new trial can come.
 
 A run that fails is out; a run that is started again is waited for. Decisions depend on the items in the ledger alone, in
 the order of trials, whatever the order of reports was.
@@ -28,6 +29,8 @@ from sweeps.trial import Run
 if TYPE_CHECKING:
     from sweeps.spec import RaceConfig
 
+TIED = "not told from the best after {}, nor likely to be by the last question"
+
 
 class RaceScheduler:
     """Between calls it only remembers the race so far, which the items make again.
@@ -37,6 +40,7 @@ class RaceScheduler:
         alpha: chance of ever putting out one that is best.
         finalists: so many reach the last question.
         most: so many at most go into the last block; None for all that are still in.
+        stop_when_tied: finalists alone go on when the questions left can't tell those who are still in apart.
 
     Raises:
         ValueError: if the milestones do not ascend, or finalists is too small.
@@ -45,7 +49,12 @@ class RaceScheduler:
     left_behind = "shown not to be the best after {} questions"
 
     def __init__(
-        self, milestones: tuple[int, ...], alpha: float = 0.05, finalists: int = 1, most: int | None = None
+        self,
+        milestones: tuple[int, ...],
+        alpha: float = 0.05,
+        finalists: int = 1,
+        most: int | None = None,
+        stop_when_tied: bool = False,
     ) -> None:
         if not milestones or list(milestones) != sorted(set(milestones)) or milestones[0] < 1:
             raise ValueError(f"milestones must ascend from at least 1, but got {milestones}")
@@ -55,16 +64,17 @@ class RaceScheduler:
         self.alpha = alpha
         self.finalists = finalists
         self.most = most
+        self.stop_when_tied = stop_when_tied
         self._field: tuple[str, ...] = ()
         self._race: Race | None = None
         self._out: dict[str, int] = {}
-        self._cut: set[str] = set()
+        self._cut: dict[str, str] = {}
         self._looked = 0
 
     @classmethod
     def of(cls, config: RaceConfig, milestones: tuple[int, ...], finalists: int) -> RaceScheduler:
         """From the sweep file's section."""
-        return cls(milestones, config.alpha, finalists, config.most)
+        return cls(milestones, config.alpha, finalists, config.most, config.stop_when_tied)
 
     def on_report(self, run: Run, resource: int, view: SweepView) -> list[Decision]:
         """Goes on where the block is over and it is still in; the others that are out are stopped for good."""
@@ -100,9 +110,7 @@ class RaceScheduler:
         return (trials,) * len(self.milestones)
 
     def _reason(self, run: Run) -> str:
-        if run.id in self._cut:
-            return f"still in after {self._out[run.id]}, but not among the {self.most} best"
-        return self.left_behind.format(self._out[run.id])
+        return self._cut.get(run.id, self.left_behind).format(self._out[run.id])
 
     def _rung(self, view: SweepView) -> int | None:
         """The highest block below the last that all who are in have answered, the race brought up to it; None for none."""
@@ -110,7 +118,7 @@ class RaceScheduler:
             return None
         field = tuple(one.run.id for one in view.runs)
         if field != self._field:
-            self._field, self._race, self._out, self._cut, self._looked = field, None, {}, set(), 0
+            self._field, self._race, self._out, self._cut, self._looked = field, None, {}, {}, 0
         if self._race is None:
             self._race = Race(len(field), self.alpha, self.finalists)
         over = None
@@ -153,10 +161,20 @@ class RaceScheduler:
         race.ask(items)
         for place in race.eliminate():
             self._out[view.runs[place].run.id] = milestone
+        if self.stop_when_tied and race.settled(self.milestones[-1] - milestone):
+            self._keep_best(view, race, milestone, self.finalists, TIED)
         if self.most is not None and milestone == self.milestones[-2]:
-            left = sorted(
-                (one for one in view.runs if self._in(one)), key=lambda one: (one.values[milestone], one.order)
-            )
-            for one in left[self.most :]:
-                self._out[one.run.id] = milestone
-                self._cut.add(one.run.id)
+            why = f"still in after {{}}, but not among the {self.most} best"
+            self._keep_best(view, race, milestone, self.most, why)
+
+    def _keep_best(self, view: SweepView, race: Race, milestone: int, count: int, reason: str) -> None:
+        """Cut all but the best by their means of those who are still in and have answered; who failed later has, too."""
+        left = [
+            (one.values[milestone], place, one.run.id)
+            for place, one in enumerate(view.runs)
+            if one.run.id not in self._out and math.isfinite(one.values.get(milestone, math.nan))
+        ]
+        for _, place, run in sorted(left)[count:]:
+            race.drop(place)
+            self._out[run] = milestone
+            self._cut[run] = reason

@@ -131,9 +131,9 @@ def test_bad_scores_are_refused(scores):
 class Field:
     """A small engine: runs report blocks in any order; items are read from a table."""
 
-    def __init__(self, scores, milestones, fails=(), finalists=1, most=None):
+    def __init__(self, scores, milestones, fails=(), finalists=1, most=None, stop_when_tied=False):
         self.scores, self.milestones, self.fails = scores, milestones, dict(fails)
-        self.make = lambda: RaceScheduler(milestones, finalists=finalists, most=most)
+        self.make = lambda: RaceScheduler(milestones, finalists=finalists, most=most, stop_when_tied=stop_when_tied)
         self.scheduler = self.make()
         self.runs = []
 
@@ -237,3 +237,30 @@ def test_no_more_than_so_many_go_into_the_last_block():
         assert sorted(order for order, resource in reached.items() if resource == 80) == sorted(best)
         cut = [order for order, resource in reached.items() if resource == 60]
         assert all("shown" not in told.get(order, "") for order in cut)
+
+
+def test_a_race_is_settled_when_nobody_is_likely_to_leave():
+    race = Race(4)
+    race.ask(drawn(7, [0.8, 0.8, 0.8, 0.8], 40))
+    assert race.settled(5)
+    assert not race.settled(100_000)
+    race = Race(3)
+    race.ask(drawn(3, [0.9, 0.9, 0.6], 40))
+    assert not race.settled(100)
+    assert Race(3, keep=3).settled(100)
+
+
+def test_a_race_that_is_settled_goes_on_with_the_finalists_alone():
+    scores = drawn(8, [0.8, 0.79, 0.8, 0.79, 0.2], 80)
+    whole, _ = Field(scores, MILESTONES, finalists=2).play(0)
+    assert [order for order, resource in whole.items() if resource == 80] == [0, 1, 2, 3]
+    for seed in range(4):
+        field = Field(scores, MILESTONES, {0: 80} if seed == 3 else (), finalists=2, stop_when_tied=True)
+        reached, told = field.play(seed, restart=seed % 2 == 1)
+        tied = [order for order, reason in told.items() if "not told from the best" in reason]
+        rung = {reached[order] for order in tied}
+        assert (len(tied), len(rung)) == (2, 1)
+        assert 4 not in tied
+        best = sorted(range(4), key=lambda i: (-scores[i, : min(rung)].mean(), i))[:2]
+        assert set(best).isdisjoint(tied)
+        assert all(reached[order] == 80 for order in best if not (seed == 3 and order == 0))
