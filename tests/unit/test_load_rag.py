@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipelines.config import RagConfig
+from sweeps import cli
 from sweeps.data import check_data, refuse_changed_data
 from sweeps.describe import describe
 from sweeps.load import from_record, load_text
@@ -167,11 +169,61 @@ def test_changed_data_are_refused(name: str, folder: Path) -> None:
         refuse_changed_data(loaded)
 
 
-def test_a_span_outside_its_document_is_refused_at_the_door(folder: Path) -> None:
+def no_corpus(folder: Path) -> None:
+    (folder / "handbook").rename(folder / "other")
+
+
+def empty_corpus(folder: Path) -> None:
+    (folder / "handbook" / "tests.md").unlink()
+
+
+def blank_corpus(folder: Path) -> None:
+    (folder / "handbook" / "tests.md").write_text(" \n")
+
+
+def span_outside(folder: Path) -> None:
+    change(folder, '"end": 32, ', '"end": 3200, ')
+
+
+def no_document(folder: Path) -> None:
+    change(folder, '"tests.md"', '"tsts.md"')
+
+
+def one_id(folder: Path) -> None:
+    change(folder, '"q1"', '"q0"')
+
+
+def change(folder: Path, before: str, after: str) -> None:
     path = folder / "questions.jsonl"
-    path.write_text(path.read_text().replace('"end": 32, ', '"end": 3200, ', 1))
-    with pytest.raises(SpecError, match=r"tests\.md"):
-        check_data(load_text(text(), folder))
+    path.write_text(path.read_text().replace(before, after, 1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (no_corpus, "pipeline.corpus"),
+        (empty_corpus, "holds no file that can be read"),
+        (blank_corpus, "no document holds any text"),
+        (span_outside, "questions.jsonl, line 1 (question 'q0'): span 0 of 'tests.md': [0, 3200) ends outside its document"),
+        (no_document, "questions.jsonl, line 1 (question 'q0'): the corpus has no document 'tsts.md'; did you mean 'tests.md'?"),
+        (one_id, "questions.jsonl, line 2: its id 'q0' is that of"),
+    ],
+)  # fmt: skip
+def test_bad_data_are_one_message_before_anything_starts(
+    spoil: Any, said: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    (folder / "rag.yaml").write_bytes(text())
+    assert cli.main(["check", "rag.yaml", "--data"]) == 0
+    spoil(folder)
+    there = sorted(folder.rglob("*"))
+    for words in (["check", "rag.yaml", "--data"], ["submit", "rag.yaml"]):
+        capsys.readouterr()
+        assert cli.main(words) == 2
+        told = capsys.readouterr()
+        assert said in told.err
+        assert "Traceback" not in told.err
+        assert sorted(folder.rglob("*")) == there
 
 
 def test_sources_of_other_sweeps_are_found_in_nested_places(folder: Path) -> None:

@@ -157,6 +157,19 @@ def test_every_setting_is_in_the_identity() -> None:
     assert len({json.dumps(dict(build_retriever(one, chunks(), calls).identity)) for one in same}) == 1
 
 
+@pytest.mark.parametrize("name", ["bm25", "dense", "dense chroma", "hybrid"])
+def test_lists_that_another_version_made_are_made_anew(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = make_calls(CountingHost(), tmp_path)
+    first = build_retriever(RETRIEVERS[name], chunks(), calls).retrieve(QUESTIONS, 4)
+    made = calls.usage["retrieve"].computed
+    monkeypatch.setattr(retrieve, "_version", lambda package: "0.0.1")
+    retrieve._KEPT.clear()
+    assert build_retriever(RETRIEVERS[name], chunks(), calls).retrieve(QUESTIONS, 4) == first
+    assert calls.usage["retrieve"].computed == 2 * made
+
+
 def test_vectors_are_shared_between_stores_and_what_was_not_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     host = CountingHost()
     for name in ("dense", "dense hnsw", "mmr"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -254,6 +255,20 @@ def test_a_dropped_chroma_store_leaves_no_collection() -> None:
     assert name in [collection.name for collection in client.list_collections()]
     del made
     assert name not in [collection.name for collection in client.list_collections()]
+
+
+def test_a_chroma_folder_of_another_version_is_neither_read_nor_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chroma's own default places, with what an unknown version might have left there."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("chroma", "chroma_data", ".chroma"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "chroma.sqlite3").write_bytes(b"SQLite format 3\0of another version")
+    before = {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    rows, queries = vectors(50), vectors(5, seed=11)
+    assert store("chroma exact", rows).search(queries, 5) == truth(rows, queries, 5, "cosine")
+    assert {str(path): path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
 def test_top_is_a_stable_sort() -> None:
