@@ -46,6 +46,7 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+gc.disable()  # until the test modules are there: importing torch and transformers makes next to no garbage
 _frozen = 0
 """Modules that were imported when what they hold was last set aside."""
 
@@ -66,6 +67,7 @@ def _set_imports_aside() -> None:
 def pytest_collection_finish() -> None:
     """The test modules and what they import are there."""
     _set_imports_aside()
+    gc.enable()
 
 
 def pytest_runtest_teardown() -> None:

@@ -13,7 +13,7 @@ COUNT = 2000
 
 def parses(text: str) -> bool:
     try:
-        yaml.safe_load(text)
+        yaml.load(text, Loader=yaml.CSafeLoader)
     except (yaml.YAMLError, ValueError):
         return False
     return True

@@ -58,15 +58,21 @@ LONG, GP_LONG = 20, 8
 """Suggestions of a history; the process costs half a second each from the sixth on, two orders more than the others."""
 
 
-@pytest.fixture(params=sorted(SEARCHERS))
+@pytest.fixture(params=sorted(SEARCHERS), scope="module")
 def make(request):
     space = CHOICES if request.param == "grid" else MIXED
     return lambda: build_searcher(CONFIGS[request.param], space, ("minimize",))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def long(make):
     return GP_LONG if isinstance(make(), GPSearcher) else LONG
+
+
+@pytest.fixture(scope="module")
+def whole(make, long):
+    """The history of one searcher from the first suggestion on."""
+    return ask(make(), long)
 
 
 def loss(suggestion):
@@ -95,18 +101,16 @@ class TestContract:
         union = get_args(get_args(MethodConfig)[0])
         assert set(SEARCHERS) == set(CONFIGS) == {config().type for config in union}
 
-    def test_the_same_seed_index_and_history_give_the_same(self, make, long):
-        first = ask(make(), long)
+    def test_the_same_seed_index_and_history_give_the_same(self, make, long, whole):
         searcher = make()
-        assert [searcher.suggest(i, first[:i]) for i in range(long)] == [t.suggestion for t in first]
-        assert searcher.suggest(long - 3, first[: long - 3]) == first[long - 3].suggestion
+        assert [searcher.suggest(i, whole[:i]) for i in range(long)] == [t.suggestion for t in whole]
+        assert searcher.suggest(long - 3, whole[: long - 3]) == whole[long - 3].suggestion
 
-    def test_a_fresh_searcher_goes_on_where_another_stopped(self, make, long):
-        whole = ask(make(), long)
+    def test_a_fresh_searcher_goes_on_where_another_stopped(self, make, long, whole):
         assert ask(make(), long, history=whole[: long - 2]) == whole
 
-    def test_a_suggestion_survives_the_ledger(self, make, long):
-        for entry in ask(make(), min(12, long)):
+    def test_a_suggestion_survives_the_ledger(self, make, whole):
+        for entry in whole[:12]:
             made = entry.suggestion
             for part in (made.parameters, made.choices, made.distributions, made.attributes):
                 back = json.loads(canonical(part))
@@ -114,10 +118,10 @@ class TestContract:
                 assert canonical(back) == canonical(part)
             assert make().space.replay(made.choices) == made.parameters
 
-    def test_values_are_legal_and_only_of_the_open_arm(self, make, long):
+    def test_values_are_legal_and_only_of_the_open_arm(self, make, whole):
         space = make().space
         axes = {axis.name: axis.domain for axis in space.all_axes()}
-        for entry in ask(make(), long):
+        for entry in whole:
             made = entry.suggestion
             arm = made.choices["opt"]
             assert made.parameters["opt.type"] == arm

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sft_runs import STOP, TOTAL, config, disturb, make_place, run, same
+from sft_runs import STOP, TOTAL, config, go_on, make_place, run, same
 from tiny import tokenizer
 from transformers import LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
@@ -127,11 +127,8 @@ def test_a_packed_step_is_the_plain_step_on_the_same_rows(place: Path, tmp_path:
 def test_it_goes_on_bit_by_bit_in_the_middle_of_an_epoch(place: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     settings = config(place, **changed, gradient_accumulation_steps=1)
     whole = run(settings, tmp_path / "whole", (STOP, TOTAL))
-    run(settings, tmp_path / "cut", (STOP, TOTAL), stop=STOP)
-    disturb()
-    start = str(tmp_path / "cut" / f"checkpoint-{STOP}")
-    second = run(settings, tmp_path / "cut", (TOTAL,), start=start, start_resource=STOP)
-    assert same(tmp_path / "whole" / f"checkpoint-{TOTAL}", tmp_path / "cut" / f"checkpoint-{TOTAL}")
+    second = go_on(settings, tmp_path / "whole", STOP)
+    assert same(tmp_path / "whole" / f"checkpoint-{TOTAL}", tmp_path / "second" / f"checkpoint-{TOTAL}")
     assert whole[-1].scores[0].record() == second[-1].scores[0].record()
     for name in ("train/loss", "train/grad_norm", "train/epoch", "train/padding", "cost/tokens"):
         assert whole[-1].telemetry[name] == second[-1].telemetry[name], name

@@ -26,6 +26,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("sft"))
 
 
+@pytest.fixture(scope="module")
+def fresh(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of the plain run, by a pipeline of its own."""
+    folder = tmp_path_factory.mktemp("fresh")
+    run(config(place), folder)
+    return folder / f"checkpoint-{TOTAL}"
+
+
 @pytest.mark.parametrize(
     "changed",
     [{}, {"precision": "bf16"}, {"adapter": "none", "learning_rate": 0.001}, {"gradient_accumulation_steps": 1}],
@@ -51,19 +59,19 @@ def test_a_stopped_run_goes_on_bit_by_bit(place: Path, tmp_path: Path, changed: 
         assert states[0][name] == states[1][name], name
 
 
-def test_milestones_do_not_change_a_run(place: Path, tmp_path: Path) -> None:
-    run(config(place), tmp_path / "few")
-    run(config(place), tmp_path / "many", (1, 3, 5, TOTAL), report_every=2)
-    assert same(tmp_path / "few" / f"checkpoint-{TOTAL}", tmp_path / "many" / f"checkpoint-{TOTAL}")
+def test_milestones_do_not_change_a_run(place: Path, fresh: Path, tmp_path: Path) -> None:
+    run(config(place), tmp_path, (1, 3, 5, TOTAL), report_every=2)
+    assert same(fresh, tmp_path / f"checkpoint-{TOTAL}")
 
 
 @pytest.mark.parametrize("before", [{"lora_r": 2, "use_rslora": True}, {"adapter": "none"}, {"precision": "bf16"}])
-def test_a_warm_worker_gives_the_weights_of_a_fresh_one(place: Path, tmp_path: Path, before: dict[str, Any]) -> None:
+def test_a_warm_worker_gives_the_weights_of_a_fresh_one(
+    place: Path, fresh: Path, tmp_path: Path, before: dict[str, Any]
+) -> None:
     warm = SFTPipeline()
     run(config(place, **before), tmp_path / "first", pipeline=warm)
     run(config(place), tmp_path / "warm", pipeline=warm)
-    run(config(place), tmp_path / "fresh")
-    assert same(tmp_path / "warm" / f"checkpoint-{TOTAL}", tmp_path / "fresh" / f"checkpoint-{TOTAL}")
+    assert same(tmp_path / "warm" / f"checkpoint-{TOTAL}", fresh)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])

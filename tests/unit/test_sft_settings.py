@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from sft_runs import STOP, TOTAL, config, disturb, make_place, run, same, weights
+from sft_runs import STOP, TOTAL, config, go_on, make_place, run, same, weights
 from transformers import AutoModelForCausalLM
 
+from pipelines.finetune.checkpoint import read_report
 from pipelines.finetune.freezing import unfreeze
 from pipelines.finetune.model import resolve
 from pipelines.finetune.sft import SFTPipeline
@@ -24,6 +25,14 @@ LAST = f"checkpoint-{TOTAL}"
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_place(tmp_path_factory.mktemp("settings"))
+
+
+@pytest.fixture(scope="module")
+def fresh(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The last checkpoint of the plain run, by a pipeline of its own."""
+    folder = tmp_path_factory.mktemp("fresh")
+    run(config(place), folder)
+    return folder / LAST
 
 
 def read_state(folder: Path) -> dict[str, Any]:
@@ -43,25 +52,21 @@ def read_state(folder: Path) -> dict[str, Any]:
 def test_it_goes_on_bit_by_bit(place: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     settings = config(place, **changed)
     whole = run(settings, tmp_path / "whole", (STOP, TOTAL))
-    run(settings, tmp_path / "cut", (STOP, TOTAL), stop=STOP)
-    disturb()
-    start = tmp_path / "cut" / f"checkpoint-{STOP}"
-    second = run(settings, tmp_path / "cut", (TOTAL,), start=str(start), start_resource=STOP)
-    assert same(tmp_path / "whole" / LAST, tmp_path / "cut" / LAST)
-    assert not same(start, tmp_path / "cut" / LAST)
+    second = go_on(settings, tmp_path / "whole", STOP)
+    assert same(tmp_path / "whole" / LAST, tmp_path / "second" / LAST)
+    assert not same(tmp_path / "whole" / f"checkpoint-{STOP}", tmp_path / "second" / LAST)
     assert whole[-1].scores[0].record() == second[-1].scores[0].record()
-    states = [read_state(tmp_path / name / LAST) for name in ("whole", "cut")]
+    states = [read_state(tmp_path / name / LAST) for name in ("whole", "second")]
     for name in ("schedule", "param_groups", "random", "scaler", "step"):
         assert states[0][name] == states[1][name], name
 
 
 @pytest.mark.parametrize("changed", [{"use_dora": True}, {"gradient_checkpointing": True}, {"precision": "fp16"}])
-def test_it_leaves_a_warm_worker_as_it_was(place: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+def test_it_leaves_a_warm_worker_as_it_was(place: Path, fresh: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     warm = SFTPipeline()
     run(config(place, **changed), tmp_path / "first", pipeline=warm)
     run(config(place), tmp_path / "warm", pipeline=warm)
-    run(config(place), tmp_path / "fresh")
-    assert same(tmp_path / "warm" / LAST, tmp_path / "fresh" / LAST)
+    assert same(tmp_path / "warm" / LAST, fresh)
 
 
 def test_every_weight_of_dora_moves_and_the_loss_falls(place: Path, tmp_path: Path) -> None:
@@ -161,7 +166,7 @@ def test_tied_weights_are_one_parameter(place: Path, caplog: pytest.LogCaptureFi
     assert len(unfreeze(model, None)) == len(list(model.parameters()))
 
 
-def test_fp16_learns_and_says_its_scale(place: Path, tmp_path: Path) -> None:
+def test_fp16_learns_and_says_its_scale(place: Path, fresh: Path, tmp_path: Path) -> None:
     reports = run(config(place, precision="fp16", max_steps=30), tmp_path, (1, 30))
     assert reports[-1].scores[0].value < reports[0].scores[0].value - 0.2
     assert reports[0].telemetry["train/loss_scale"] == 65536.0
@@ -169,7 +174,7 @@ def test_fp16_learns_and_says_its_scale(place: Path, tmp_path: Path) -> None:
     scale = 65536.0 / 2 ** reports[-1].telemetry["train/skipped_steps"]
     assert reports[-1].telemetry["train/loss_scale"] == scale
     assert read_state(tmp_path / "checkpoint-30")["scaler"]["scale"] == scale
-    assert "train/loss_scale" not in run(config(place), tmp_path / "fp32")[0].telemetry
+    assert "train/loss_scale" not in read_report(fresh).telemetry
 
 
 def overflowing(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -196,10 +201,8 @@ def test_a_step_that_overflows_is_left_out(
     assert [r.telemetry["train/loss_scale"] for r in reports] == [65536.0, 32768.0, 16384.0, 16384.0]
     assert same(tmp_path / "whole" / "checkpoint-2", tmp_path / "whole" / "checkpoint-3")
     assert not same(tmp_path / "whole" / "checkpoint-3", tmp_path / "whole" / f"checkpoint-{STOP}")
-    run(settings, tmp_path / "cut", (3, TOTAL), stop=3)
-    start = str(tmp_path / "cut" / "checkpoint-3")
-    [last] = run(settings, tmp_path / "cut", (TOTAL,), start=start, start_resource=3)
-    assert same(tmp_path / "whole" / LAST, tmp_path / "cut" / LAST)
+    [last] = go_on(settings, tmp_path / "whole", 3)
+    assert same(tmp_path / "whole" / LAST, tmp_path / "second" / LAST)
     for name in ("train/skipped_steps", "train/loss_scale"):
         assert last.telemetry[name] == reports[-1].telemetry[name], name
 
