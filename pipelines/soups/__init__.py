@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,20 +76,11 @@ def merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         given.update({key: payload[key] for key in ("base", "rank", "energy") if key in payload})
         return merge_adapters(ingredients, out, cache, **given)
     from pipelines.soups.arithmetic import merge_models
-    from pipelines.soups.masks import one_mask, record_mask, sparsity_kept
-    from pipelines.stage import UserError
+    from pipelines.soups.masks import one_mask, with_mask
 
     mask = one_mask([folder for folder, _ in ingredients])
     made = merge_models(ingredients, out, base=base_folder(payload, cache), cache=cache, **given)
-    if mask is None:
-        return made
-    try:
-        after = sparsity_kept(mask, out)
-    except UserError:
-        shutil.rmtree(out)
-        raise
-    record_mask(out, mask)
-    return {**made, "mask": mask.hash, "sparsity": {"before": mask.sparsity, "after": after.sparsity}}
+    return with_mask(mask, out, made)
 
 
 def merge_settings(payload: Mapping[str, Any]) -> dict[str, Any]:

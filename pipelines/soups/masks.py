@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,28 @@ def sparsity_kept(before: Mask, folder: Path) -> Mask:
             "zero in the soup: this merge does not keep zeros; take average"
         )
     return after
+
+
+def with_mask(mask: Mask | None, out: Path, made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a merge of models returns, and the mask that all of them had: looked for in the result, and recorded beside it.
+
+    Args:
+        mask: of the ingredients; None where they are dense.
+        out: the result's folder, which is removed where it lost the mask.
+        made: what the merge returned.
+
+    Raises:
+        UserError: if the result has other zeros.
+    """
+    if mask is None:
+        return dict(made)
+    try:
+        after = sparsity_kept(mask, out)
+    except UserError:
+        shutil.rmtree(out)
+        raise
+    record_mask(out, mask)
+    return {**made, "mask": mask.hash, "sparsity": {"before": mask.sparsity, "after": after.sparsity}}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -20,6 +20,7 @@ from typing import Any
 
 from pipelines.soups import base_folder, merge_settings, streaming
 from pipelines.soups.arithmetic import folder_bytes, folder_hash, plan_models
+from pipelines.soups.masks import one_mask, with_mask
 from pipelines.soups.plan import MergePlan
 from pipelines.soups.streaming import merge_part
 
@@ -43,6 +44,7 @@ def plan_merge(payload: Mapping[str, Any]) -> dict[str, Any]:
     ingredients = [(Path(folder), float(weight)) for folder, weight in payload["ingredients"]]
     given = merge_settings(payload)
     base = base_folder(payload, cache)
+    one_mask([folder for folder, _ in ingredients])
     plan = plan_models(ingredients, Path(payload["out"]), base=base, cache=cache, parts=payload["parts"], **given)
     streaming.start_merge(plan)
     return {"plan": plan.model_dump(mode="json"), "parts": len(plan.parts)}
@@ -55,8 +57,9 @@ def finish_merge(payload: Mapping[str, Any]) -> dict[str, Any]:
         payload: `plan`.
 
     Returns:
-        `{kind, hash, bytes}`.
+        What `pipelines.soups.merge` returns.
     """
     plan = MergePlan.model_validate(payload["plan"])
     known = streaming.finish_merge(plan)
-    return {"kind": "full", "hash": folder_hash(Path(plan.out), known), "bytes": folder_bytes(Path(plan.out))}
+    made = {"kind": "full", "hash": folder_hash(Path(plan.out), known), "bytes": folder_bytes(Path(plan.out))}
+    return with_mask(one_mask([Path(folder) for folder in plan.folders]), Path(plan.out), made)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from soup_machine import load
 
 from pipelines.soups import merge
+from pipelines.soups.masks import counted, record_mask
 from sweeps import merging
 from sweeps.failures import Failure, classify
 from sweeps.load import LoadedSweep
@@ -71,6 +72,26 @@ def test_several_workers_write_the_bytes_of_one(tmp_path: Path, loaded: LoadedSw
     assert 1 < parts <= slots
     files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parted")]
     assert files[0] == files[1]
+
+
+def test_pruned_models_keep_their_mask_on_several_workers_too(tmp_path: Path, loaded: LoadedSweep) -> None:
+    payload = {"ingredients": models(tmp_path), "cache": None}
+    for folder in (Path(name) for name, _ in payload["ingredients"]):
+        tensors = load_file(folder / "model.safetensors")
+        save_file(
+            {name: value * (torch.arange(9) % 3 > 0) for name, value in tensors.items()}, folder / "model.safetensors"
+        )
+        record_mask(folder, counted(folder))
+    whole = merge({**payload, "out": str(tmp_path / "whole")})
+    assert whole["sparsity"]["after"] == pytest.approx(1 / 3)
+    workers: Any = Workers(2)
+    assert merging.make_weights(loaded, workers, {**payload, "out": str(tmp_path / "parted")}, print) == whole
+    assert (tmp_path / "parted" / "mask.json").read_bytes() == (tmp_path / "whole" / "mask.json").read_bytes()
+    (tmp_path / "2" / "mask.json").unlink()
+    tensors = load_file(tmp_path / "2" / "model.safetensors")
+    save_file({name: torch.ones_like(value) for name, value in tensors.items()}, tmp_path / "2" / "model.safetensors")
+    with pytest.raises(CallFailed, match="the masks of pruned weights differ"):
+        merging.make_weights(loaded, workers, {**payload, "out": str(tmp_path / "no")}, print)
 
 
 def test_what_is_small_is_one_call(tmp_path: Path, loaded: LoadedSweep, monkeypatch: pytest.MonkeyPatch) -> None:
