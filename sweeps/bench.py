@@ -20,7 +20,7 @@ import numpy as np
 
 from evaluators.base import Direction, Score
 from evaluators.statistics import contrast
-from pipelines.soups.base import Blend, SoupEvent, SoupNote
+from pipelines.soups.base import NOTHING, Ahead, Blend, SoupEvent, SoupNote
 from sweeps.engine import Backend, CallFailed
 from sweeps.ledger import Event, Items, Ledger, number
 from sweeps.loop import Pending
@@ -86,20 +86,23 @@ class Tasting:
     def score(
         self,
         blend: Blend,
-        ahead: Sequence[Blend] = (),
+        ahead: Ahead = NOTHING,
         against: Blend | None = None,
         may_fail: bool = False,
     ) -> Score:
         """See `Bench`; from the ledger where it is there."""
         if blend in self.known:
             return self.known[blend]
-        window = [one for one in dict.fromkeys([blend, *ahead]) if one not in self.known][: self.backend.slots]
+        rivals: dict[Blend, Blend | None] = {}
+        for one, rival in ((blend, against), *ahead.items()):
+            rivals.setdefault(one, rival)
+        window = [one for one in rivals if one not in self.known][: self.backend.slots]
         for one in [one for one in self._begun if one not in window]:
             self._begun.pop(one).forget()
         if len(window) > 1:
             for one in window:
                 if one not in self._begun:
-                    self._begun[one] = self.backend.start(*self._question(one, against))
+                    self._begun[one] = self.backend.start(*self._question(one, rivals[one]))
         function, payload = self._question(blend, against)
         begun = self._begun.pop(blend, None)
         try:

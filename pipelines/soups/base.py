@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 from evaluators.base import Direction, Score
@@ -124,13 +125,18 @@ class SoupNote:
     body: Mapping[str, Any]
 
 
+Ahead = Mapping[Blend, Blend | None]
+"""Blends, in order, and the one that each must beat."""
+NOTHING: Ahead = MappingProxyType({})
+
+
 class Bench(Protocol):
     """Who answers a recipe. Equal questions get equal answers, also after a kill."""
 
     def score(
         self,
         blend: Blend,
-        ahead: Sequence[Blend] = (),
+        ahead: Ahead = NOTHING,
         against: Blend | None = None,
         may_fail: bool = False,
     ) -> Score:
@@ -138,7 +144,8 @@ class Bench(Protocol):
 
         Args:
             blend: what to make and score.
-            ahead: what will be asked next if this one changes nothing; it may be scored at the same time, and is not
+            ahead: what will be asked next if this one changes nothing, in that order, with what each of it must beat;
+                it may be scored at the same time, and is not
                 recorded before it is asked for.
             against: a blend scored before that this one must beat; a hopeless one may be stopped early.
             may_fail: a blend that can't be made gets NaN instead of ending the soup.

@@ -1,15 +1,16 @@
 """Trial soups of full models in memory: a float32 running sum beside the model that is scored.
 
-A greedy soup tries the mean of k models taken and one more. With the sum of the k kept, a trial costs one read of the new
-model and no write; taking it makes the trial's sum the new one, and refusing it needs no undoing, because the sum that was
-kept is never touched. The weights are (Σθᵢ)/k, rounded to the file's type and put into the model. The written way
+A greedy soup tries the mean of k models taken and one more. With the sum S of the k kept, a trial costs one read of the new
+model and no write: its sum is T = S + θ. Taking it makes T the new S, and refusing it needs no undoing, because S is never
+touched. A point of the path between the mean and the new model, u·S + v·θ, is (u - v)·S + v·T, so the path and the trial
+read the new model once together. The weights are rounded to the file's type and put into the model. The written way
 (`pipelines.soups.merge`) sums wᵢθᵢ instead: both sum in float32, and differ by its rounding, at most a few parts in 10⁷
 before the file's type rounds them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -51,11 +52,11 @@ class ResidentSum:
         """
         folders = tuple(folder for folder, _ in parts)
         weights = [weight for _, weight in parts]
-        if len(set(weights)) > 1:
+        if len(set(weights[:-1])) > 1:
             sums: Sums = {}
             for folder, weight in parts:
                 sums = self._plus(sums, folder, weight)
-            self._put(sums, 1.0)
+            self._put(sums.items())
             return
         if folders != self._trial[0]:
             before = folders[:-1]
@@ -67,7 +68,12 @@ class ResidentSum:
                     sums = self._plus(sums, folder, 1.0)
                 self._taken = (before, sums)
             self._trial = (folders, self._plus(self._taken[1], folders[-1], 1.0))
-        self._put(self._trial[1], 1.0 / len(folders))
+        if len(set(weights)) == 1:
+            self._put((name, value * (1.0 / len(folders))) for name, value in self._trial[1].items())
+        else:
+            inside, new = weights[0], weights[-1]
+            kept, trial = self._taken[1], self._trial[1]
+            self._put((name, value * new + kept[name] * (inside - new)) for name, value in trial.items())
 
     def _plus(self, sums: Sums, folder: str, weight: float) -> Sums:
         """Sums with a model added, read tensor by tensor; what was given is not touched."""
@@ -91,6 +97,6 @@ class ResidentSum:
         return made
 
     @torch.no_grad()
-    def _put(self, sums: Sums, scale: float) -> None:
-        for name, value in sums.items():
-            self._places[name].copy_((value * scale).to(self._kinds[name]))
+    def _put(self, values: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, value in values:
+            self._places[name].copy_(value.to(self._kinds[name]))

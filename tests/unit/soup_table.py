@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from evaluators.base import Direction, Score
-from pipelines.soups.base import Blend, Ingredient, SoupEvent, SoupNote
+from pipelines.soups.base import NOTHING, Ahead, Blend, Ingredient, SoupEvent, SoupNote
 
 
 def score(value: float, direction: Direction = "maximize", se: float = 0.01) -> Score:
@@ -42,7 +42,7 @@ class Table:
         self.learned: Callable[[Sequence[str], Mapping[str, Any]], Mapping[str, Any]] | None = None
 
     def score(
-        self, blend: Blend, ahead: Sequence[Blend] = (), against: Blend | None = None, may_fail: bool = False
+        self, blend: Blend, ahead: Ahead = NOTHING, against: Blend | None = None, may_fail: bool = False
     ) -> Score:
         if blend in self.known:
             return self.known[blend]

@@ -85,16 +85,19 @@ def soup_events(stage: Stage, after: int) -> list[Any]:
     return json.loads(json.dumps(events))
 
 
-@pytest.mark.parametrize("method", ["greedy", "pruned", "uniform", "search"])
-def test_many_workers_make_the_soup_of_one(stages: dict[int, Stage], method: str) -> None:
+@pytest.mark.parametrize(
+    ("method", "barrier"),
+    [("greedy", False), ("greedy", True), ("pruned", False), ("uniform", True), ("search", False)],
+)
+def test_many_workers_make_the_soup_of_one(stages: dict[int, Stage], method: str, barrier: bool) -> None:
     more = {"evaluations": 12} if method == "search" else {}
     ahead = 0
-    for seed in range(12 if method == "greedy" else 3):
+    for seed in range(3 if barrier or method != "greedy" else 12):
         told = {}
         for slots, stage in stages.items():
             machine = stage.backend = Hands(slots, seed)
             after = max(event.seq for event in stage.ledger.events())
-            config = parse_soup({"method": method, "top": 6, "barrier": False, "seed": seed, **more})
+            config = parse_soup({"method": method, "top": 6, "barrier": barrier, "seed": seed, **more})
             make_soup(stage.loaded, stage.ledger, stage.paths, machine, config, stage.said.append)
             told[slots] = soup_events(stage, after)
             assert (machine.begun > 0) == (slots > 1)
@@ -105,6 +108,32 @@ def test_many_workers_make_the_soup_of_one(stages: dict[int, Stage], method: str
         kinds = [kind for kind, _ in told[1]]
         assert kinds[-1] == "soup_finished"
     assert ahead
+
+
+@pytest.mark.parametrize("early", [None, {"block": 4}])
+def test_no_candidate_is_scored_twice_because_of_its_path(stages: dict[int, Stage], early: Any) -> None:
+    """Paths and trials of the next candidates run at once; what was begun ahead is used when its turn comes."""
+    stage = stages[3]
+    machine = stage.backend = Hands(3, 0)
+    begun: list[str] = []
+    plain = machine.start
+
+    def counted(function: str, payload: Mapping[str, Any]) -> Hand:
+        begun.append(json.dumps([function, payload["merge"]["ingredients"]] if "merge" in payload else payload))
+        return plain(function, payload)
+
+    def equal(key: str) -> Any:
+        item_set = ItemSet(tuple(f"select-{row}" for row in range(ROWS)))
+        return summarise("loss", "select", "minimize", item_set, np.full(ROWS, 0.5))
+
+    machine.start, machine.drawn = counted, equal  # type: ignore[method-assign]
+    config = parse_soup({"method": "greedy", "top": 6, "tie": "reject", "max_drop": 0.5, "early_stop": early})
+    soup = make_soup(stage.loaded, stage.ledger, stage.paths, machine, config, stage.said.append)
+    assert soup is not None
+    assert len(soup.notes) == 5, "every candidate has a path"
+    assert len(begun) == len(set(begun))
+    mixtures = [body for body in soup.scored if len(body["mixture"]) > 1]
+    assert len(begun) > len(mixtures), "mixtures were all begun ahead, and singles"
 
 
 def test_never_more_calls_at_once_than_slots(stages: dict[int, Stage]) -> None:

@@ -59,6 +59,10 @@ def test_what_cannot_be_scored_is_a_barrier() -> None:
     assert not path.passes
     assert path.barrier == math.inf
     assert asked == [0.5]
+    for broken in (0.25, 0.125):
+        path, asked = walk(lambda a, broken=broken: math.nan if a == broken else math.sin(20 * a))
+        assert path.barrier == math.inf
+        assert path.at == asked[-1] == broken, "it ends there, whatever else waits in that round"
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])

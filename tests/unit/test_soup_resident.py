@@ -82,6 +82,17 @@ def test_a_trial_reads_its_new_ingredient_alone_and_equals_what_is_written(
             same = (held[name] == value.float()).float().mean()
             assert same > (0.97 if kind == "half" else 0.3), f"{name}: {same:.3f} equal"
     assert reads == [2, 1, 1, 1]
+    before = resident.reads
+    first = [load_file(Path(folder) / "model.safetensors") for folder in folders]
+    for alpha in (0.5, 0.25, 0.75):
+        resident.apply([(folders[0], (1 - alpha) / 2), (folders[2], (1 - alpha) / 2), (folders[3], alpha)])
+        for name, value in model.state_dict().items():
+            expected = (1 - alpha) / 2 * (first[0][name].float() + first[2][name].float()) + alpha * first[3][
+                name
+            ].float()
+            torch.testing.assert_close(value, expected, rtol=2**-7 if kind == "half" else 1e-5, atol=1e-6)
+    resident.apply([(folders[place], 1 / 3) for place in (0, 2, 3)])
+    assert resident.reads == before + 1, "a path and its trial read the new model once"
     resident.apply([(folders[0], 0.25), (folders[1], 0.75)])
     first, second = (load_file(Path(folder) / "model.safetensors") for folder in folders[:2])
     name = "model.layers.0.mlp.up_proj.weight"

@@ -12,8 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.soups.base import Bench, Blend, Mixture, SoupEvent, SoupNote
-from pipelines.soups.recipes.path import Path, walk_path
+from evaluators.base import Score
+from pipelines.soups.base import NOTHING, Ahead, Bench, Blend, Mixture, SoupEvent, SoupNote
+from pipelines.soups.recipes.path import FIRST, Path, walk_path
 from pipelines.soups.recipes.ranking import Ranking, alone
 
 
@@ -39,25 +40,32 @@ class Gate:
     def passing(self, ranking: Ranking, bench: Bench) -> list[str]:
         """The best single, and the runs that no barrier parts from it; the others are told as rejected."""
         inside = [ranking.runs[0]]
-        for run, single in zip(ranking.runs[1:], ranking.scores[1:], strict=True):
-            refused = self.refuses(bench, alone(inside[0]), run)
+        best = alone(inside[0])
+        for place, (run, single) in enumerate(zip(ranking.runs[1:], ranking.scores[1:], strict=True), start=2):
+            ahead = dict.fromkeys(knot for later in ranking.runs[place:] for knot in self.knots(best, later))
+            refused = self.refuses(bench, best, run, ahead)
             if refused is None:
                 inside.append(run)
             else:
                 bench.tell(SoupEvent(run, "reject", single.value, ranking.best, refused))
         return inside
 
-    def refuses(self, bench: Bench, soup: Blend, run: str) -> str | None:
+    def knots(self, soup: Blend, run: str) -> list[Blend]:
+        """What `refuses` scores first, whatever comes out."""
+        return [Blend(between(soup.mixture, run, alpha)) for alpha in FIRST] if self.barrier else []
+
+    def refuses(self, bench: Bench, soup: Blend, run: str, ahead: Ahead = NOTHING) -> str | None:
         """Why a run is left out, or None.
 
         Args:
             bench: who scores.
             soup: what the run would be added to.
             run: the run.
+            ahead: what will be asked next, if it passes.
         """
         if not self.barrier:
             return None
-        path = walk(bench, soup if soup.averaged else Blend(soup.mixture), run, self.max_drop, self.evaluations)
+        path = self._walk(bench, soup if soup.averaged else Blend(soup.mixture), run, ahead)
         knots = [[alpha, number(value)] for alpha, value in path.knots]
         body = {"run": run, "from": list(soup.runs), "knots": knots, "barrier": number(path.barrier), "at": path.at}
         bench.tell(SoupNote("path", {**body, "se": number(path.se), "allowed": path.allowed, "passes": path.passes}))
@@ -68,25 +76,23 @@ class Gate:
         error = f" ± {path.se:.2g}" if math.isfinite(path.se) else ""
         return f"behind a barrier: {path.barrier:.3g}{error} worse than the straight line at {path.at:.2f} of the way"
 
+    def _walk(self, bench: Bench, soup: Blend, run: str, ahead: Ahead) -> Path:
+        """The path from an average to a run; the points that it surely has are asked for together."""
+        other, first = alone(run), self.knots(soup, run)
 
-def walk(bench: Bench, soup: Blend, run: str, max_drop: float, evaluations: int) -> Path:
-    """The path from an average to a run."""
-    other = alone(run)
+        def at(alpha: float) -> Blend:
+            return Blend(between(soup.mixture, run, alpha))
 
-    def at(alpha: float) -> Blend:
-        return Blend(between(soup.mixture, run, alpha))
+        def score(alpha: float) -> Score:
+            knot = at(alpha)
+            rest = first[first.index(knot) + 1 :] if knot in first else []
+            return bench.score(knot, {**dict.fromkeys(rest), **ahead}, may_fail=True)
 
-    def rise(alpha: float) -> tuple[float, float]:
-        return bench.contrast([(1.0, at(alpha)), (alpha - 1.0, soup), (-alpha, other)])
+        def rise(alpha: float) -> tuple[float, float]:
+            return bench.contrast([(1.0, at(alpha)), (alpha - 1.0, soup), (-alpha, other)])
 
-    ends = bench.score(soup), bench.score(other)
-    return walk_path(
-        lambda alpha: bench.score(at(alpha), may_fail=True),
-        ends,
-        rise=rise,
-        max_drop=max_drop,
-        evaluations=evaluations,
-    )
+        ends = bench.score(soup), bench.score(other)
+        return walk_path(score, ends, rise=rise, max_drop=self.max_drop, evaluations=self.evaluations)
 
 
 def number(value: float) -> float | None:

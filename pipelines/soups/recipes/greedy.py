@@ -54,13 +54,13 @@ class GreedySoup:
         taken, current = [ranking.runs[0]], ranking.scores[0]
         bench.tell(SoupEvent(taken[0], "start", current.value, current.value, "best single"))
         for place in range(1, len(ranking.runs)):
-            run, before = ranking.runs[place], current.value
-            refused = self.gate.refuses(bench, self.blend(taken), run)
+            run, before, soup = ranking.runs[place], current.value, self.blend(taken)
+            ahead = self._ahead(taken, ranking.runs[place + 1 :])
+            refused = self.gate.refuses(bench, soup, run, {self.blend([*taken, run]): soup, **ahead})
             if refused is not None:
                 bench.tell(SoupEvent(run, "reject", ranking.scores[place].value, before, refused))
                 continue
-            ahead = [self.blend([*taken, other]) for other in ranking.runs[place + 1 :]]
-            score = bench.score(self.blend([*taken, run]), ahead, against=self.blend(taken))
+            score = bench.score(self.blend([*taken, run]), ahead, against=soup)
             if takes(score.value, before, ranking.direction, self.tie):
                 taken.append(run)
                 current = score
@@ -73,6 +73,16 @@ class GreedySoup:
             )
         tell_left_out(ranking, current.value, bench)
         return self.blend(taken)
+
+    def _ahead(self, taken: Sequence[str], runs: Sequence[str]) -> dict[Blend, Blend | None]:
+        """What will be asked about runs while nothing more is taken."""
+        soup = self.blend(taken)
+        asked: dict[Blend, Blend | None] = {}
+        for run in runs:
+            for knot in self.gate.knots(soup, run):
+                asked.setdefault(knot, None)
+            asked.setdefault(self.blend([*taken, run]), soup)
+        return asked
 
     def blend(self, runs: Sequence[str]) -> Blend:
         """What is tried of some runs."""

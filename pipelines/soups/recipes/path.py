@@ -25,6 +25,9 @@ from pipelines.soups.base import sign
 ROUNDING = 1e-5
 """Share of a score below which a rise is arithmetic's: sums in float32 in another order."""
 
+FIRST = (0.5, 0.25, 0.75)
+"""The points that every path is scored at, in this order, unless one can't be."""
+
 Rise = Callable[[float], tuple[float, float]]
 """A point -> (the score there minus the straight line's, its standard error or NaN), in the metric's unit."""
 
@@ -81,6 +84,8 @@ def walk_path(
             guess = _spline(line.known, middle)
             area = _area(line.known, a, b)
             value = line.look(middle)
+            if not math.isfinite(value):
+                break
             simpson = (b - a) * (line.known[a] + 4 * value + line.known[b]) / 6
             bound = line.noise[middle]
             if not (abs(value - guess) <= bound and abs(simpson - area) <= bound * (b - a)):

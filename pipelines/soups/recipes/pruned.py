@@ -52,7 +52,8 @@ class PrunedSoup:
                 bench.tell(SoupEvent(run, "accept", best, best, "the last one left"))
                 continue
             ahead = [self.blend([o for o in inside if o != later]) for later in walk[place + 1 :]]
-            value = bench.score(self.blend(rest), ahead, against=self.blend(inside)).value
+            rival = self.blend(inside)
+            value = bench.score(self.blend(rest), dict.fromkeys(ahead, rival), against=rival).value
             if takes(value, best, ranking.direction, self.tie) or not math.isfinite(best):
                 inside = rest
                 reason = "without it the score is " + ("equal" if value == best else "better")

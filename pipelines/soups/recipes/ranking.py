@@ -49,7 +49,7 @@ def rank(ingredients: Sequence[Ingredient], bench: Bench) -> Ranking:
     sound = [ingredient for ingredient in ingredients if ingredient.run not in problems]
     blends = [alone(ingredient.run) for ingredient in sound]
     singles = [
-        (ingredient, bench.score(blend, blends[place + 1 :]))
+        (ingredient, bench.score(blend, dict.fromkeys(blends[place + 1 :])))
         for place, (ingredient, blend) in enumerate(zip(sound, blends, strict=True))
     ]
     scored = [pair for pair in singles if math.isfinite(pair[1].value)]

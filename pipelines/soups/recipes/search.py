@@ -112,7 +112,7 @@ class SearchSoup:
                 blends[0], points[0] = self._blend(runs, ranges, start), unit
             values = []
             for place, blend in enumerate(blends):
-                value = bench.score(blend, blends[place + 1 :], may_fail=True).value
+                value = bench.score(blend, dict.fromkeys(blends[place + 1 :]), may_fail=True).value
                 values.append(factor * value if math.isfinite(value) else math.nan)
                 if math.isfinite(value) and factor * value < factor * best_value:
                     best, best_value = blend, value

@@ -51,7 +51,7 @@ class TowardBase:
 
         def look(scales: Sequence[float]) -> None:
             for place, scale in enumerate(scales):
-                value = bench.score(at(scale), [at(s) for s in scales[place + 1 :]], may_fail=True).value
+                value = bench.score(at(scale), dict.fromkeys(at(s) for s in scales[place + 1 :]), may_fail=True).value
                 known[scale] = factor * value if math.isfinite(value) else math.inf
 
         look([0.5, 0.75])
