@@ -15,6 +15,9 @@ from pipelines.hashes import kept_hash, record_hash
 from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
 from pipelines.stage import UserError
 
+NOT_WEIGHTS = ("optimizer.safetensors", "grams.safetensors")
+"""Files of tensors that may lie beside a checkpoint's weights and say nothing about its answers."""
+
 
 @dataclass(frozen=True)
 class WeightsIdentity:
@@ -69,7 +72,7 @@ def content_hash(folder: Path, names: str = "model") -> str:
         ]
     else:
         wanted = [p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name.endswith("config.json")]
-        wanted = [p for p in wanted if p.name not in ("optimizer.safetensors", "tokenizer_config.json")]
+        wanted = [p for p in wanted if p.name not in (*NOT_WEIGHTS, "tokenizer_config.json")]
     return record_hash({path.name: kept_hash(path) for path in wanted if path.is_file()})
 
 

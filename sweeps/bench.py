@@ -22,6 +22,7 @@ from evaluators.base import Direction, Score
 from evaluators.statistics import contrast
 from pipelines.soups.base import NOTHING, Ahead, Blend, SoupEvent, SoupNote
 from sweeps.engine import Backend, CallFailed
+from sweeps.gathering import Grams
 from sweeps.ledger import Event, Items, Ledger, number
 from sweeps.loop import Pending
 from sweeps.paths import cache_dir
@@ -80,6 +81,7 @@ class Tasting:
         )
         """Begun by a version whose barriers knew the ends' errors only; it goes on as it was begun."""
         self.heard = 0
+        self.grams = Grams(loaded, backend, plan, say)
         self._begun: dict[Blend, Pending] = {}
         self.direction: Direction = "minimize"
 
@@ -99,6 +101,7 @@ class Tasting:
         window = [one for one in rivals if one not in self.known][: self.backend.slots]
         for one in [one for one in self._begun if one not in window]:
             self._begun.pop(one).forget()
+        self.grams.ready(window)
         if len(window) > 1:
             for one in window:
                 if one not in self._begun:

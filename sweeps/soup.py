@@ -111,6 +111,7 @@ def _make(
         blend = build_recipe(plan.config).mix(plan.ingredients, bench)
         if Path(plan.ingredients[0].folder, "adapter_config.json").is_file():
             blend = replace(blend, rank=plan.config.rank, energy=plan.config.energy)
+        bench.grams.ready([blend])
         made = make_weights(loaded, backend, bench.merge_payload(blend, folder), say)
         score = bench.made(blend, folder)
         alike = bench.cosines([ingredient.run for ingredient in plan.ingredients])

@@ -35,6 +35,7 @@ class Plan:
         placed: the runs, best first.
         ingredients: the same as recipes see them.
         evaluators: the entry that reports the metric.
+        configs: the runs' configurations.
     """
 
     config: SoupConfig
@@ -43,6 +44,7 @@ class Plan:
     placed: tuple[Placed, ...]
     ingredients: tuple[Ingredient, ...]
     evaluators: tuple[Mapping[str, Any], ...]
+    configs: tuple[Mapping[str, Any], ...]
 
     @property
     def method(self) -> str:
@@ -121,4 +123,5 @@ def make_plan(
         tuple(placed for placed, _ in found),
         tuple(ingredient for _, ingredient in found),
         timetable(spec, loaded.metrics).soup,
+        tuple(configs),
     )

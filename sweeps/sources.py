@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.hashes import file_hash
+from pipelines.weights import NOT_WEIGHTS
 from sweeps.local import SWEEP
 from sweeps.paths import SweepPaths
 from sweeps.problems import close, show
@@ -145,7 +146,7 @@ def _checkpoint(paths: SweepPaths, run: RunState) -> Path:
 def weights_hash(folder: Path) -> str:
     """SHA-256 (hex) over the model's safetensors files of a folder, names and contents; optimizer state is no weights."""
     digest = hashlib.sha256()
-    files = sorted(path for path in folder.glob("*.safetensors") if path.name != "optimizer.safetensors")
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name not in NOT_WEIGHTS)
     if not files:
         raise SourceError(f"{folder} holds no safetensors weights")
     for path in files:

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.packages import PACKAGE, package_path
+from pipelines.weights import NOT_WEIGHTS
 
 MOST_HEADER_BYTES = 1 << 28
 """A header that says it is longer than this is no header."""
@@ -160,7 +161,7 @@ def _snapshot(source: str) -> Path:
 def _from_folder(folder: Path) -> ModelShape:
     tensors: dict[str, tuple[int, ...]] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        if file.name != "optimizer.safetensors" and not file.name.startswith("adapter"):
+        if file.name not in NOT_WEIGHTS and not file.name.startswith("adapter"):
             tensors.update(safetensors_header(file))
     if not tensors:
         raise ShapeUnknown(f"{folder} holds no safetensors, so its size is not known before it is loaded")

@@ -27,8 +27,8 @@ import torch
 from pipelines.hashes import file_hash, record_hash
 from pipelines.soups import ON_CHANGES
 from pipelines.soups.config import AverageConfig, MergeMethodConfig
-from pipelines.soups.files import FLOATS, INDEX, WEIGHTS, Mapped, ModelFiles, Stored, read_header
-from pipelines.soups.grams import GRAMS
+from pipelines.soups.files import FLOATS, INDEX, WEIGHTS, Mapped, ModelFiles, Stored
+from pipelines.soups.grams import find_grams
 from pipelines.soups.plan import SHARD_BYTES, MergePlan, lay_out
 from pipelines.soups.streaming import merge_whole
 from pipelines.stage import UserError
@@ -149,7 +149,8 @@ def plan_models(
     if configs[0].get("tie_word_embeddings"):
         problems += _drop_tied_head(models, names)
     problems += _tensor_problems(models, names, own)
-    grams = _grams(folders, models, names, problems) if method.type == "regmean" else {}
+    sides = {name: models[0].tensors[name].shape[-1] for name in names if models[0].tensors[name].shape}
+    grams = find_grams(folders, sides, problems) if method.type == "regmean" and not problems else {}
     if problems:
         rest = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
         raise UserError("no soup: " + "; ".join(problems[:5]) + rest)
@@ -268,26 +269,6 @@ def _tensor_problems(models: Sequence[ModelFiles], names: Iterable[str], base: M
             elif below.shape != first.shape or below.dtype not in FLOATS:
                 problems.append(f"{name} is {first.shape} in {models[0].folder}, but {below.shape} in the base model")
     return problems
-
-
-def _grams(
-    folders: Sequence[Path], models: Sequence[ModelFiles], names: Iterable[str], problems: list[str]
-) -> dict[str, list[Stored]]:
-    """Gram matrices by tensor, one an ingredient."""
-    missing = [folder for folder in folders if not (folder / GRAMS).is_file()]
-    if missing:
-        problems.append(f"regmean needs {GRAMS} beside every ingredient, but {missing[0]} has none")
-        return {}
-    headers = [read_header(folder / GRAMS) for folder in folders]
-    found = {}
-    for name in sorted(set().union(*headers) & set(names)):
-        side = models[0].tensors[name].shape[-1] if name in models[0].tensors else 0
-        for folder, header in zip(folders, headers, strict=True):
-            shape = header[name].shape if name in header else None
-            if shape != (side, side):
-                problems.append(f"{folder / GRAMS} has {shape or 'nothing'} for {name}, which needs ({side}, {side})")
-        found[name] = [header[name] for header in headers if name in header]
-    return found
 
 
 def _config_problems(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from pipelines.stage import UserError
+from pipelines.weights import NOT_WEIGHTS
 
 TIED = {"lm_head": "model.embed_tokens"}
 """Output layer -> the embedding that it is tied to, for models whose configuration ties them."""
@@ -58,7 +59,7 @@ class BaseTensors:
                 raise UserError("no soup: the adapters don't name their base model, which this merge has to read")
             cache = self._cache or Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="stockpot-")))
             folder = resolve(self._source, cache)
-            for path in sorted(folder.glob("*.safetensors")):
+            for path in sorted(path for path in folder.glob("*.safetensors") if path.name not in NOT_WEIGHTS):
                 file = self._stack.enter_context(safe_open(str(path), "pt"))
                 self._places.update(dict.fromkeys(file.keys(), file))
             self._folder = folder

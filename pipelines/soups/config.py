@@ -96,7 +96,7 @@ class ModelStockConfig(Config):
 
 
 class RegMeanConfig(Config):
-    """Least squares on the inputs of each linear layer (Jin et al. 2023). Needs Gram matrices beside the ingredients."""
+    """Least squares on the inputs of each linear layer (Jin et al. 2023). Their Gram matrices are gathered on train."""
 
     type: Literal["regmean"] = "regmean"
     """Name of the method."""

@@ -13,25 +13,31 @@ from __future__ import annotations
 import mmap
 import os
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pipelines.soups.files import layout
+from pipelines.soups.files import Stored, layout, read_header
 
 GRAMS = "grams.safetensors"
 """Name of the file beside an ingredient's weights."""
 
 
-def gather_grams(model: torch.nn.Module, batches: Iterable[Mapping[str, torch.Tensor]], path: Path) -> int:
+def gather_grams(
+    model: torch.nn.Module,
+    batches: Iterable[Mapping[str, torch.Tensor]],
+    path: Path,
+    names: Collection[str] | None = None,
+) -> int:
     """Write the Gram matrices of a model's linear layers over rows.
 
     Args:
         model: whose layers they are; put into evaluation mode, its gradients untouched.
         batches: what the model is called with; where `attention_mask` (batch, seq) is 0, inputs of that shape don't count.
         path: the file; written aside and moved.
+        names: of the weights of the layers that count; all by default.
 
     Returns:
         How many tokens counted.
@@ -39,7 +45,8 @@ def gather_grams(model: torch.nn.Module, batches: Iterable[Mapping[str, torch.Te
     Raises:
         ValueError: if there are no tokens.
     """
-    layers = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    linear = {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    layers = {name: module for name, module in linear.items() if names is None or name in names}
     shapes = [(name, "F32", (layer.in_features, layer.in_features)) for name, layer in layers.items()]
     header, offsets, size = layout(shapes)
     aside = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.tmp"
@@ -63,6 +70,30 @@ def gather_grams(model: torch.nn.Module, batches: Iterable[Mapping[str, torch.Te
     finally:
         aside.unlink(missing_ok=True)
     return tokens
+
+
+def find_grams(folders: Sequence[Path], sides: Mapping[str, int], problems: list[str]) -> dict[str, list[Stored]]:
+    """Where the Gram matrices of some weights lie, by the weight's name, one an ingredient.
+
+    Args:
+        folders: of the ingredients.
+        sides: name of a weight -> inputs of its layer.
+        problems: takes what is missing or has another shape.
+    """
+    missing = [folder for folder in folders if not (folder / GRAMS).is_file()]
+    if missing:
+        problems.append(f"regmean needs {GRAMS} beside every ingredient, but {missing[0]} has none")
+        return {}
+    headers = [read_header(folder / GRAMS) for folder in folders]
+    found = {}
+    for name in sorted(set().union(*headers) & set(sides)):
+        side = sides[name]
+        for folder, header in zip(folders, headers, strict=True):
+            shape = header[name].shape if name in header else None
+            if shape != (side, side):
+                problems.append(f"{folder / GRAMS} has {shape or 'nothing'} for {name}, which needs ({side}, {side})")
+        found[name] = [header[name] for header in headers if name in header]
+    return found
 
 
 def _add_up(

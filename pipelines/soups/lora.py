@@ -49,6 +49,8 @@ from pipelines.soups.compact import Kept, compact, factorise
 from pipelines.soups.config import AverageConfig, MergeMethodConfig, TaskArithmeticConfig
 from pipelines.soups.dora import as_dora, dora_delta, summed_dora
 from pipelines.soups.factors import Factors, merged_bias, summed
+from pipelines.soups.files import Mapped, Stored
+from pipelines.soups.grams import find_grams
 from pipelines.soups.whole import HEADS, head_problems, merged_whole, stored_names
 from pipelines.stage import UserError
 
@@ -63,10 +65,12 @@ class Mixing:
     Attributes:
         method: of `pipelines.soups.METHODS`.
         seed: of random methods.
+        grams: weight -> where the Gram matrices of its inputs lie, one an ingredient, for RegMean.
     """
 
     method: MergeMethodConfig = field(default_factory=AverageConfig)
     seed: int = 0
+    grams: Mapping[str, Sequence[Stored]] = field(default_factory=dict)
 
     @property
     def linear(self) -> float | None:
@@ -86,8 +90,13 @@ class Mixing:
             for change, weight in zip(changes, weights, strict=True):
                 total.add_(change.double(), alpha=weight * self.linear)
             return total
+        given: dict[str, Any] = {}
+        if name in self.grams:
+            given["grams"] = [Mapped().numbers(one, 0, one.numel).reshape(one.shape) for one in self.grams[name]]
         try:
-            merged = method_function(self.method)(list(changes), list(weights), None, name=name, seed=self.seed)
+            merged = method_function(self.method)(
+                list(changes), list(weights), None, name=name, seed=self.seed, **given
+            )
         except ValueError as error:
             raise UserError(f"no soup: {self.method.type} of {name}: {error}") from error
         return torch.as_tensor(merged).double()
@@ -140,7 +149,7 @@ def merge_adapters(
         ]
         refuse(problems)
         refuse(head_problems(files, tensors))
-        mixing = Mixing(method or AverageConfig(), seed)
+        mixing = Mixing(method or AverageConfig(), seed, _grams(files, method))
         merge = _Merge(files, [weight for _, weight in ingredients], tensors, mixing, scale, rank, energy)
         if configs[0]["peft_type"] == IA3:
             from pipelines.soups.ia3 import write_ia3
@@ -265,6 +274,17 @@ class _Merge:
 
 def _dense(part: Factors, weight: torch.Tensor | None) -> torch.Tensor:
     return part.delta() if weight is None else dora_delta(part, weight)
+
+
+def _grams(files: Sequence[AdapterFile], method: MergeMethodConfig | None) -> dict[str, list[Stored]]:
+    """Gram matrices of the adapted layers' inputs, where the method weighs by them."""
+    if method is None or method.type != "regmean":
+        return {}
+    sides = {f"{layer}.weight": file.layers[layer].shape[1] for file in files for layer in file.layers}
+    problems: list[str] = []
+    found = find_grams([file.folder for file in files], sides, problems)
+    refuse(problems)
+    return found
 
 
 def _other_bases(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]], cache: Path | None) -> list[str]:
