@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "soup": "sweeps.commands.soups:soup",
     "prune": "sweeps.commands.models:prune",
     "evaluate": "sweeps.commands.models:evaluate",
+    "diagnose": "sweeps.commands.diagnose:diagnose",
     "evaluate-judge": "sweeps.commands.judging:evaluate_judge",
     "memo": "sweeps.commands.memo:memo",
 }
@@ -239,8 +240,34 @@ def _add_models(add: Add) -> None:
     evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
     _storage(evaluate)
     _json(evaluate)
+    _add_diagnosing(add)
     _add_pruning(add)
     _add_judging(add)
+
+
+def _add_diagnosing(add: Add) -> None:
+    diagnose = add("diagnose", "how two checkpoints lie to each other: cosine, CKA, the path between them")
+    for name in ("A", "B"):
+        diagnose.add_argument(name.lower(), metavar=name, help="sweep://NAME/best|soup|TRIAL, a folder, a model")
+    diagnose.add_argument(
+        "--data",
+        dest="on",
+        metavar="DATA",
+        help="a data file, or sweep://NAME/train|tune|select; default: select of the sweep of A or B, else tune",
+    )
+    _row_keys(diagnose)
+    diagnose.add_argument("--base", metavar="MODEL", help="what both were trained on; default: what they name")
+    diagnose.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
+    diagnose.add_argument("--sequence-len", type=_positive, metavar="N", help="tokens a row at most")
+    diagnose.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
+    diagnose.add_argument(
+        "--curve", type=_positive, metavar="STEPS", help="also train a curve between them, on half of the rows"
+    )
+    diagnose.add_argument(
+        "--curve-rate", type=_seconds, default=1e-4, metavar="R", help="learning rate of --curve (default 1e-4)"
+    )
+    _storage(diagnose)
+    _json(diagnose)
 
 
 def _add_pruning(add: Add) -> None:

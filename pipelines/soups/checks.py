@@ -65,7 +65,7 @@ def base_problems(
     A checkpoint's own record (`state.json`) of its base's hash counts; without one, bases of other names are read where
     they can be, and bases of one name are the same.
     """
-    recorded = [_recorded(folder, "base_hash") for folder in folders]
+    recorded = [recorded_in(folder, "base_hash") for folder in folders]
     if all(recorded):
         return differing("base model", runs, recorded)
     if len(set(sources)) < 2:
@@ -101,7 +101,7 @@ def tokenizer_of(folder: Path) -> str | None:
     """SHA-256 (hex) of what a folder's tokenizer files say; a checkpoint's record where it has none; else None."""
     from pipelines.finetune.model import tokenizer_hash
 
-    return tokenizer_hash(folder) or _recorded(folder, "tokenizer_hash")
+    return tokenizer_hash(folder) or recorded_in(folder, "tokenizer_hash")
 
 
 def _broken(tensor: torch.Tensor) -> bool:
@@ -115,7 +115,8 @@ def _source(folder: Path) -> str | None:
     return json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
 
 
-def _recorded(folder: Path, key: str) -> str | None:
+def recorded_in(folder: Path, key: str) -> str | None:
+    """What a checkpoint's `state.json` says of its base model (`base_hash`, `tokenizer_hash`); None where it says nothing."""
     path = folder / STATE
     if not path.is_file():
         return None

@@ -66,7 +66,7 @@ class _Training:
         self, mixture: Mixture, count: int, config: SFTConfig, rows: Sequence[Encoded], settings: Mapping[str, Any]
     ) -> None:
         self._mixture, self._config, self._rows, self._settings = mixture, config, rows, settings
-        self._nats = _Nats(mixture.model)
+        self._nats = Nats(mixture.model)
         self._groups = sorted(set(mixture.groups.values()))
         self._logits = torch.zeros(len(self._groups), count, requires_grad=True)
         self._beta = torch.ones((), requires_grad=bool(settings["temperature"]))
@@ -130,7 +130,7 @@ class _Training:
             yield pad([rows[place] for place in order[start : start + size]], self._mixture.tokenizer.pad_token_id)
 
 
-class _Nats(torch.nn.Module):
+class Nats(torch.nn.Module):
     """Summed loss of a batch, and its tokens, as a module for `functional_call`."""
 
     def __init__(self, model: Any) -> None:
@@ -138,6 +138,7 @@ class _Nats(torch.nn.Module):
         self.model = model
 
     def forward(self, ids: Any, mask: Any, labels: Any) -> tuple[torch.Tensor, int]:
+        """Of token ids, attention mask and labels, each (batch, seq)."""
         from pipelines.lm import trained_logits
 
         logits, targets, _ = trained_logits(self.model, ids, mask, labels)

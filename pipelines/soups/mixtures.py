@@ -121,7 +121,7 @@ class AdapterMixture:
     """
 
     def __init__(self, model: Any, tokenizer: Any, folders: Sequence[Path], per: str) -> None:
-        adapted, self._owner = _stacked_adapter(model, folders)
+        adapted, self._owner = stacked_adapter(model, folders)
         self.model, self.tokenizer = adapted.requires_grad_(False), tokenizer
         count = len(folders)
         self._up = {name: value.detach() * count for name, value in adapted.named_parameters() if name in self._owner}
@@ -191,7 +191,7 @@ def merge_learned(payload: Mapping[str, Any]) -> dict[str, Any]:
         return merge({**rest, "ingredients": scaled})
 
 
-def _stacked_adapter(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, torch.Tensor]]:
+def stacked_adapter(model: Any, folders: Sequence[Path]) -> tuple[Any, dict[str, torch.Tensor]]:
     """All adapters as one of rank Σr on the model, each at 1/n of its strength, and whose a column of its B is."""
     from pipelines.finetune.adapters import attach
     from pipelines.soups import merge

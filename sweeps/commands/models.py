@@ -123,12 +123,12 @@ def prune(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--on: {arguments.method} {said}")
     settings = {"method": arguments.method, "scope": arguments.scope, "rows": arguments.limit}
     payload = {
-        "model": _named(arguments)[0],
+        "model": named(arguments.model, arguments.storage)[0],
         "out": str(out),
         "settings": {**settings, "sequence_len": arguments.sequence_len},
         "sparsity": arguments.sparsity,
         "cache": str(cache_dir()),
-        "data": None if arguments.on is None else _data_file(arguments).model_dump(mode="json"),
+        "data": None if arguments.on is None else data_file(arguments).model_dump(mode="json"),
     }
     made = make(payload)
     if arguments.json:
@@ -141,18 +141,22 @@ def prune(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _named(arguments: argparse.Namespace) -> tuple[str, str | None]:
+def named(model: str, storage: str) -> tuple[str, str | None]:
     """What MODEL names, absolute where it is a path, and its hash where that is known.
+
+    Args:
+        model: hub id, folder, GGUF file, `package://...` or `sweep://...`.
+        storage: where the sweeps lie.
 
     Raises:
         UsageError: for a `sweep://` name that leads nowhere.
     """
     from sweeps.sources import SourceError, resolve_source
 
-    text, content_hash = arguments.model, None
+    text, content_hash = model, None
     if text.startswith(SWEEP):
         try:
-            found = resolve_source(text, Path(arguments.storage).expanduser().resolve(), Path.cwd())
+            found = resolve_source(text, Path(storage).expanduser().resolve(), Path.cwd())
         except SourceError as error:
             raise UsageError(str(error)) from error
         if found.note:
@@ -169,7 +173,7 @@ def _model(arguments: argparse.Namespace) -> ModelSource:
     """
     from pipelines.stage import ModelSource
 
-    text, content_hash = _named(arguments)
+    text, content_hash = named(arguments.model, arguments.storage)
     adapter = Path(text) / "adapter_config.json"
     if not adapter.is_file():
         if arguments.base is not None:
@@ -187,7 +191,7 @@ def _data(arguments: argparse.Namespace) -> Data:
     from pipelines.config import SFTConfig
     from pipelines.splits import read_rows
 
-    file = _data_file(arguments)
+    file = data_file(arguments)
     settings = {"sequence_len": arguments.sequence_len, "eval_batch_size": arguments.batch_size}
     given = {name: value for name, value in settings.items() if value is not None}
     needed = {"base_model": arguments.model, "datasets": {"train": file}, "max_steps": 1}
@@ -214,8 +218,12 @@ def _sweep_split(arguments: argparse.Namespace) -> Data:
     return Data(split, config, loaded=loaded)
 
 
-def _data_file(arguments: argparse.Namespace) -> DataFile:
-    """The file that `--on` names, with the type of its rows as given or as the first row shows.
+def data_file(arguments: argparse.Namespace, option: str = "--on") -> DataFile:
+    """The file that an option names, with the type of its rows as given or as the first row shows.
+
+    Args:
+        arguments: with the file as `on`.
+        option: what messages call it.
 
     Raises:
         UsageError: when there is no such file or the type can't be told.
@@ -224,17 +232,19 @@ def _data_file(arguments: argparse.Namespace) -> DataFile:
 
     path = Path(arguments.on).expanduser().resolve()
     if not path.is_file():
-        raise UsageError(f"--on {arguments.on}: there is no such file; a JSONL file or sweep://NAME/SPLIT is wanted")
+        raise UsageError(
+            f"{option} {arguments.on}: there is no such file; a JSONL file or sweep://NAME/SPLIT is wanted"
+        )
     types = get_args(DataFile.model_fields["type"].annotation)
     fields = ("prompt", "completion", "messages", "text")
     named = {f"field_{f}": v for f in fields if (v := getattr(arguments, f"field_{f}")) is not None}
-    kind = arguments.type or _seen_type(path, named)
+    kind = arguments.type or _seen_type(path, named, option)
     if kind not in types:
         raise UsageError(f"--type: {unknown(kind, types)}")
     return DataFile.model_validate({"path": str(path), "type": kind, "limit": arguments.limit, **named})
 
 
-def _seen_type(path: Path, named: Mapping[str, str]) -> str:
+def _seen_type(path: Path, named: Mapping[str, str], option: str) -> str:
     with path.open(encoding="utf-8", errors="replace") as file:
         first = next((line for line in file if line.strip()), "")
     try:
@@ -249,7 +259,7 @@ def _seen_type(path: Path, named: Mapping[str, str]) -> str:
     if named.get("field_text", "text") in keys:
         return "text"
     raise UsageError(
-        f"--on {path}: its first row has the keys {', '.join(sorted(keys)) or 'none'}; "
+        f"{option} {path}: its first row has the keys {', '.join(sorted(keys)) or 'none'}; "
         "say which is which: --type prompt_completion --field-prompt KEY --field-completion KEY"
     )
 
