@@ -62,6 +62,7 @@ class Row:
         front: with several metrics, its front among the trials that got as far, from 1.
         possible: not on front 1 by the values, but not shown to be dominated either; None where it was not tested.
         tests: every metric on `test`, by its full name there.
+        also: of a RAG configuration that has answered, what its answers were scored by besides, by full name.
     """
 
     rank: int | None
@@ -86,6 +87,7 @@ class Row:
     front: int | None = None
     possible: bool | None = None
     tests: Mapping[str, Measured] = field(default_factory=dict)
+    also: Mapping[str, Measured] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """JSON-ready; NaN becomes null."""
@@ -101,6 +103,7 @@ class Row:
             "test": None if self.test is None else self.test.record(),
             "scores": {name: score.record() for name, score in self.scores.items()},
             "tests": {name: score.record() for name, score in self.tests.items()},
+            "also": {name: score.record() for name, score in self.also.items()},
         }
 
 
@@ -123,6 +126,8 @@ class Leaderboard:
         finished: whether the sweep is over.
         metrics: all of them, the primary one first.
         front: with several metrics, the Pareto front of the trials that got furthest; None before there is one.
+        compared: how many trials were compared with the first.
+        tied: how many of them can't be told from it.
     """
 
     sweep: str
@@ -139,6 +144,13 @@ class Leaderboard:
     finished: bool = False
     metrics: tuple[Metric, ...] = ()
     front: Front | None = None
+    compared: int = 0
+    tied: int = 0
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """What answers were scored by besides the metrics, in any row."""
+        return tuple(dict.fromkeys(name for row in self.rows for name in row.also))
 
     @property
     def others(self) -> tuple[Metric, ...]:
@@ -190,6 +202,7 @@ def to_csv(board: Leaderboard) -> str:
     head = ["rank", "kind", "name", "seeds", "rung", "metric", "score", "se", "n", "unscored", "tie", "p"]
     head += ["front", "possible"] if board.others else []
     head += [f"{m.name}{end}" for m in board.others for end in ("", "_se", "_n", "_unscored")]
+    head += [f"{name}{end}" for name in board.also for end in ("", "_se", "_n", "_unscored")]
     head += ["resource", "seconds", *costs, "state", "reason", "test", "test_se", "test_n"]
     tested = [f"test/{metric.bare}" for metric in board.others if metric.scored]
     head += [f"{name}{end}" for name in tested for end in ("", "_se", "_n")]
@@ -202,6 +215,9 @@ def to_csv(board: Leaderboard) -> str:
         cells += [row.front, row.possible] if board.others else []
         for metric in board.others:
             other = row.scores.get(metric.name, Measured())
+            cells += [other.value, other.se, other.n, other.unscored]
+        for name in board.also:
+            other = row.also.get(name, Measured())
             cells += [other.value, other.se, other.n, other.unscored]
         cells += [row.resource, row.seconds]
         cells += [row.cost.get(name) for name in costs]

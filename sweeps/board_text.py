@@ -16,6 +16,7 @@ REASON_WIDTH = 24
 """The reason's column is at least this wide; where there is less room it is left out."""
 LATENCY = "latency"
 """Telemetry of RAG configurations: mean seconds a question, as they were when its calls were computed."""
+LATENCY_TITLE = "s/question"
 PER_QUESTION = ("tokens", "price")
 
 
@@ -37,8 +38,10 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
         if "reason" in dropped:
             lines += [cut(f"{row.name}: {_reason(row)}", width) for row in board.rows if _reason(row)]
         lines += _ties(board)
-        if any(row.latency for row in board.rows):
-            lines.append("s/question: median (95 % within) of a probe without the memo; ~ mean of stored service times")
+        if any(column.title == LATENCY_TITLE for column in columns):
+            said = f"{LATENCY_TITLE}: median (95 % within), probed without the memo; ~ mean of stored times"
+            shared = [column.title for column in columns if column.title in PER_QUESTION]
+            lines.append(said + (f"; {' and '.join(shared)}: of a question" if shared else ""))
         lines += board.front.lines() if board.front is not None else []
         dropped = [title for title in dropped if title != "reason"]
         if dropped:
@@ -107,11 +110,14 @@ def _columns(board: Leaderboard) -> list[_Column]:
         columns.append(_Column("test", lambda row: score_text(row.test or Measured())))
     for name in dict.fromkeys(name for row in rows for name in row.tests if name.partition("/")[2] != _bare(board)):
         columns.append(_Column(name, lambda row, name=name: score_text(row.tests.get(name, Measured()))))  # type: ignore[misc]
+    for name in board.also:
+        title = f"{name.partition('/')[2]}{_n_of(rows, name)}"
+        columns.append(_Column(title, lambda row, name=name: score_text(row.also.get(name, Measured())), 1))  # type: ignore[misc]
     columns += [_Column("resource", lambda row: _text(row.resource), 5), _Column("seconds", _seconds, 4)]
     costs = {name for row in rows for name in row.cost} - {metric.bare for metric in board.metrics}
     if LATENCY in costs or any(row.latency for row in rows):
-        columns.append(_Column("s/question", _latency, 1))
-        columns += [_Column(f"{name}/question", _per_question(name), 2) for name in PER_QUESTION if _any(rows, name)]
+        columns.append(_Column(LATENCY_TITLE, _latency, 1))
+        columns += [_Column(name, _per_question(name), 1) for name in PER_QUESTION if _any(rows, name)]
         costs -= {LATENCY, *PER_QUESTION}
     columns += [_Column(name, lambda row, name=name: _text(row.cost.get(name)), 6) for name in sorted(costs)]  # type: ignore[misc]
     if any(len(row.seeds) > 1 for row in rows):
@@ -125,6 +131,12 @@ def _columns(board: Leaderboard) -> list[_Column]:
     if any(_reason(row) for row in rows):
         columns.append(_Column("reason", _reason, 2))
     return columns
+
+
+def _n_of(rows: Sequence[Row], name: str) -> str:
+    """` (n=40)`, where every row has it of as many items."""
+    counts = {row.also[name].n for row in rows if name in row.also}
+    return f" (n={counts.pop()})" if len(counts) == 1 else ""
 
 
 def _latency(row: Row) -> str:
@@ -157,15 +169,14 @@ def _fitting(columns: list[_Column], rows: Sequence[Row], width: int) -> tuple[l
 
 
 def _ties(board: Leaderboard) -> list[str]:
-    compared = [row for row in board.trials if row.tie is not None]
-    if not compared:
+    if not board.compared:
         return []
     first = next(row for row in board.trials if row.rank == 1)
     where = f" on {board.metric}" if board.others else ""
-    how = f"paired on stored items at rung {first.rung}, Holm over {len(compared)}, α = {board.alpha:g}"
-    if any(row.tie for row in compared):
+    how = f"paired on stored items at rung {first.rung}, Holm over {board.compared}, α = {board.alpha:g}"
+    if board.tied:
         return [f"= can't be told from the first{where} ({how})"]
-    return [f"the first is better{where} than each of the {len(compared)} compared with it ({how})"]
+    return [f"the first is better{where} than each of the {board.compared} compared with it ({how})"]
 
 
 def _n(score: Measured) -> str:

@@ -56,7 +56,9 @@ class ItemReader(Protocol):
         ...
 
 
-def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: float = ALPHA) -> Leaderboard:
+def leaderboard(
+    state: SweepState, items: ItemReader, plan: Plan, *, alpha: float = ALPHA, also: Sequence[str] = ()
+) -> Leaderboard:
     """The leaderboard of a sweep, running or over.
 
     Args:
@@ -64,12 +66,13 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
         items: the ledger, for stored item scores.
         plan: metrics and milestones.
         alpha: level of the tie marks.
+        also: scores to show beside the metrics, by full name, of the trials that have them.
     """
     primary, several = plan.metrics[0], len(plan.metrics) > 1
     runs: dict[str, list[RunState]] = {}
     for run in state.runs.values():
         runs.setdefault(run.trial, []).append(run)
-    rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan) for trial in state.trials.values()}
+    rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan, also) for trial in state.trials.values()}
     for name, found in runs.items():
         probed = next((state.probes[run.id] for run in found if run.id in state.probes), None)
         if probed is not None:
@@ -106,6 +109,8 @@ def leaderboard(state: SweepState, items: ItemReader, plan: Plan, *, alpha: floa
         direction=primary.direction,
         metrics=plan.metrics,
         front=front,
+        compared=sum(row.tie is not None for row in ordered),
+        tied=sum(row.tie is True for row in ordered),
         alpha=alpha,
         rows=(*ordered, *_other_rows(state, plan)),
         finals=tuple(state.finals),
@@ -165,7 +170,7 @@ def combined(values: Sequence[Measured]) -> Measured:
     return Measured(mean, se, min(counts, default=None), max(v.unscored for v in values))
 
 
-def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan) -> Row:
+def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Sequence[str]) -> Row:
     row = Row(None, "trial", trial.id, parameters=trial.suggestion.parameters, state="waiting")
     if not runs:
         return row
@@ -187,7 +192,9 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan) -> Row:
         return row
     row = replace(row, rung=reached[-1], whole=reached[-1] == plan.milestones_of(trial.config)[-1])
     scores = {m.name: combined([_measured(run, reached[-1], m.name) for run in standing]) for m in plan.metrics}
-    return replace(row, score=scores[plan.metrics[0].name], scores=scores)
+    there = [name for name in also if all(name in run.reports[reached[-1]].scores for run in standing)]
+    more = {name: combined([_measured(run, reached[-1], name) for run in standing]) for name in there}
+    return replace(row, score=scores[plan.metrics[0].name], scores=scores, also=more)
 
 
 def _reason(runs: Sequence[RunState], standing: Sequence[RunState]) -> str:

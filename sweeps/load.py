@@ -97,6 +97,19 @@ class LoadedSweep:
         return timetable(self.spec, self.metrics)
 
     @property
+    def also(self) -> tuple[str, ...]:
+        """What a RAG sweep's answers are scored by on `tune` besides its metrics, full names: the first of each entry."""
+        if not isinstance(self.spec.pipeline, RagConfig):
+            return ()
+        entries = [
+            entry
+            for entry in self.spec.evaluate
+            if ("answer" in entry.subjects or entry.judged) and entry.when != "final"
+        ]
+        named = [f"tune/{next(iter(entry.reports()))}" for entry in entries]
+        return tuple(name for name in named if name not in {metric.name for metric in self.metrics})
+
+    @property
     def judge(self) -> dict[str, Any] | None:
         """What evaluators' judge is, JSON; the same in all trials."""
         return None if self.spec.judge is None else self.spec.judge.model_dump(mode="json")

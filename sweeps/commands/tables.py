@@ -125,7 +125,7 @@ def read_board(paths: SweepPaths, top: int | None = None) -> tuple[SweepState, L
     ledger = Ledger.read(paths.root)
     try:
         state = fold(ledger.events())
-        return state, leaderboard(state, ledger, loaded).head(top)
+        return state, leaderboard(state, ledger, loaded, also=loaded.also).head(top)
     finally:
         ledger.close()
 

@@ -345,6 +345,51 @@ def test_the_table_is_aligned_and_as_narrow_as_it_is_told(width: int) -> None:
     assert any("can't be told from the first" in line for line in lines)
 
 
+def rag_sweep() -> Sweep:
+    """Three RAG configurations that tie, the first two with answers that were scored and cost something."""
+    sweep = Sweep(metric="tune/span_recall", direction="maximize")
+    for shift, price in ((0.002, 0.0031), (0.001, 0.0007), (0.0, None)):
+        run = sweep.lease(sweep.trial({"chunk.size": 400, "retrieve.type": "bm25", "rerank.type": "none", "k": 5}))
+        telemetry = {"cost/latency": 0.25, "cost/tokens": 310.0 if price else 0.0, "cost/calls": 60.0}
+        noise = 0.05 * np.random.default_rng(sweep.trials).normal(size=60)
+        sweep.report(
+            run, 30, BASE + shift + noise - noise.mean(), telemetry=telemetry | ({"cost/price": price} if price else {})
+        )
+        if price:
+            answers = summarise("token_f1", "tune", "maximize", ItemSet(ITEMS.ids[:40]), 0.3 + 0.1 * BASE[:40])
+            body = dict(sweep.events[-1].body)
+            sweep.events[-1] = Event("reported", {**body, "scores": [*body["scores"], answers.record()]}, 0)
+        sweep.add("run_ended", run=run, state="finished", reason="reached the last question")
+    return sweep
+
+
+def test_quality_latency_tokens_and_price_stand_side_by_side() -> None:
+    board = rag_sweep().board(also=["tune/token_f1", "tune/exact_match"])
+    lines = to_text(board).splitlines()
+    titles = lines[1].split()
+    assert titles[3:9] == ["tune/span_recall", "token_f1", "(n=40)", "s/question", "tokens", "price"]
+    assert "~0.25" in lines[2]
+    assert "0.0031" in lines[2]
+    assert "~0.25" in lines[4]
+    assert "0.0007" not in lines[4]
+    said = "~ mean of stored times; tokens and price: of a question"
+    assert any(line.startswith("s/question: median") and line.endswith(said) for line in lines)
+    assert max(map(len, lines)) <= 120
+    rows = to_json(board)["rows"]
+    assert rows[0]["also"]["tune/token_f1"]["n"] == 40
+    assert rows[2]["also"] == {}
+    [first, _, last] = csv.DictReader(io.StringIO(to_csv(board)))
+    assert float(first["tune/token_f1"]) == board.rows[0].also["tune/token_f1"].value
+    assert (first["tune/token_f1_n"], last["tune/token_f1"]) == ("40", "")
+
+
+def test_fewer_rows_are_told_what_all_were_compared_with() -> None:
+    board = rag_sweep().board()
+    tie = next(line for line in to_text(board).splitlines() if line.startswith("= can't be told"))
+    assert "Holm over 2" in tie
+    assert tie in to_text(board.head(1)).splitlines()
+
+
 def test_a_tie_is_marked_in_the_text() -> None:
     sweep = Sweep()
     for shift in (0.0, 0.0001, 0.4):

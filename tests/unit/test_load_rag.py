@@ -129,6 +129,13 @@ def test_a_swept_model_that_is_not_there_is_said(folder: Path) -> None:
     assert "is not there" in problems(text(rest=rest), folder)
 
 
+def test_what_answers_are_scored_by_stands_beside_the_metric(folder: Path) -> None:
+    generate = "  generate: {type: openai, base_url: 'http://127.0.0.1:1/v1', model: m}"
+    rest = "evaluate: [{type: token_f1, limit: 40}, {type: exact_match, when: final}, {type: retrieval, k: [5]}]"
+    assert load_text(text(pipeline=generate, rest=rest), folder).also == ("tune/token_f1",)
+    assert load_text(text(pipeline=generate, rest=rest, metric="token_f1"), folder).also == ()
+
+
 def test_what_trials_are_scored_on_is_shared(folder: Path) -> None:
     assert "all share it" in problems(text(rest="parameters: {corpus: [handbook]}"), folder)
     section = text(rest="parameters: {questions.limit: [10, 20]}").decode()
