@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -44,6 +45,8 @@ COMMANDS: dict[str, str] = {
 }
 """Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+FAILED = 1
 INTERRUPTED = 130
 MISTAKE = 2
 MISTAKES = {"BudgetError", "ClusterError", "LedgerError", "SpecError", "UsageError", "UserError"}
@@ -424,6 +427,14 @@ def _guarded(arguments: argparse.Namespace) -> int:
         # The reader has what it wanted; keep the interpreter's own flush at exit quiet too.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(getattr(arguments, "status", 0))
+    except OSError as error:
+        if arguments.debug or error.errno not in FULL_DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"stockpot: the disk is full{where}: free some space and go on; what was finished is whole", file=sys.stderr
+        )
+        return FAILED
     except KeyboardInterrupt:
         print("stockpot: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -38,6 +38,7 @@ there is not appended again. `sweeps.fold` says precisely which reports count an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -214,7 +215,7 @@ class Ledger:
             The events as stored.
 
         Raises:
-            LedgerError: when this ledger was opened with `read` or is closed.
+            LedgerError: when this ledger was opened with `read` or is closed, or the disk is full.
             ValueError: when a body holds NaN or infinity.
         """
         if self._held is None or not events:
@@ -224,8 +225,7 @@ class Ledger:
             stored = [Event(event.kind, event.body, self._seq + 1 + i, now) for i, event in enumerate(events)]
             rows = [(event.seq, now, event.kind, _dumps(event.body)) for event in stored]
             sets, values = self._rows(items, stored[-1].seq)
-            with self._database:
-                self._database.execute("BEGIN IMMEDIATE")
+            with self._writing():
                 self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
                 if values:
                     self._database.executemany("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", sets)
@@ -233,6 +233,18 @@ class Ledger:
             self._seq = stored[-1].seq
             self._known_sets.update(row[0] for row in sets)
             return stored
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """One transaction, undone where it can't be written whole."""
+        try:
+            with self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                yield
+        except sqlite3.OperationalError as error:
+            raise LedgerError(
+                f"{SweepPaths(self.root).ledger} can't be written ({error}): free some space there, then resume"
+            ) from error
 
     def events(self, after: int = 0) -> Iterator[Event]:
         """Events with seq > after, in order. No read transaction stays open between pages, so writers are never held up."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -255,3 +256,19 @@ def test_output_that_is_no_file_survives_a_closed_pipe(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sys, "stdout", Gone())
     assert cli.main(["list"]) == 0
+
+
+def test_a_full_disk_is_one_message(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import sweeps.commands.look as look
+
+    def full(arguments: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/runs/small/ledger/0001.jsonl")
+
+    monkeypatch.setattr(look, "list_sweeps", full)
+    assert cli.main(["list"]) == 1
+    told = capsys.readouterr().err
+    assert told.splitlines() == [
+        "stockpot: the disk is full (/runs/small/ledger/0001.jsonl): free some space and go on; what was finished is whole"
+    ]
+    with pytest.raises(OSError, match="No space left"):
+        cli.main(["--debug", "list"])

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from soup_machine import small_disk
 
 from evaluators.base import ItemSet, summarise
 from sweeps.ledger import SHIP_EVENTS, Event, Items, Ledger, LedgerError, number
@@ -214,3 +216,18 @@ def test_segments_are_due_by_count_or_time(tmp_path, monkeypatch):
 
 def test_numbers_that_json_lacks():
     assert [number(x) for x in (1.5, float("nan"), float("inf"), float("-inf"))] == [1.5, None, "inf", "-inf"]
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
+    with small_disk(tmp_path / "disk", "2m") as disk:
+        ledger = filled(disk / "s")
+        before = bodies(ledger)
+        filler = disk / "filler"
+        filler.write_bytes(b"0" * shutil.disk_usage(disk).free)
+        with pytest.raises(LedgerError, match=r"ledger\.sqlite can't be written \(.*full\): free some space there"):
+            ledger.append([Event("note", {"text": "x" * 400_000})])
+        filler.unlink()
+        assert bodies(ledger) == before
+        (again,) = ledger.append([Event("note", {"i": 9})])
+        assert again.seq == before[-1][0] + 1
+        ledger.close()
