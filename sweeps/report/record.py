@@ -1,6 +1,6 @@
 """The report's record: everything that its page shows, folded from the ledger. JSON, no secrets, no file but the sweep's.
 
-Keys: name, phase, metric, metrics, cards, direction, unit, headline, totals, milestones, axes, trials (in the leaderboard's
+Keys: name, phase, metric, metrics, cards, also, direction, unit, headline, totals, milestones, axes, trials (in the leaderboard's
 order), importance, front, verdicts, finals, openings, soups, timeline, data, reproduction, notes, etag. Times are seconds since
 the epoch, durations seconds, unknown numbers null, infinite ones the texts `inf` and `-inf`.
 """
@@ -50,7 +50,7 @@ def build_record(source: Source) -> dict[str, Any]:
     """The record of an opened sweep."""
     state, plan = source.state, source.plan
     driven = source.driver is not None and state.finished is None
-    board = leaderboard(state, source.ledger, plan)
+    board = leaderboard(state, source.ledger, plan, also=plan.also if isinstance(plan, LoadedSweep) else ())
     trials = trial_records(state, board, plan.milestones, driven)
     space = plan.space if isinstance(plan, LoadedSweep) else None
     axes = axes_of(space, [trial["parameters"] for trial in trials])
@@ -65,6 +65,7 @@ def build_record(source: Source) -> dict[str, Any]:
         "direction": plan.direction,
         "metrics": [{"name": metric.name, "direction": metric.direction} for metric in plan.metrics],
         "cards": _cards(source),
+        "also": list(board.also),
         "front": None if board.front is None else {**board.front.record(), "lines": board.front.lines()},
         "unit": unit_of(plan.spec.pipeline.type if isinstance(plan, LoadedSweep) else "custom"),
         "alpha": board.alpha,

@@ -50,7 +50,18 @@ def _trial(
         **{key: record[key] for key in ("rank", "tie", "p", "rung", "whole", "resource", "seconds", "cost", "seeds")},
         **{
             key: record[key]
-            for key in ("score", "scores", "front", "possible", "parameters", "changes", "test", "tests")
+            for key in (
+                "score",
+                "scores",
+                "front",
+                "possible",
+                "parameters",
+                "changes",
+                "test",
+                "tests",
+                "also",
+                "latency",
+            )
         },
         "id": row.name,
         "order": state.trials[row.name].order,

@@ -10,6 +10,18 @@ function stateText(trial) {
   return trial.state === "failed" && trial.kind ? `${said}: ${trial.kind}` : said;
 }
 
+// What a question takes: the probe's median (and what 95 % stay within), else the mean of stored times, marked; tokens and price.
+function questionColumns(record) {
+  if (record.unit !== "questions") return [];
+  const latency = (trial) => (trial.latency && isNumber(trial.latency.p50) ? trial.latency.p50 : trial.cost.latency ?? null);
+  const wait = (trial) => (trial.latency && isNumber(trial.latency.p50) ? `${plain(trial.latency.p50, 2)} (${plain(trial.latency.p95, 2)})` : isNumber(trial.cost.latency) ? `~${plain(trial.cost.latency, 2)}` : "–");
+  const each = ["tokens", "price"].filter((name) => record.trials.some((trial) => trial.cost[name]));
+  return [
+    record.trials.some((trial) => latency(trial) !== null) ? { key: "latency", title: "s/question", num: true, value: latency, cell: wait } : null,
+    ...each.map((name) => ({ key: `q:${name}`, title: `${name}/question`, num: true, value: (trial) => trial.cost[name] ?? null, cell: (trial) => plain(trial.cost[name], 4) })),
+  ];
+}
+
 function boardColumns(record) {
   const place = new Map(record.trials.map((trial, i) => [trial.id, i]));
   const columns = [
@@ -21,6 +33,8 @@ function boardColumns(record) {
     record.trials.some((trial) => trial.score.n !== null) ? { key: "n", title: "n", num: true, value: (trial) => trial.score.n, cell: (trial) => (trial.score.unscored ? `${trial.score.n} (−${trial.score.unscored})` : plain(trial.score.n)) } : null,
     record.trials.some((trial) => trial.test) ? { key: "test", title: "test", num: true, value: (trial) => (trial.test ? trial.test.value : null), cell: (trial) => score(trial.test) } : null,
     ...record.metrics.slice(1).map((metric) => ({ key: `m:${metric.name}`, title: metric.name, num: true, value: (trial) => frontValue(trial, metric.name.replace(/^cost\//, ""))[0] ?? frontValue(trial, metric.name)[0], cell: (trial) => { const [value, se] = frontValue(trial, metric.name.startsWith("cost/") ? metric.name.slice(5) : metric.name); return score({ value, se }); } })),
+    ...record.also.map((name) => ({ key: `a:${name}`, title: name.replace(/^tune\//, ""), num: true, value: (trial) => (trial.also[name] ? trial.also[name].value : null), cell: (trial) => score(trial.also[name] || null) })),
+    ...questionColumns(record),
     ...record.axes.map((one) => ({ key: `p:${one.path}`, title: one.label, num: one.kind !== "category" || one.values.every(isNumber), value: (trial) => trial.parameters[one.path], cell: (trial) => short(valueText(trial.parameters[one.path]), 28) })),
     { key: "seconds", title: "seconds", num: true, value: (trial) => trial.seconds, cell: (trial) => (isNumber(trial.seconds) ? (trial.seconds < 100 ? trial.seconds.toFixed(1) : Math.round(trial.seconds)) : "–") },
   ];
