@@ -1,4 +1,4 @@
-"""2,000 damaged sweep files: each is loaded or refused with readable mistakes; nothing else happens."""
+"""1,000 damaged sweep files: each is loaded or refused with readable mistakes; nothing else happens."""
 
 import yaml
 from mutations import SEEDS, mutated
@@ -8,7 +8,7 @@ from sweeps.describe import describe
 from sweeps.load import LoadedSweep, from_record, load_text
 from sweeps.problems import SpecError
 
-COUNT = 2000
+COUNT = 1000
 
 
 def parses(text: str) -> bool:

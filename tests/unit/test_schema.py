@@ -70,7 +70,7 @@ def test_what_the_door_accepts_the_schema_accepts(tmp_path: Path) -> None:
     """Over damaged files: nothing that `check` passes is marked by an editor; all unknown words of the spec are."""
     folder_with_data(tmp_path)
     accepted = unknown = marked = 0
-    for text in mutated(800):
+    for text in mutated(400):
         try:
             loaded = load_text(text.encode(), tmp_path)
         except SpecError as error:
@@ -85,7 +85,7 @@ def test_what_the_door_accepts_the_schema_accepts(tmp_path: Path) -> None:
         for path in loaded.space.paths:  # what is swept is never used as written, and the door does not read it
             document.data["pipeline"].pop(path.partition(".")[0], None)
         assert list(VALIDATOR.iter_errors(document.data)) == [], text
-    assert accepted > 20
+    assert accepted > 15
     assert marked == unknown > 50
 
 
