@@ -69,14 +69,7 @@ def leaderboard(
         also: scores to show beside the metrics, by full name, of the trials that have them.
     """
     primary, several = plan.metrics[0], len(plan.metrics) > 1
-    runs: dict[str, list[RunState]] = {}
-    for run in state.runs.values():
-        runs.setdefault(run.trial, []).append(run)
-    rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan, also) for trial in state.trials.values()}
-    for name, found in runs.items():
-        probed = next((state.probes[run.id] for run in found if run.id in state.probes), None)
-        if probed is not None:
-            rows[name] = replace(rows[name], latency=probed)
+    rows = _trial_rows(state, plan, also)
     left = {t.id: _rungs_left(rows[t.id], plan.milestones_of(t.config)) for t in state.trials.values()}
     if several:
         _number_fronts(rows, left, state, plan)
@@ -121,6 +114,19 @@ def leaderboard(
         test_openings=state.test_openings,
         finished=state.finished is not None,
     )
+
+
+def _trial_rows(state: SweepState, plan: Plan, also: Sequence[str]) -> dict[str, Row]:
+    """Each trial's row, by its id, with what its probe measured."""
+    runs: dict[str, list[RunState]] = {}
+    for run in state.runs.values():
+        runs.setdefault(run.trial, []).append(run)
+    rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan, also) for trial in state.trials.values()}
+    for name, found in runs.items():
+        probed = next((state.probes[run.id] for run in found if run.id in state.probes), None)
+        if probed is not None:
+            rows[name] = replace(rows[name], latency=probed)
+    return rows
 
 
 def _number_fronts(rows: dict[str, Row], left: Mapping[str, int], state: SweepState, plan: Plan) -> None:

@@ -80,15 +80,8 @@ def make_soup(
     try:
         _make(loaded, ledger, paths, backend, plan, soup, say)
     except NoSoup as why:
-        body: dict[str, Any] = {
-            "soup": soup,
-            "ingredients": [],
-            "folder": "",
-            "score": None,
-            "hash": None,
-            "reason": str(why),
-        }
-        ledger.append([Event("soup_finished", body)])
+        nothing: dict[str, Any] = {"ingredients": [], "folder": "", "score": None, "hash": None, "reason": str(why)}
+        ledger.append([Event("soup_finished", {"soup": soup, **nothing})])
         say(f"no soup: {why}")
         return None
     finally:

@@ -139,16 +139,12 @@ def plan_models(
     _check_weights(weights, method)
     configs = [_read_json(folder / "config.json") for folder in folders]
     models = [ModelFiles(folder) for folder in folders]
-    on_base = method.type in ON_CHANGES or scale != 1.0 or (method.type == "slerp" and base is not None)
-    if on_base and base is None:
-        wanting = f"method {method.type}" if method.type in ON_CHANGES else f"scale {scale:g}"
-        raise UserError(f"no soup: {wanting} needs the base model of full models")
-    own = _base_files(base, cache) if on_base and base is not None else None
+    read = _base_read(method, scale, base, cache)
     names = set().union(*(model.tensors for model in models))
     problems = _config_problems(folders, configs) + _tokenizer_problems(folders)
     if configs[0].get("tie_word_embeddings"):
         problems += _drop_tied_head(models, names)
-    problems += _tensor_problems(models, names, own)
+    problems += _tensor_problems(models, names, read)
     sides = {name: models[0].tensors[name].shape[-1] for name in names if models[0].tensors[name].shape}
     grams = find_grams(folders, sides, problems) if method.type == "regmean" and not problems else {}
     if problems:
@@ -160,7 +156,7 @@ def plan_models(
         sorted(names),
         out,
         method=method,
-        base=own,
+        base=read,
         grams=grams,
         own=_own_weights(names, weights_of, method),
         scale=scale,
@@ -169,6 +165,19 @@ def plan_models(
         parts=parts,
         shard_bytes=shard_bytes,
     )
+
+
+def _base_read(method: MergeMethodConfig, scale: float, base: Path | None, cache: Path | None) -> ModelFiles | None:
+    """The base model's files, where the merge reads them.
+
+    Raises:
+        UserError: if it must and there is none.
+    """
+    needed = method.type in ON_CHANGES or scale != 1.0
+    if needed and base is None:
+        wanting = f"method {method.type}" if method.type in ON_CHANGES else f"scale {scale:g}"
+        raise UserError(f"no soup: {wanting} needs the base model of full models")
+    return _base_files(base, cache) if base is not None and (needed or method.type == "slerp") else None
 
 
 def folder_hash(folder: Path, known: Mapping[str, str] | None = None) -> str:

@@ -164,25 +164,8 @@ def lay_out(
         [str(out), [str(model.folder) for model in models], list(weights), method.model_dump(), scale, seed]
     )
     aside = out.parent / f".{out.name}.{hashlib.sha256(label.encode()).hexdigest()[:12]}.tmp"
-    files, targets = [], []
-    for number, shard in enumerate(shards):
-        called = WEIGHTS if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
-        header, offsets, size = layout([(name, first[name].dtype, first[name].shape) for name in shard])
-        files.append(OutputFile(path=str(aside / called), header=header, size=size))
-        for name, offset in zip(shard, offsets, strict=True):
-            out_at = Stored(file=str(aside / called), offset=offset, dtype=first[name].dtype, shape=first[name].shape)
-            floating = first[name].dtype in FLOATS
-            targets.append(
-                Target(
-                    name=name,
-                    file=number,
-                    out=out_at,
-                    sources=tuple(model.tensors[name] for model in models),
-                    base=base.tensors[name] if base is not None and floating else None,
-                    grams=tuple(grams[name]) if name in grams else None,
-                    weights=tuple(own[name]) if name in own else None,
-                )
-            )
+    files, places = _output(shards, first, aside)
+    targets = [_target(name, places[name], models, base, grams, own) for name in order]
     return MergePlan(
         folders=tuple(str(model.folder) for model in models),
         weights=tuple(weights),
@@ -196,6 +179,44 @@ def lay_out(
         targets=tuple(targets),
         parts=_deal(targets, build_method(method), parts),
         copies=tuple(copies),
+    )
+
+
+def _output(
+    shards: Sequence[Sequence[str]], first: Mapping[str, Stored], aside: Path
+) -> tuple[list[OutputFile], dict[str, tuple[int, Stored]]]:
+    """The files that shards become, and of each tensor the number of its file and its place there."""
+    files: list[OutputFile] = []
+    places: dict[str, tuple[int, Stored]] = {}
+    for number, shard in enumerate(shards):
+        called = WEIGHTS if len(shards) == 1 else f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        path = str(aside / called)
+        header, offsets, size = layout([(name, first[name].dtype, first[name].shape) for name in shard])
+        files.append(OutputFile(path=path, header=header, size=size))
+        for name, offset in zip(shard, offsets, strict=True):
+            out_at = Stored(file=path, offset=offset, dtype=first[name].dtype, shape=first[name].shape)
+            places[name] = number, out_at
+    return files, places
+
+
+def _target(
+    name: str,
+    place: tuple[int, Stored],
+    models: Sequence[ModelFiles],
+    base: ModelFiles | None,
+    grams: Mapping[str, Sequence[Stored]],
+    own: Mapping[str, Sequence[float]],
+) -> Target:
+    """A tensor of the result, and what it is made of; whole numbers are copied, so the base is not read for them."""
+    number, out = place
+    return Target(
+        name=name,
+        file=number,
+        out=out,
+        sources=tuple(model.tensors[name] for model in models),
+        base=base.tensors[name] if base is not None and out.dtype in FLOATS else None,
+        grams=tuple(grams[name]) if name in grams else None,
+        weights=tuple(own[name]) if name in own else None,
     )
 
 
