@@ -17,9 +17,9 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from evaluators.base import Direction
-from pipelines.soups.base import AVERAGE, Bench, Blend, Ingredient, SoupEvent, method_text, uniform, worse
+from pipelines.soups.base import AVERAGE, Bench, Blend, Ingredient, SoupEvent, method_text, worse
 from pipelines.soups.recipes.gate import Gate
-from pipelines.soups.recipes.ranking import alone, rank, refusal, tell_left_out
+from pipelines.soups.recipes.ranking import evenly, rank, refusal, tell_left_out
 
 Tie = Literal["accept", "reject"]
 
@@ -86,7 +86,7 @@ class GreedySoup:
 
     def blend(self, runs: Sequence[str]) -> Blend:
         """What is tried of some runs."""
-        return Blend(uniform(runs), self.merge, seed=self.seed) if len(runs) > 1 else alone(runs[0])
+        return evenly(runs, self.merge, self.seed)
 
 
 def takes(value: float, best: float, direction: Direction, tie: Tie) -> bool:

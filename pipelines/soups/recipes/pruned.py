@@ -10,10 +10,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from pipelines.soups.base import AVERAGE, Bench, Blend, Ingredient, SoupEvent, method_text, uniform
+from pipelines.soups.base import AVERAGE, Bench, Blend, Ingredient, SoupEvent, method_text
 from pipelines.soups.recipes.gate import Gate
 from pipelines.soups.recipes.greedy import Tie, takes
-from pipelines.soups.recipes.ranking import alone, rank, tell_left_out
+from pipelines.soups.recipes.ranking import evenly, rank, tell_left_out
 
 
 class PrunedSoup:
@@ -66,4 +66,4 @@ class PrunedSoup:
 
     def blend(self, runs: Sequence[str]) -> Blend:
         """What is tried of some runs."""
-        return Blend(uniform(runs), self.merge, seed=self.seed) if len(runs) > 1 else alone(runs[0])
+        return evenly(runs, self.merge, self.seed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluators.base import Direction, Score
-from pipelines.soups.base import Bench, Blend, Ingredient, SoupEvent, sign
+from pipelines.soups.base import Bench, Blend, Ingredient, SoupEvent, sign, uniform
 
 
 class NothingScored(ValueError):
@@ -75,6 +75,11 @@ def rank(ingredients: Sequence[Ingredient], bench: Bench) -> Ranking:
 def alone(run: str) -> Blend:
     """One ingredient itself."""
     return Blend(((run, 1.0),))
+
+
+def evenly(runs: Sequence[str], merge: str, seed: int) -> Blend:
+    """Some runs with equal weights, merged by a method (canonical JSON); of one run, that run itself."""
+    return Blend(uniform(runs), merge, seed=seed) if len(runs) > 1 else alone(runs[0])
 
 
 def tell_left_out(ranking: Ranking, best: float, bench: Bench) -> None:
