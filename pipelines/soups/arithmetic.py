@@ -145,11 +145,11 @@ def plan_models(
     if configs[0].get("tie_word_embeddings"):
         problems += _drop_tied_head(models, names)
     problems += _tensor_problems(models, names, read)
-    sides = {name: models[0].tensors[name].shape[-1] for name in names if models[0].tensors[name].shape}
-    grams = find_grams(folders, sides, problems) if method.type == "regmean" and not problems else {}
-    if problems:
-        rest = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-        raise UserError("no soup: " + "; ".join(problems[:5]) + rest)
+    grams: Mapping[str, Sequence[Stored]] = {}
+    if method.type == "regmean" and not problems:
+        sides = {name: models[0].tensors[name].shape[-1] for name in names if models[0].tensors[name].shape}
+        grams = find_grams(folders, sides, problems)
+    _refuse(problems)
     return lay_out(
         models,
         weights,
@@ -165,6 +165,12 @@ def plan_models(
         parts=parts,
         shard_bytes=shard_bytes,
     )
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        rest = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise UserError("no soup: " + "; ".join(problems[:5]) + rest)
 
 
 def _base_read(method: MergeMethodConfig, scale: float, base: Path | None, cache: Path | None) -> ModelFiles | None:
