@@ -306,8 +306,8 @@ def _other_rows(state: SweepState, plan: Plan) -> list[Row]:
 def _soup_row(soup: SoupState, state: SweepState, plan: Plan) -> Row:
     roles = [c["role"] for c in state.candidates if c.get("soup") == soup.id]
     done = soup.finished
-    said = f"{soup.method} over {len(soup.ingredients)} runs"
-    if done is not None:
+    said = f"{soup.method} {soup.over}"
+    if done is not None and soup.method != "sparse":
         said = f"{soup.method}, {len(done.get('ingredients') or ())} of {len(soup.ingredients)} runs"
     row = Row(None, "soup", soup.id, state="soup" if done is not None else "unfinished", reason=said)
     return _tested(row, state, roles, plan)

@@ -26,8 +26,9 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
                       what a plain average lacks is left out; items under owner `soup/<id>/<step>`
     soup_answered     {soup, question, about, answer}                  learn | problems: asked of the weights once
     soup_decided      {soup, run, decision, score, best, reason}
-    soup_noted        {soup, what, ...}                                path | learned | search | toward_base
+    soup_noted        {soup, what, ...}                                path | learned | search | toward_base | phase
     soup_finished     {soup, ingredients, method, scale, rank, ..., made, folder, score, hash, reason}  folder empty: none
+    phase             {phase, kind, body}                              an event of a sparse soup's phase (`sweeps.inner`)
     probed            {run, n, p50, p95, stages: {stage: {p50, p95}}}     seconds a question, nothing from the memo
     driver_ended      {reason}                                         finished | interrupted | aborted
     sweep_finished    {trials, failed, best, seconds}

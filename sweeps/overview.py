@@ -262,7 +262,7 @@ def _soup_steps(state: SweepState) -> list[tuple[str, str]]:
     if not state.soups:
         return []
     soup = list(state.soups.values())[-1]
-    head = f"soup {soup.id}: {soup.method} over {len(soup.ingredients)} runs by {soup.metric}"
+    head = f"soup {soup.id}: {soup.method} {soup.over} by {soup.metric}"
     steps = [("=", f"{head}, {len(soup.scored)} mixtures scored")]
     for decision in soup.decisions:
         sign = "-" if decision["decision"] == "reject" else "+"

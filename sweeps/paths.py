@@ -13,9 +13,15 @@ DEFAULT_STORAGE = "./stockpot-runs"
 
 @dataclass(frozen=True)
 class SweepPaths:
-    """Where a sweep keeps things: `<storage>/<name>/`."""
+    """Where a sweep keeps things: `<storage>/<name>/`.
+
+    Attributes:
+        root: the sweep's folder.
+        phase: the phase of a soup whose soups are meant, `sparse-1/phase-2`; empty for the sweep's own.
+    """
 
     root: Path
+    phase: str = ""
 
     @classmethod
     def of(cls, storage: str | os.PathLike[str], name: str) -> SweepPaths:
@@ -80,7 +86,7 @@ class SweepPaths:
 
     def soup(self, soup: str) -> Path:
         """Folder of a soup: its weights and `soup.json`."""
-        return self.root / "soups" / soup
+        return self.root / "soups" / self.phase / soup
 
     @property
     def memo(self) -> Path:

@@ -21,6 +21,7 @@ from sweeps.problems import show
 from sweeps.rung_rules import check_rungs
 from sweeps.searchers.cover import GENERATIONS, covered, default_population, division
 from sweeps.secret_rules import check_secrets
+from sweeps.soup_spec import SparseSoupConfig
 from sweeps.spec import (
     CMAESConfig,
     GPConfig,
@@ -279,6 +280,8 @@ def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
     if isinstance(spec.pipeline, SFTConfig) and spec.pipeline.datasets.select is None:
         message = "a soup is chosen on rows of its own; write pipeline.datasets.select: {fraction: 0.05}"
         draft.wrong(("soup",), message)
+    if isinstance(spec.soup, SparseSoupConfig) and not isinstance(spec.pipeline, SFTConfig):
+        draft.wrong(("soup", "method"), f"sparse prunes and retrains fine-tunes, and {spec.pipeline.type} is none")
     if verdicts.metrics:
         check_soup_metric(draft, verdicts.metrics)
 

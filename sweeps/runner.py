@@ -287,6 +287,7 @@ class RayBackend:
             KeyboardInterrupt: after Ctrl-C or SIGTERM, when running leases have ended or were killed; at once after the
                 second one.
         """
+        self._callers.close()  # leases need what idle workers of calls hold
         self._open_memo()
         interrupts = Interrupts()
         with interrupts.caught():

@@ -26,7 +26,8 @@ from sweeps.paths import SweepPaths
 from sweeps.provenance import model_card, soup_record, write_text
 from sweeps.scoring import Say, relative, silent
 from sweeps.soup_plan import NoSoup, Plan, make_plan
-from sweeps.soup_spec import SoupConfig
+from sweeps.soup_spec import SoupConfig, SparseSoupConfig
+from sweeps.sparse import begin_with, drive_phases
 from sweeps.state import SoupState, SweepState
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def make_soup(
     """
     say = progress or silent
     state = fold(ledger.events())
+    phased = isinstance(config, SparseSoupConfig)
     try:
-        plan = make_plan(loaded, state, paths, backend, config, say)
+        plan = (begin_with if phased else make_plan)(loaded, state, paths, backend, config, say)
     except NoSoup as why:
         say(f"no soup: {why}")
         return None
@@ -78,7 +80,10 @@ def make_soup(
     say(f"soup {soup}: {plan.method} over {len(plan.ingredients)} runs, chosen on {plan.metric}")
     folder = paths.soup(soup)
     try:
-        _make(loaded, ledger, paths, backend, plan, soup, say)
+        if phased:
+            drive_phases(loaded, ledger, paths, backend, plan, soup, make_soup, say)
+        else:
+            _make(loaded, ledger, paths, backend, plan, soup, say)
     except NoSoup as why:
         nothing: dict[str, Any] = {"ingredients": [], "folder": "", "score": None, "hash": None, "reason": str(why)}
         ledger.append([Event("soup_finished", {"soup": soup, **nothing})])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, cast, get_args
 
 from pydantic import Discriminator, Field, Tag, TypeAdapter, create_model, model_validator
 
-from pipelines.config import Config, wrong
+from pipelines.config import Config, PruneConfig, wrong
 from pipelines.soups.config import AverageConfig, MergeMethodConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -148,6 +149,78 @@ class SearchSoupConfig(SoupBase):
     """How the ingredients are merged."""
 
 
+class RetrainConfig(Config):
+    """What the retrainings of a phase differ in: every combination is one. An empty list: as the pruned run had it."""
+
+    seeds: tuple[Seed, ...] = Field(default=(0, 1, 2), min_length=1)
+    """Seeds: the order of the rows, an adapter's beginning."""
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weight decays."""
+    learning_rate: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Peak learning rates."""
+    lr_scheduler: tuple[Literal["cosine", "linear", "constant", "constant_with_warmup"], ...] = ()
+    """Schedules."""
+    max_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """Lengths of a retraining, in optimizer steps."""
+
+    @property
+    def parameters(self) -> dict[str, list[Any]]:
+        """What is swept beside the seeds: key of `pipeline` -> values."""
+        own = self.model_dump(mode="json", exclude={"seeds"})
+        return {key: values for key, values in own.items() if values}
+
+    @property
+    def count(self) -> int:
+        """Retrainings of a phase."""
+        return len(self.seeds) * math.prod(len(values) for values in self.parameters.values())
+
+
+class SparseSoupConfig(SoupBase):
+    """Prunes the best run, retrains it several times with its zeros held, averages, and prunes the average in turn."""
+
+    method: Literal["sparse"] = "sparse"
+    """Name of the recipe."""
+    top: int = Field(default=1, ge=1)
+    """Runs that are sure to reach the end; it begins with the best."""
+    sparsity: float = Field(gt=0, lt=1)
+    """Share of zeros at the end."""
+    phases: int = Field(default=3, ge=1, le=20)
+    """How often is pruned and retrained; each phase prunes the same share of what is left."""
+    prune: PruneConfig = PruneConfig()
+    """Which weights are pruned."""
+    retrain: RetrainConfig = RetrainConfig()
+    """The retrainings of each phase."""
+    take: Literal["uniform", "greedy"] = "uniform"
+    """What goes into a phase's average: all retrainings, or those that don't make the score on `select` worse."""
+
+    @model_validator(mode="after")
+    def there_is_something_to_average(self) -> SparseSoupConfig:
+        """Two retrainings at least."""
+        if self.retrain.count < 2:
+            raise wrong("retrain.seeds", "is one retraining alone; a soup needs two, so give two seeds or more")
+        return self
+
+    @model_validator(mode="after")
+    def nothing_fills_the_zeros(self) -> SparseSoupConfig:
+        """A step toward a dense base would, and there is no adapter to compact."""
+        if self.toward_base:
+            raise wrong("toward_base", "the base model is dense, so a step toward it fills the zeros; delete it")
+        for key in ("rank", "energy"):
+            if getattr(self, key) is not None:
+                raise wrong(key, "compacts adapters, and a sparse soup is a whole model; delete it")
+        return self
+
+    def share(self, phase: int) -> float:
+        """Share of zeros after a phase, counted from 1: 1 - (1 - sparsity)^(phase / phases)."""
+        return self.sparsity if phase == self.phases else 1.0 - (1.0 - self.sparsity) ** (phase / self.phases)
+
+    @property
+    def mixing(self) -> UniformSoupConfig | GreedySoupConfig:
+        """The recipe of a phase's average."""
+        common = {key: getattr(self, key) for key in ("metric", "barrier", "max_drop", "seed")}
+        return (GreedySoupConfig if self.take == "greedy" else UniformSoupConfig)(top=self.retrain.count, **common)
+
+
 class MergedSoupConfig(SoupBase):
     """A merge method over all that pass the checks, with equal weights."""
 
@@ -192,9 +265,12 @@ PLAIN = (
     PrunedSoupConfig,
     LearnedSoupConfig,
     SearchSoupConfig,
+    SparseSoupConfig,
 )
 SOUP_CONFIGS: tuple[type[SoupBase], ...] = (*PLAIN, *MERGED)
 """Every recipe's settings."""
+SOUP_METHODS = tuple(str(config.model_fields["method"].default) for config in SOUP_CONFIGS)
+"""Their names."""
 DEFAULT = "greedy"
 
 
@@ -212,6 +288,7 @@ if TYPE_CHECKING:
         | PrunedSoupConfig
         | LearnedSoupConfig
         | SearchSoupConfig
+        | SparseSoupConfig
         | MergedSoupConfig
     )
 else:

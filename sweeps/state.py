@@ -98,6 +98,13 @@ class SoupState:
     """the recipe's; empty in ledgers of older versions"""
     finished: dict[str, Any] | None = None
 
+    @property
+    def over(self) -> str:
+        """What it was made from, in words: `over 5 runs`; a sparse soup begins with one."""
+        if self.method == "sparse":
+            return f"from {self.ingredients[0]['run']}"
+        return f"over {len(self.ingredients)} runs"
+
 
 @dataclass(frozen=True)
 class Round:

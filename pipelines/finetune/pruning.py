@@ -3,8 +3,6 @@
 Sources
     `global_magnitude` and `layer_magnitude`: the smallest |W| of all layers together, or of each layer (Han et al. 2015,
     arXiv 1506.02626). `wanda`: the smallest |W_ij|·‖X_j‖₂ of each output row (Sun et al., ICLR 2024, arXiv 2306.11695).
-    `phase_sparsity`: each phase prunes the same share of what is left (Zimmer et al., "Sparse Model Soups", ICLR 2024,
-    arXiv 2306.16788, as in iterative magnitude pruning).
 
 Left out
     Wanda's passing on of the inputs as they are after earlier blocks were pruned: all norms are the unpruned model's, one
@@ -25,17 +23,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 Tensors = Mapping[str, torch.Tensor]
-
-
-def phase_sparsity(goal: float, phases: int, phase: int) -> float:
-    """Sparsity after a phase: 1 - (1 - goal)^(phase / phases).
-
-    Args:
-        goal: share of zeros at the end, in [0, 1).
-        phases: how many there are.
-        phase: counts from 1.
-    """
-    return goal if phase == phases else 1.0 - (1.0 - goal) ** (phase / phases)
 
 
 def global_magnitude(weights: Tensors, sparsity: float) -> dict[str, torch.Tensor]:

@@ -67,16 +67,15 @@ def _config(arguments: argparse.Namespace, loaded: LoadedSweep) -> SoupConfig:
     """
     from pydantic import ValidationError
 
-    from pipelines.soups import SOUPS
     from sweeps.complaints import complaints
     from sweeps.problems import unknown
-    from sweeps.soup_spec import DEFAULT, SOUP_CONFIGS, SoupBase, parse_soup
+    from sweeps.soup_spec import DEFAULT, SOUP_CONFIGS, SOUP_METHODS, SoupBase, parse_soup
     from sweeps.yaml_source import read
 
     given = {} if loaded.spec.soup is None else loaded.spec.soup.model_dump(mode="json", exclude_unset=True)
     method = arguments.method or given.get("method", DEFAULT)
-    if method not in SOUPS:
-        raise UsageError(f"--method: {unknown(method, list(SOUPS))}")
+    if method not in SOUP_METHODS:
+        raise UsageError(f"--method: {unknown(method, SOUP_METHODS)}")
     if arguments.top is not None and arguments.top < 2:
         raise UsageError(f"--top must be at least 2 to make a soup, but got {arguments.top}")
     if method != given.get("method", DEFAULT):

@@ -18,7 +18,7 @@ ROLES = {"winner": "best single", "baseline": "baseline"}
 
 def soup_lines(soup: SoupState, folder: Path) -> list[str]:
     """What a soup was made of, one line a decision."""
-    top = f"soup {soup.id}: {soup.method} over {len(soup.ingredients)} runs, chosen on {soup.metric}"
+    top = f"soup {soup.id}: {soup.method} {soup.over}, chosen on {soup.metric}"
     lines = [top]
     for decision in soup.decisions:
         score, best = number(decision.get("score")), number(decision.get("best"))

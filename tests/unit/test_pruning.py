@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn.utils import prune as torch_prune
 
-from pipelines.finetune.pruning import global_magnitude, layer_magnitude, phase_sparsity, wanda
+from pipelines.finetune.pruning import global_magnitude, layer_magnitude, wanda
 from pipelines.soups import merge
 from pipelines.soups.masks import MASK, counted, mask_hash, mask_of, one_mask, readers, record_mask
 from pipelines.stage import UserError
+from sweeps.soup_spec import parse_soup
 
 SHAPES = {"a.weight": (8, 12), "b.weight": (5, 8), "c.weight": (1, 30)}
 
@@ -85,7 +86,7 @@ def test_phases_reach_the_goal_and_what_was_pruned_stays_pruned(seed: int, goal:
     total = sum(weight.numel() for weight in own.values())
     before: dict[str, torch.Tensor] | None = None
     for phase in range(1, phases + 1):
-        share = phase_sparsity(goal, phases, phase)
+        share = parse_soup({"method": "sparse", "sparsity": goal, "phases": phases}).share(phase)
         assert share == pytest.approx(1 - (1 - goal) ** (phase / phases))
         masks = global_magnitude(own, share)
         assert zeros(masks) == round(share * total)

@@ -52,7 +52,7 @@ function showSoups(record) {
       place.append(block);
     }
     const [heading, lead, picture, table, paths] = block.children;
-    heading.textContent = record.soups.length > 1 ? `${soup.id} (${soup.method})` : `${soup.method[0].toUpperCase()}${words(soup.method.slice(1))} over ${plural(soup.ingredients.length, "run")}`;
+    heading.textContent = record.soups.length > 1 ? `${soup.id} (${soup.method})` : `${soup.method[0].toUpperCase()}${words(soup.method.slice(1))} ${soup.method === "sparse" ? `from ${soup.ingredients[0].run}` : `over ${plural(soup.ingredients.length, "run")}`}`;
     fill(lead, soupWords(soup));
     const drawn = soup.decisions.some((decision) => isNumber(decision.score));
     picture.hidden = !drawn;
@@ -104,6 +104,7 @@ function soupWords(soup) {
   if (!done.folder) return `There is no soup: ${done.reason || "none could be made"}.`;
   const inside = soup.ingredients.filter((entry) => entry.weight > 0);
   const said = { greedy: "Ingredients were tried best first, and each was kept if the score did not get worse. Filled points are in the soup, hollow ones are not; diamonds are an ingredient alone.", pruned: "It began with all of them and left out, worst first, each without which the score did not get worse. Points are the score without it; filled ones stayed in.", uniform: "The plain mean of every ingredient that passed; points are the ingredients alone, the square is their mean." }[soup.method] || "Points are the ingredients alone, filled where they are in the soup; the square is the soup.";
+  if (soup.method === "sparse") return [`${soup.ingredients[0].run} was pruned, retrained and averaged, phase by phase: ${scoreText(done.score)} on ${soup.metric}, which chose it and so flatters it. `, "Points are the averages of the phases; their masks and shares of zeros stand in the table."];
   if (inside.length === 1) return [`Nothing held its score when mixed in, so the soup is the best single run itself: ${scoreText(done.score)} on ${soup.metric}. `, said];
   return [`${inside.length} of ${soup.ingredients.length} runs are in it: ${scoreText(done.score)} on ${soup.metric}, which chose it and so flatters it. `, said];
 }
