@@ -15,7 +15,7 @@ KIND = "phase"
 
 
 class InnerLedger(Ledger):
-    """The events of one phase, and of the drivers.
+    """The events of one phase; `driver_started` among them, once for every driver that comes to it.
 
     Args:
         outer: the sweep's ledger.
@@ -35,9 +35,7 @@ class InnerLedger(Ledger):
     def events(self, after: int = 0) -> Iterator[Event]:
         """See `Ledger.events`."""
         for event in self._outer.events(after):
-            if event.kind == "driver_started":
-                yield event
-            elif event.kind == KIND and event.body["phase"] == self._name:
+            if event.kind == KIND and event.body["phase"] == self._name:
                 yield _unwrapped(event)
 
     def items(self, owner: str, resource: int, name: str, split: str) -> StoredItems | None:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 import shutil
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -190,6 +191,7 @@ class _Phase:
         return made
 
     def _retrain(self, sweep: LoadedSweep) -> None:
+        self.inner.append([Event("driver_started", {"pid": os.getpid(), "host": socket.gethostname()})])
         engine = Engine(sweep, self.inner, self.paths, self.backend.slots)
         try:
             if not engine.over:

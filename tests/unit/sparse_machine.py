@@ -28,7 +28,8 @@ class LocalBackend:
         while not loop.over:
             loop.tick()
             lease = loop.ask()
-            assert lease is not None
+            if lease is None:
+                continue
             self.fail(lease.id)
             self.leases.append(lease.id)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,10 @@ class Stage:
         self.said: list[str] = []
         created = {"name": "small", "spec": self.loaded.record(), "versions": {}, "space": {}}
         self.ledger.append([Event("sweep_created", created)])
-        self.drive()
+        self.ledger.append([Event("driver_started", {"pid": 1, "host": "here", "version": "0"})])
         engine = Engine(self.loaded, self.ledger, self.paths, 1)
         self.backend.run(engine)
         engine.close()
-
-    def drive(self) -> None:
-        self.ledger.append([Event("driver_started", {"pid": 1, "host": "here", "version": "0"})])
 
     def soup(self) -> SoupState | None:
         assert self.loaded.spec.soup is not None
@@ -160,9 +158,7 @@ def test_a_finished_soup_is_not_made_again_and_is_judged(whole: Stage) -> None:
     assert {(body["left"], body["right"]) for body in judged.verdicts} >= {("soup", "winner")}
 
 
-@pytest.mark.parametrize(
-    "place", ["pipelines.finetune.prune:prune", "lease", "sweeps.worker:evaluate", "pipelines.soups:merge"]
-)
+@pytest.mark.parametrize("place", ["lease", "pipelines.soups:merge"])
 def test_a_killed_soup_goes_on_and_ends_the_same(whole: Stage, setup: worker.Setup, tmp_path: Path, place: str) -> None:
     """Killed between two retrainings of the first phase, and when the second phase is averaged."""
     stage, wanted = Stage(tmp_path, setup), whole.made()
@@ -178,7 +174,6 @@ def test_a_killed_soup_goes_on_and_ends_the_same(whole: Stage, setup: worker.Set
     with pytest.raises(Killed):
         stage.soup()
     stage.backend.fail = lambda what: None
-    stage.drive()
     made = stage.soup()
     assert made is not None
     assert made.finished is not None
@@ -186,6 +181,24 @@ def test_a_killed_soup_goes_on_and_ends_the_same(whole: Stage, setup: worker.Set
     assert [note["mask"] for note in made.notes] == [note["mask"] for note in wanted.notes]
     assert made.finished["score"]["value"] == wanted.finished["score"]["value"]
     assert len(stage.backend.leases) - passed == 4
+
+
+def test_a_stop_in_a_phase_ends_the_soup_and_the_next_driver_goes_on(setup: worker.Setup, tmp_path: Path) -> None:
+    stage = Stage(tmp_path, setup, SPARSE.replace("phases: 2", "phases: 1"))
+
+    def ask_to_stop(what: str) -> None:
+        if ":" not in what:
+            stage.paths.stop_request.touch()
+            os.utime(stage.paths.stop_request, (time.time() + 60, time.time() + 60))
+
+    stage.backend.fail = ask_to_stop
+    with pytest.raises(KeyboardInterrupt):
+        stage.soup()
+    stage.backend.fail = lambda what: None
+    made = stage.soup()
+    assert made is not None
+    assert made.finished is not None
+    assert made.finished["made"]["sparsity"]["after"] == pytest.approx(0.75, abs=1e-4)
 
 
 def test_an_adapters_sweep_is_pruned_retrained_and_mixed(tmp_path: Path, setup: worker.Setup) -> None:
