@@ -6,6 +6,7 @@ from typing import Any
 
 from sweeps.load import LoadedSweep
 from sweeps.searchers.cover import division
+from sweeps.soup_spec import SoupConfig, SparseSoupConfig
 from sweeps.spec import ASHAConfig
 
 
@@ -46,6 +47,14 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         "finalists": loaded.finalists,
         "rungs": rungs,
         "resource": resource,
-        "soup": None if loaded.spec.soup is None else {"method": loaded.spec.soup.method, "top": loaded.spec.soup.top},
+        "soup": None if loaded.spec.soup is None else _soup(loaded.spec.soup),
         "warnings": list(loaded.warnings),
     }
+
+
+def _soup(soup: SoupConfig) -> dict[str, Any]:
+    """The recipe, how many runs it considers and, of a sparse one, what it trains in phases."""
+    told: dict[str, Any] = {"method": soup.method, "top": soup.top}
+    if isinstance(soup, SparseSoupConfig):
+        told |= {"sparsity": soup.sparsity, "phases": soup.phases, "retrainings": soup.retrain.count}
+    return told

@@ -245,10 +245,13 @@ def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
         return (0, 0) if config is None or shape is None else checkpoint_bytes(config, shape)
 
     largest, _ = _extremes(run, lambda config: of(config)[1])
-    weights, checkpoint = of(_typed(run.loaded, largest))
-    if not checkpoint:
+    config = _typed(run.loaded, largest)
+    weights, checkpoint = of(config)
+    shape = None if config is None else run.shape(config.base_model)
+    if not checkpoint or shape is None:
         return None, []
-    need = footprint(run.loaded, checkpoint=checkpoint, weights=weights, slots=slots)
+    model = 4 * shape.parameters
+    need = footprint(run.loaded, checkpoint=checkpoint, weights=weights, slots=slots, model=model)
     need["free"] = free_bytes(Path(run.loaded.spec.storage))
     return need, complaints(run.loaded, need, need["free"])
 

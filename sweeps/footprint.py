@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.config import RetrainPrunedConfig, SFTConfig
 from pipelines.finetune.memory import Trained
 from pipelines.finetune.shape import ModelShape
+from sweeps.soup_spec import SparseSoupConfig
 from sweeps.spec import ASHAConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def checkpoint_bytes(config: SFTConfig, shape: ModelShape) -> tuple[int, int]:
     return weights, weights + 8 * trained.parameters
 
 
-def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int) -> dict[str, Any]:
+def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int, model: int = 0) -> dict[str, Any]:
     """What lies on the disk at once at most, in bytes; `total` is None where the number of trials is not known.
 
     With asha every run that waits at a rung holds its newest checkpoint until the search ends, whatever `keep` says, and
@@ -49,6 +50,8 @@ def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int)
         checkpoint: bytes of the largest run's.
         weights: bytes of its weights alone.
         slots: runs at once.
+        model: bytes of all weights, of which a sparse soup writes: the pruned model, the retrainings of a phase, a mixture,
+            and the average of every phase.
     """
     firm, spare = _held(loaded)
     limit = loaded.spec.keep.disk_gb
@@ -64,6 +67,9 @@ def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int)
         "final": 2 * len(spec.seeds.test) * checkpoint,
         "soup": 2 * ingredients * weights,
     }
+    if isinstance(spec.soup, SparseSoupConfig):
+        each = checkpoint + (model if _adapted(loaded) else 0)
+        extra["soup"] = spec.soup.retrain.count * each + (spec.soup.phases + 2) * model
     total = None if held is None else held + sum(extra.values())
     return {"checkpoint": checkpoint, "checkpoints": firm, "spare": spare, "held": held, **extra, "total": total}
 

@@ -119,7 +119,12 @@ def _describe(told: Mapping[str, Any], *, here: bool) -> str:
         rungs = ", ".join(f"{_count(rung['runs'], 'run')} to {rung['resource']}" for rung in told["rungs"])
         lines.append(f"  runs     {rungs} {unit}: about {told['resource']} {unit} in all")
     if told["soup"] is not None:
-        lines.append(f"  soup     {told['soup']['method']}, over the best {told['soup']['top']}")
+        over = f"over the best {told['soup']['top']}"
+        if "phases" in told["soup"]:
+            over = "from the best run: {phases} phases of {retrainings} retrainings, to {sparsity:g} zeros".format(
+                **told["soup"]
+            )
+        lines.append(f"  soup     {told['soup']['method']}, {over}")
     if told["splits"] is not None:
         from sweeps.commands.needs import lines as told_needs
 

@@ -139,6 +139,13 @@ def test_disk_by_hand(tmp_path: Path) -> None:
     assert (open_end["checkpoints"], open_end["total"]) == (None, None)
 
 
+def test_a_sparse_soup_writes_whole_models(tmp_path: Path) -> None:
+    soup = "soup: {method: sparse, sparsity: 0.5, phases: 2, retrain: {seeds: [0, 1, 2]}}\n"
+    loaded = load(tmp_path, SFT + "parameters: {lora_r: [2, 4]}\n" + soup)
+    need = footprint(loaded, checkpoint=100, weights=30, slots=1, model=1000)
+    assert need["soup"] == 3 * (100 + 1000) + (2 + 2) * 1000
+
+
 def test_disk_gb_limits_what_is_kept_only_while_there_is_room(tmp_path: Path) -> None:
     loaded = load(
         tmp_path,
