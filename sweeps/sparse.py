@@ -61,7 +61,7 @@ def begin_with(
             folder, content = checkpoint
             one = Ingredient(placed.run.id, str(folder), content, placed.run.order)
             metric = f"select/{soup_metric(spec, loaded.metrics)}"
-            return Plan(config, metric, by.name, (placed,), (one,), timetable(spec, loaded.metrics).soup)
+            return Plan(config, metric, by.name, (placed,), (one,), timetable(spec, loaded.metrics).soup, (own,))
         say(f"soup: {placed.run.id} has no whole checkpoint at {placed.report.resource}; passed over")
     raise NoSoup("it begins with a run at the highest rung, but none has a whole checkpoint")
 
