@@ -305,7 +305,7 @@ def watch():
     while not done.is_set():
         seen.append(anon())
         time.sleep(0.005)
-thread = threading.Thread(target=watch)
+thread = threading.Thread(target=watch, daemon=True)
 thread.start()
 for method in ({{"type": "average"}}, {{"type": "ties"}}):
     merge_models([(folder, 1 / 4) for folder in folders], Path({str(tmp_path)!r}) / "soup", method=parse_method(method), base=folders[0])
