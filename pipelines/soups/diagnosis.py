@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators.base import Example, Score
 from evaluators.statistics import contrast
 from pipelines.finetune.model import resolve, tokenizer_hash
+from pipelines.finetune.sft import SFTPipeline
 from pipelines.soups.adapter_files import CONFIG
 from pipelines.soups.checks import base_problems, recorded_in, tokenizer_of, weight_problems
 from pipelines.soups.cosines import measure
@@ -81,6 +82,7 @@ class Diagnosis:
     def __init__(
         self, left: Side, right: Side, config: SFTConfig, rows: Sequence[Example], cache: str, devices: Devices
     ) -> None:
+        self.pipeline = SFTPipeline()
         self.left, self.right, self.rows, self.cache, self.devices = left, right, tuple(rows), Path(cache), devices
         self.config = config.model_copy(update={"base_model": left.source.base_model})
         names, folders = [left.name, right.name], [left.folder, right.folder]
@@ -147,11 +149,8 @@ class Diagnosis:
 
     def path(self, rows: Sequence[Example]) -> dict[str, Any]:
         """The straight path (`walked`), or `{missing}` with the `ends`."""
-        from pipelines.finetune.sft import SFTPipeline
-
         if not rows:
             return {"missing": NO_ROWS}
-        pipeline = SFTPipeline()
 
         def scored(source: ModelSource) -> Score:
             services = Services(cache=str(self.cache))
@@ -159,7 +158,7 @@ class Diagnosis:
             job = EvaluationJob(
                 self.config.model_dump(mode="json"), source, "select", entries, self.devices, services, tuple(rows)
             )
-            return pipeline.evaluate(job)[0]
+            return self.pipeline.evaluate(job)[0]
 
         def at(t: float) -> Score:
             parts = ((str(self.left.folder), 1.0 - t), (str(self.right.folder), t))
@@ -199,8 +198,8 @@ class Diagnosis:
         if masks[0] != masks[1]:
             told = " and ".join(f"{mask[:12] if mask else 'dense'}" for mask in masks)
             return f"their masks of pruned weights differ ({told})"
-        shapes = [_shapes(side) for side in (self.left, self.right)]
-        if not self.left.adapter and shapes[0] != shapes[1]:
+        shapes = [{} if side.adapter else _shapes(side) for side in (self.left, self.right)]
+        if shapes[0] != shapes[1]:
             name = next(name for name in {**shapes[0], **shapes[1]} if shapes[0].get(name) != shapes[1].get(name))
             return f"they are not of one architecture: {name} differs"
         return ""
