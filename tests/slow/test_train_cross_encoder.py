@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.rag import RERANKERS, load_stage
+from pipelines.rag.config import Corpus, Questions
+from pipelines.rag.corpus import load_corpus
 from pipelines.rag.model_folder import find_model
+from pipelines.rag.questions import load_questions
 from pipelines.rag.stages import CrossEncoder
 from tests.unit.rag_asking import TEXTS, make_calls
 
@@ -57,8 +60,17 @@ def test_trains_a_reranker(tmp_path: Path, root: Path) -> None:
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", done.stdout)]
     assert len(losses) == 8
     assert losses[-1] < 0.7 * losses[0]
-    assert re.search(r"before training, 2 held-out questions: MRR .*BM25", done.stdout)
-    assert re.search(r"after training, 2 held-out questions: MRR .*BM25", done.stdout)
+    number = r"[+-]?\d\.\d{3}"
+    for name in ("MRR", "nDCG"):
+        told = rf"  {name} +BM25 {number}, reranked {number}, difference {number} ± {number} \(standard error\)"
+        assert re.search(told, done.stdout), done.stdout
+    held = [json.loads(line) for line in (out / "held_out.jsonl").read_text().splitlines()]
+    assert len(held) == 2
+    section = Questions(path=str(out / "held_out.jsonl"))
+    again = load_questions(section, load_corpus(Corpus(path=str(tmp_path / "documents.jsonl"))), 0).tune
+    assert {(one.text, *one.documents) for one in again} <= set(
+        zip(QUESTIONS, (f"d{at}" for at in range(10)), strict=True)
+    )
     from safetensors.torch import load_file
 
     before, after = load_file(find_model(MINILM, "m") / "model.safetensors"), load_file(out / "model.safetensors")
