@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
 
 from sweeps.commands.look import read_snapshot
@@ -64,7 +65,7 @@ def killed_on_the_way(folder: Path) -> dict[str, Any]:
         until = time.monotonic() + 150
         while time.monotonic() < until and driver.poll() is None:
             time.sleep(0.2)
-            if paths.ledger.is_file() and (shot := read_snapshot(paths))["trials"]["tried"] >= 3:
+            if killing.last_seq(paths) and (shot := read_snapshot(paths))["trials"]["tried"] >= 3:
                 return shot
         raise AssertionError("the sweep did not come to three trials")
     finally:
