@@ -55,16 +55,20 @@ def completed(block: Block) -> dict[str, Any]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    here, trained = tmp_path / "sweeps", tmp_path / "cross-encoder"
+    here.mkdir()
+    trained.mkdir()
     row = json.dumps({"prompt": "2 + 2 =", "completion": " 4", "article": "sums"}) + "\n"
     for name in FILES:
-        (tmp_path / name).write_text(row)
-    (tmp_path / "handbook").mkdir()
-    (tmp_path / "handbook" / "page.md").write_text("The lift is tested on Monday.\n")
+        (here / name).write_text(row)
+    (here / "handbook").mkdir()
+    (here / "handbook" / "page.md").write_text("The lift is tested on Monday.\n")
     asked = [json.dumps({"question": f"When is lift {i} tested?", "documents": ["page.md"]}) + "\n" for i in range(200)]
-    (tmp_path / "questions.jsonl").write_text("".join(asked))
-    (tmp_path / "parts").mkdir()
-    (tmp_path / "parts" / "0.csv").write_text("question,answer\n2 + 2 =, 4\n")
-    return tmp_path
+    (here / "questions.jsonl").write_text("".join(asked))
+    (trained / "held_out.jsonl").write_text("".join(asked))
+    (here / "parts").mkdir()
+    (here / "parts" / "0.csv").write_text("question,answer\n2 + 2 =, 4\n")
+    return here
 
 
 def test_there_is_a_guide_a_task_and_each_is_in_the_index() -> None:
