@@ -192,6 +192,8 @@ class Ledger:
                 )
                 return cls(root, database, None, segments)
             except sqlite3.Error as error:
+                if str(error).startswith("no such table"):  # its driver has made the file and not yet the tables
+                    raise LedgerError(f"the sweep in {root} is just beginning; ask again in a moment") from None
                 raise LedgerError(f"{paths.ledger} can't be read: {error}") from error
         if not segments.numbers():
             raise LedgerError(f"there is no sweep in {root}")

@@ -231,3 +231,9 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
         (again,) = ledger.append([Event("note", {"i": 9})])
         assert again.seq == before[-1][0] + 1
         ledger.close()
+
+
+def test_a_ledger_whose_tables_are_not_made_yet_is_of_a_sweep_that_begins(tmp_path):
+    SweepPaths(tmp_path).ledger.touch()
+    with pytest.raises(LedgerError, match="just beginning; ask again in a moment"):
+        Ledger.read(tmp_path)
