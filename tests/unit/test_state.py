@@ -46,7 +46,8 @@ def folded(*events):
 def test_every_kind_of_the_contract_is_taken_in():
     listed = re.findall(r"^    ([a-z_]+) +\{", sweeps.ledger.__doc__, re.MULTILINE)
     assert len(listed) > 15
-    assert set(listed) - {"driver_ended"} <= set(_TAKE)
+    passed_over = {"driver_ended", "phase"}  # a phase is folded by itself, from what it holds (`sweeps.inner`)
+    assert set(listed) - passed_over <= set(_TAKE)
 
 
 def test_a_run_goes_through_its_phases():
