@@ -127,3 +127,14 @@ def test_nobody_listening_is_said_at_once() -> None:
     with pytest.raises(ClusterError, match=f"can't reach the Ray cluster at 127.0.0.1:{port}: .*is it running"):
         refuse_silence(f"127.0.0.1:{port}")
     refuse_silence("auto")
+
+
+def test_a_node_that_times_out_at_its_start_is_a_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object) -> None:
+        raise Exception("The current node timed out during startup.\nSee the logs.")
+
+    monkeypatch.setattr(local, "_start", start)
+    with pytest.raises(
+        ClusterError, match=r"^can't reach Ray on this machine: The current node timed out during startup\.$"
+    ):
+        local.connect(None, cpus=1)
