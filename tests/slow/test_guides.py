@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from tiny import save_model
 
 pytestmark = pytest.mark.slow
 
+EXAMPLES = DOCS.parent / "examples"
 SMALL = (
     "budget.trials=4", "max_steps=4", "gradient_accumulation_steps=1", "sequence_len=128", "soup.top=2",
     "early_terminate={type: asha, min: 2, eta: 2}", "evaluate=[{type: json_fields, when: final, max_new_tokens: 2}]",
@@ -49,6 +51,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(here / "model")
     for command in commands(init):
         run(re.sub(r"package://\S+", "./model", command), here)
+    shutil.copytree(EXAMPLES / "handbook", here / "handbook")
+    shutil.copy(EXAMPLES / "handbook_questions.jsonl", here)
     run("stockpot submit sweep.yaml " + " ".join(f"--set '{one}'" for one in SMALL), here)
     return here
 
