@@ -10,8 +10,6 @@ import contextlib
 import gc
 import logging
 import os
-import resource
-import sys
 import tempfile
 import time
 import warnings
@@ -19,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import transformers
 from safetensors.torch import load_file
 
@@ -28,6 +25,7 @@ from evaluators.base import LanguageModel, Report, Score
 from pipelines.config import SFTConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
+from pipelines.finetune.devices import has_bf16, memory_errors, peak_memory, prepare_device
 from pipelines.finetune.freezing import unfreeze
 from pipelines.finetune.masked import HeldMask, adapter_folder, holding
 from pipelines.finetune.model import BaseModels, LoadedModel, origin
@@ -38,7 +36,7 @@ from pipelines.lm import LocalLanguageModel, memoised
 from pipelines.soups import merge
 from pipelines.soups.resident import ResidentSum
 from pipelines.splits import Splits, load_splits
-from pipelines.stage import Devices, EvaluationJob, OutOfMemory, Resource, Task, UserError
+from pipelines.stage import EvaluationJob, Resource, Task, UserError
 from pipelines.weights import content_hash
 
 _log = logging.getLogger(__name__)
@@ -75,16 +73,16 @@ class SFTPipeline:
         config = _typed(task.config)
         if task.replay and task.start is not None:
             report(read_report(Path(task.start)))
-        device = _prepare(task.devices)
+        device = prepare_device(task.devices)
         splits = load_splits(config.datasets, config.seed_data)
         for warning in splits.warnings:
             _log.warning("%s", warning)
         if config.precision == "fp16" and device == "cpu":
             _log.warning("precision: fp16 on a CPU is slow; bf16 and fp32 are made for it")
-        if config.precision == "bf16" and device == "cpu" and not _bf16_in_hardware():
+        if config.precision == "bf16" and device == "cpu" and not has_bf16():
             _log.warning("precision: bf16 is slow on this CPU, which has no instructions for it; fp32 is faster here")
         self._resident = None
-        with _memory_errors(config):
+        with memory_errors(config):
             loaded = self._base(config.base_model, config, task.services.cache, device)
             rows = self._train_rows(config, splits, loaded)
             held = HeldMask.of(loaded, config)
@@ -99,11 +97,11 @@ class SFTPipeline:
             UserError: if the model or the data can't be used.
         """
         config = _typed(job.config)
-        device = _prepare(job.devices)
+        device = prepare_device(job.devices)
         rows = load_splits(config.datasets, config.seed_data).rows(job.split) if job.rows is None else list(job.rows)
         if not rows:
             raise UserError(f"datasets.{job.split} is not given, so nothing can be scored on it")
-        with _memory_errors(config), contextlib.ExitStack() as stack:
+        with memory_errors(config), contextlib.ExitStack() as stack:
             parts, adapter = job.model.blend or (), job.model.adapter
             if parts and not (Path(parts[0][0]) / "adapter_config.json").is_file():
                 loaded = self._blended(parts, config, job.services.cache, device)
@@ -293,7 +291,7 @@ class _Run:
             "cost/evaluation_seconds": counted.evaluation_seconds,
             "cost/tokens": float(counted.tokens),
             "cost/tokens_per_second": counted.tokens / counted.train_seconds if counted.train_seconds else float("nan"),
-            "cost/peak_memory_bytes": _peak_memory(self.device),
+            "cost/peak_memory_bytes": peak_memory(self.device),
         }
 
     def lap(self, *, training: bool) -> None:
@@ -316,27 +314,11 @@ def _merged(parts: Sequence[tuple[str, float]], cache: str | None) -> Iterator[P
         yield out
 
 
-def _bf16_in_hardware() -> bool:
-    """Whether the CPU has instructions for bf16; True where torch is too old to know."""
-    known = getattr(torch.cpu, "get_capabilities", None)
-    return known is None or any(there is True and name.endswith("bf16") for name, there in known().items())
-
-
 def _typed(config: Mapping[str, Any]) -> SFTConfig:
     typed = parse_pipeline(config)
     if not isinstance(typed, SFTConfig):
         raise UserError(f"pipeline.type: {typed.type!r} is no fine-tune")
     return typed
-
-
-def _prepare(devices: Devices) -> str:
-    """Set the threads and name the device."""
-    torch.set_num_threads(max(1, int(devices.cpus)))
-    if devices.gpus <= 0:
-        return "cpu"
-    if not torch.cuda.is_available():
-        raise UserError("resources.gpus: a GPU is asked for, but torch sees none here; install torch with CUDA, or 0")
-    return "cuda"
 
 
 def _language_model(model: Any, tokenizer: Any, config: SFTConfig) -> LocalLanguageModel:
@@ -380,26 +362,3 @@ def _load_full(model: Any, folder: Path) -> None:
 def _source_hash(folder: Path, adapter: str | None) -> str:
     base = content_hash(folder)
     return base if adapter is None else f"{base}+{content_hash(Path(adapter))}"
-
-
-def _peak_memory(device: str) -> float:
-    if device == "cuda":
-        return float(torch.cuda.max_memory_allocated())
-    unit = 1 if sys.platform == "darwin" else 1024
-    return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
-
-
-@contextlib.contextmanager
-def _memory_errors(config: SFTConfig) -> Iterator[None]:
-    """Name a library's out-of-memory error as ours, with the micro batch."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error).lower()
-        full = "out of memory" in text or "can't allocate memory" in text or "not enough memory" in text
-        if isinstance(error, OutOfMemory) or not (isinstance(error, MemoryError) or full):
-            raise
-        raise OutOfMemory(
-            f"out of memory with micro_batch_size {config.micro_batch_size} and sequence_len {config.sequence_len}: "
-            f"{str(error).strip().splitlines()[0] if str(error) else type(error).__name__}"
-        ) from error

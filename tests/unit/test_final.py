@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from soup_machine import Stage
+from soup_machine import Killed, Stage
 
 from evaluators.statistics import paired
 from sweeps.commands.story import final_lines
@@ -23,10 +23,6 @@ from sweeps.soup_spec import parse_soup
 
 NOISES = [0.9, 0.5, 0.8]
 SEEDS = "seeds: {tune: [0], test: [100, 101]}"
-
-
-class Killed(BaseException):
-    """A driver that is gone."""
 
 
 def soup(stage: Stage, **config: Any) -> Any:
@@ -101,19 +97,7 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Stage:
 @pytest.mark.parametrize("after", range(8))
 def test_a_kill_at_any_step_changes_nothing(tmp_path: Path, calm: Stage, what: str, after: int) -> None:
     stage = Stage(tmp_path, NOISES[:2], SEEDS)
-    left = [after]
-
-    def count(*args: Any) -> None:
-        left[0] -= 1
-        if left[0] < 0:
-            left[0] = 10**9
-            raise Killed
-
-    append = stage.ledger.append
-    if what == "call":
-        stage.backend.fail = count
-    else:
-        stage.ledger.append = lambda *args: (count(), append(*args))[1]  # type: ignore[method-assign]
+    stage.kill(what, after)
     try:
         final(stage)
     except Killed:

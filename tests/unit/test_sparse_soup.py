@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from soup_machine import Killed
 from sparse_machine import LocalBackend
 from tiny import save_model, sums, write_rows
 from transformers import AutoModelForCausalLM
@@ -52,10 +53,6 @@ metric: loss
 soup: {soup}
 """
 SPARSE = "{method: sparse, sparsity: 0.75, phases: 2, barrier: false, retrain: {seeds: [0, 1], max_steps: [2]}}"
-
-
-class Killed(BaseException):
-    """Stands for kill -9 of the driver."""
 
 
 class Stage:

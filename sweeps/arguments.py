@@ -1,0 +1,343 @@
+"""What the command line takes: every command with its arguments. Only the standard library and names are imported."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import NoReturn
+
+from sweeps.convert import CONVERTERS
+from sweeps.paths import DEFAULT_STORAGE
+from sweeps.starter import STARTERS
+from sweeps.starter.base import QUESTION_PARTS
+
+MISTAKE = 2
+"""Exit status of what the user can mend."""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with a did-you-mean for commands and messages on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the message and where help is; exit with status 2."""
+        self.exit(MISTAKE, f"stockpot: {message}\n{self.prog} --help shows what there is\n")
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="stockpot", description="Hyperparameter sweeps that end in a judged soup.")
+    top.add_argument("--version", action="store_true", help="print the version")
+    top.add_argument("--debug", action="store_true", help="show the traceback behind a message")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+
+    def add(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+
+    _add_first(add)
+    _add_running(add)
+    _add_reading(add)
+    _add_models(add)
+    _add_memo(add)
+    return top
+
+
+Add = Callable[[str, str], argparse.ArgumentParser]
+
+
+def _add_first(add: Add) -> None:
+    init = add("init", "write a commented sweep file for your own data")
+    init.add_argument("kind", nargs="?", metavar="|".join(STARTERS), help="what to sweep")
+    init.add_argument(
+        "data",
+        nargs="?",
+        metavar="DATA",
+        help="file, folder or pattern: JSONL, JSON, CSV, Parquet, Arrow; of rag the documents: Markdown, text, HTML, PDF, JSONL",
+    )
+    init.add_argument("questions", nargs="?", metavar="QUESTIONS", help="of rag: a JSONL file, a question a line")
+    init.add_argument(
+        "-o", "--output", default="sweep.yaml", metavar="FILE", help="where to write (default sweep.yaml)"
+    )
+    init.add_argument(
+        "--base-model",
+        metavar="M",
+        help="what is fine-tuned (default: SmolLM2-135M-Instruct, to begin with), or writes answers",
+    )
+    init.add_argument("--force", action="store_true", help="overwrite the file")
+    _rows(init)
+    for part in QUESTION_PARTS:
+        init.add_argument(
+            f"--field-{part}", metavar="KEY", help=f"of rag: key of the question's {part} (default: seen)"
+        )
+    _add_convert(add)
+    schema = add("schema", "the JSON Schema of the sweep file, for editors")
+    schema.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")
+    schema.epilog = (
+        "An editor with a YAML language server (VS Code, Neovim, Zed, ...) completes and checks a sweep file that begins "
+        "with the line  # yaml-language-server: $schema=./sweep.schema.json  after  stockpot schema -o sweep.schema.json"
+    )
+    explain = add("explain", "what a key of the sweep file means")
+    explain.add_argument("key", nargs="?", metavar="KEY", help="learning_rate, early_terminate.eta, soup, tpe, ...")
+    _json(explain)
+
+
+def _add_convert(add: Add) -> None:
+    convert = add("convert", "turn an Axolotl config or a W&B sweep into a sweep file, and say what it can't carry")
+    convert.add_argument("file", metavar="FILE", help="axolotl.yml, or W&B's sweep.yaml")
+    convert.add_argument("--sweep", metavar="FILE", help="Axolotl's --sweep file, what is searched")
+    convert.add_argument(
+        "-o", "--output", default="sweep.yaml", metavar="FILE", help="where to write (default sweep.yaml)"
+    )
+    convert.add_argument("--from", dest="tool", choices=CONVERTERS, help="whose file it is (default: seen)")
+    convert.add_argument("--base-model", metavar="M", help="what is fine-tuned; W&B's files do not say it")
+    convert.add_argument("--data", metavar="DATA", help="what is trained on; W&B's files do not say it")
+    _rows(convert)
+    convert.add_argument(
+        "--import-path", metavar="MODULE:CLASS", help="W&B: sweep a pipeline of your own instead of a fine-tune"
+    )
+    convert.add_argument("--total", type=_positive, metavar="N", help="resource of a whole run of that pipeline")
+    convert.add_argument("--force", action="store_true", help="overwrite the file")
+    _json(convert)
+
+
+def _rows(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
+    for field in ("prompt", "completion", "messages", "text"):
+        command.add_argument(f"--field-{field}", metavar="COLUMN", help=f"column of the {field} (default: seen)")
+
+
+def _add_running(add: Add) -> None:
+    check = add("check", "validate a sweep file and say what it would run")
+    _file(check)
+    check.add_argument("--data", action="store_true", help="also read the data: rows a split, duplicates, lengths")
+    _address(check, "the cluster whose nodes must hold it; default: this machine")
+    _json(check)
+    submit = add("submit", "run a sweep, here or on a Ray cluster")
+    _file(submit)
+    _address(submit)
+    _json(submit, "print one JSON object at the end; progress goes to stderr")
+    resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
+    _name(resume)
+    resume.add_argument(
+        "--budget",
+        action="append",
+        default=[],
+        metavar="trials=N[,hours=H]",
+        help="trials in all, or hours in all, from now on; a finished sweep goes on with what this adds",
+    )
+    _address(resume)
+    _json(resume, "print one JSON object at the end; progress goes to stderr")
+    stop = add("stop", "ask a running sweep to stop; it can be resumed")
+    _name(stop)
+    stop.add_argument("--no-wait", action="store_true", help="do not wait until it has stopped")
+    stop.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
+
+
+def _add_reading(add: Add) -> None:
+    everything = add("list", "all sweeps: state, trials, best")
+    _storage(everything)
+    _json(everything)
+    status = add("status", "how far a sweep is")
+    _name(status)
+    status.add_argument("--watch", action="store_true", help="go on showing until the sweep has ended")
+    status.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
+    _json(status)
+    logs = add("logs", "the ends of logs, and why trials failed")
+    _name(logs)
+    logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
+    logs.add_argument("-n", "--lines", type=_positive, default=40, help="lines of a log shown (default 40)")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, while a driver runs")
+    show = add("show", "the leaderboard")
+    _name(show)
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print JSON")
+    form.add_argument("--csv", action="store_true", help="print CSV")
+    show.add_argument("--top", type=_positive, metavar="N", help="first N rows only")
+    compare = add("compare", "compare the best runs, of one sweep or of several, pair by pair")
+    compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
+    _storage(compare)
+    compare.add_argument("--top", type=_positive, default=8, metavar="N", help="best runs of each sweep (default 8)")
+    compare.add_argument(
+        "--metric",
+        action="append",
+        metavar="M[:GOAL]",
+        help="compare by it instead of the sweep's own, such as token_f1, cost/latency or train/x:maximize; several give a front",
+    )
+    compare.add_argument("--trial", action="append", metavar="T", help="compare this trial; given twice or more")
+    _json(compare)
+    _add_report(add)
+
+
+def _add_report(add: Add) -> None:
+    report = add("report", "one self-contained page about a sweep, or a live one")
+    _name(report)
+    report.add_argument("-o", "--output", metavar="FILE.html", help="where to write it (default: the sweep's folder)")
+    report.add_argument("--watch", action="store_true", help="serve it here and follow a running sweep, until Ctrl-C")
+    report.add_argument("--port", type=_port, metavar="P", help="of --watch (default: a free one)")
+    report.add_argument("--host", metavar="H", help="of --watch (default 127.0.0.1: nobody else can see it)")
+    report.add_argument("--open", action="store_true", help="open it in a browser")
+    _json(report, "print the page's record as JSON")
+
+
+def _add_models(add: Add) -> None:
+    soup = add("soup", "make and judge a soup from a finished or stopped sweep")
+    _name(soup)
+    soup.add_argument(
+        "--method", metavar="M", help="greedy, uniform, pruned, ties, ...; default: the file's, else greedy"
+    )
+    soup.add_argument("--top", type=_positive, metavar="K", help="runs considered; default: the file's, else 5")
+    soup.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of soup: barrier=false, ..."
+    )
+    _address(soup)
+    _json(soup)
+    evaluate = add("evaluate", "score any model or soup on data")
+    evaluate.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
+    evaluate.add_argument(
+        "--on", required=True, metavar="DATA", help="a data file, as of a split, or sweep://NAME/tune|select|test"
+    )
+    evaluate.add_argument("--with", required=True, dest="evaluators", metavar="EVALUATOR[,...]", help="loss, ...")
+    evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder; default: the one it names")
+    _row_keys(evaluate)
+    evaluate.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
+    evaluate.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of generated answers")
+    evaluate.add_argument("--answer-regex", metavar="REGEX", help="exact_match compares what this finds")
+    evaluate.add_argument("--sequence-len", type=_positive, metavar="N", help="tokens a row at most")
+    evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
+    _storage(evaluate)
+    _json(evaluate)
+    _add_diagnosing(add)
+    _add_pruning(add)
+    _add_judging(add)
+
+
+def _add_diagnosing(add: Add) -> None:
+    diagnose = add("diagnose", "how two checkpoints lie to each other: cosine, CKA, the path between them")
+    for name in ("A", "B"):
+        diagnose.add_argument(name.lower(), metavar=name, help="sweep://NAME/best|soup|TRIAL, a folder, a model")
+    diagnose.add_argument(
+        "--data",
+        dest="on",
+        metavar="DATA",
+        help="a data file, or sweep://NAME/train|tune|select; default: select of the sweep of A or B, else tune",
+    )
+    _row_keys(diagnose)
+    diagnose.add_argument("--base", metavar="MODEL", help="what both were trained on; default: what they name")
+    diagnose.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
+    diagnose.add_argument("--sequence-len", type=_positive, metavar="N", help="tokens a row at most")
+    diagnose.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
+    diagnose.add_argument(
+        "--curve", type=_positive, metavar="STEPS", help="also train a curve between them, on half of the rows"
+    )
+    diagnose.add_argument(
+        "--curve-rate", type=_seconds, default=1e-4, metavar="R", help="learning rate of --curve (default 1e-4)"
+    )
+    _storage(diagnose)
+    _json(diagnose)
+
+
+def _add_pruning(add: Add) -> None:
+    prune = add("prune", "set a share of a model's weights to zero, to be retrained with pipeline.type retrain_pruned")
+    prune.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
+    prune.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write the pruned model")
+    prune.add_argument(
+        "--sparsity", required=True, type=_share, metavar="S", help="share of zeros, above 0 and below 1"
+    )
+    prune.add_argument(
+        "--method", choices=("magnitude", "wanda"), default="magnitude", help="what is pruned first (default magnitude)"
+    )
+    prune.add_argument(
+        "--scope", choices=("global", "layer"), default="global", help="magnitude: compared over all, or in each matrix"
+    )
+    prune.add_argument("--on", metavar="FILE", help="wanda: a data file whose rows weigh the inputs")
+    _row_keys(prune)
+    prune.add_argument("--limit", type=_positive, default=128, metavar="N", help="first N rows (default 128)")
+    prune.add_argument("--sequence-len", type=_positive, default=1024, metavar="N", help="tokens a row (default 1024)")
+    prune.add_argument("--force", action="store_true", help="overwrite the folder")
+    _storage(prune)
+    _json(prune)
+
+
+def _row_keys(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
+    for field in ("prompt", "completion", "messages", "text"):
+        command.add_argument(f"--field-{field}", metavar="KEY", help=f"key of the {field} (default '{field}')")
+
+
+def _add_judging(add: Add) -> None:
+    judging = add("evaluate-judge", "measure a metric against what people say, and keep the result as its card")
+    judging.add_argument("--metric", required=True, metavar="METRIC", help="token_f1, faithfulness, ...; answerability")
+    judging.add_argument("--on", required=True, metavar="FILE.jsonl", help="answers that people have judged")
+    judging.add_argument(
+        "--judge", metavar="SWEEP.yaml", help="the sweep file whose judge, embedding and settings count"
+    )
+    judging.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
+    _storage(judging)
+    _json(judging)
+
+
+def _add_memo(add: Add) -> None:
+    memo = add("memo", "what is stored of model calls, and what it saved; or make it smaller")
+    memo.add_argument("action", choices=("stats", "prune"), help="show what there is, or delete")
+    memo.add_argument(
+        "--kind", action="append", default=[], metavar="KIND", help="only this kind of call; may be repeated"
+    )
+    memo.add_argument("--older-than", type=_seconds, metavar="DAYS", help="prune: what was stored longer ago")
+    memo.add_argument("--max-gb", type=_seconds, metavar="N", help="prune: the oldest, until the rest is no larger")
+    _storage(memo)
+    _json(memo)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but got {text}")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"must lie above 0 and below 1, but got {text}")
+    return value
+
+
+def _port(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 65536:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, but got {text}")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number from 0 up, but got {text}")
+    return value
+
+
+def _file(command: argparse.ArgumentParser) -> None:
+    command.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="the sweep file")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key of the file"
+    )
+
+
+def _name(command: argparse.ArgumentParser) -> None:
+    command.add_argument("name", metavar="NAME", help="a sweep's name under --storage, or its folder")
+    _storage(command)
+
+
+def _storage(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="FOLDER", help=f"where sweeps are (default {DEFAULT_STORAGE})"
+    )
+
+
+def _address(
+    command: argparse.ArgumentParser, text: str = "a Ray cluster's address; default: Ray started here"
+) -> None:
+    command.add_argument("--address", metavar="A", help=text)
+
+
+def _json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:
+    command.add_argument("--json", action="store_true", help=text)
