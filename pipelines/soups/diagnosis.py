@@ -14,10 +14,9 @@ barrier parts the two, near 0 they are connected, above 0 there is something bet
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,8 +163,7 @@ class Diagnosis:
             parts = ((str(self.left.folder), 1.0 - t), (str(self.right.folder), t))
             return scored(ModelSource(self.config.base_model, blend=tuple(part for part in parts if part[1])))
 
-        why = self.apart or ("; ".join(self.other_base) if self.left.adapter else "")
-        if why:
+        if why := self._no_path():
             return {
                 "missing": why,
                 "ends": [_knot(t, scored(s.source)) for t, s in ((0.0, self.left), (1.0, self.right))],
@@ -176,12 +174,11 @@ class Diagnosis:
         """The trained curve (`walked`, and `steps`), or `{missing}`."""
         from pipelines.soups.curve import Curve
 
-        why = self.apart or ("; ".join(self.other_base) if self.left.adapter else "")
+        why = self._no_path()
         if why or not (trained and rows):
             return {"missing": why or NO_ROWS}
-        device = "cuda" if self.devices.gpus else "cpu"
         try:
-            curve = Curve(self.config, [self.left.folder, self.right.folder], str(self.cache), device)
+            curve = Curve(self.config, [self.left.folder, self.right.folder], str(self.cache), self._device)
             curve.train(trained, steps=steps, learning_rate=rate)
         except UserError as error:
             return {"missing": str(error).removeprefix("no soup: ")}
@@ -222,10 +219,18 @@ class Diagnosis:
         from pipelines.finetune.data import encode
         from pipelines.soups.similarity import hidden_states, spread
 
-        with _loaded(side, str(self.cache), "cuda" if self.devices.gpus else "cpu") as (model, tokenizer):
-            ids = [encode(row, tokenizer, self.config.sequence_len).ids for row in rows]
-            places = spread([len(one) for one in ids])
-            return hidden_states(model, ids, places, tokenizer.pad_token_id, self.config.eval_batch_size)
+        model, tokenizer = _loaded(side, str(self.cache), self._device)
+        ids = [encode(row, tokenizer, self.config.sequence_len).ids for row in rows]
+        places = spread([len(one) for one in ids])
+        return hidden_states(model, ids, places, tokenizer.pad_token_id, self.config.eval_batch_size)
+
+    @property
+    def _device(self) -> str:
+        return "cuda" if self.devices.gpus else "cpu"
+
+    def _no_path(self) -> str:
+        """Why there is no path between the two; empty where there is one."""
+        return self.apart or ("; ".join(self.other_base) if self.left.adapter else "")
 
 
 def walked(at: Callable[[float], Score], evaluations: int = 15) -> dict[str, Any]:
@@ -273,14 +278,13 @@ def halves(rows: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example,
     return tuple(parts[0]), tuple(parts[1])
 
 
-@contextlib.contextmanager
-def _loaded(side: Side, cache: str, device: str) -> Iterator[tuple[Any, Any]]:
+def _loaded(side: Side, cache: str, device: str) -> tuple[Any, Any]:
     """A side's model, in evaluation mode, and its tokenizer."""
     from pipelines.finetune.adapters import attach
     from pipelines.finetune.model import BaseModels
 
     loaded = BaseModels(cache).load(side.source.base_model, device=device)
-    yield (attach(loaded.model, side.folder) if side.adapter else loaded.model), loaded.tokenizer
+    return (attach(loaded.model, side.folder) if side.adapter else loaded.model), loaded.tokenizer
 
 
 def _tokenizers(side: Side, cache: Path) -> set[str]:
