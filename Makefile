@@ -15,7 +15,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help setup model browser demo demo-rag test test-slow check reference clean
 
 help:
-	@echo "make demo       set up, then run examples/quickstart.yaml (6 to 12 minutes on 2 cores)"
+	@echo "make demo       set up, then run examples/quickstart.yaml (about 10 minutes on 2 cores)"
 	@echo "make demo-rag   set up, then race RAG configurations on the handbook (about 10 minutes)"
 	@echo "make test       set up, then the unit tests and a smoke run"
 	@echo "make test-slow  real Ray, real models, kill -9, the report in a browser"

@@ -300,7 +300,7 @@ def _compare(ledger: Ledger, judged: Sequence[Metric], say: Say) -> None:
         adjusted = with_holm(family(earlier, [*state.verdicts, *bodies])[: -len(bodies)], bodies)
         ledger.append([Event("verdict", body) for body in adjusted])
         names = dict.fromkeys(body["metric"] for body in bodies)
-        say(f"final step: {len(bodies)} verdicts on {' and '.join(names)}")
+        say(f"final step: {len(bodies)} verdict{'s' if len(bodies) != 1 else ''} on {' and '.join(names)}")
 
 
 def _side(ledger: Ledger, state: SweepState, role: str, metric: str, retrained: bool) -> Side:
