@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,10 @@ WIDTH = 120
 GAP = "  "
 REASON_WIDTH = 24
 """The reason's column is at least this wide; where there is less room it is left out."""
+REASONS_APART = 8
+"""So many rows have their reasons in a line each below the table; of more, those with one reason share a line."""
+SETTINGS_BELOW = 5
+"""Trials whose settings stand below the table where their columns do not fit."""
 LATENCY = "latency"
 """Telemetry of RAG configurations: mean seconds a question, as they were when its calls were computed."""
 LATENCY_TITLE = "s/question"
@@ -23,7 +28,8 @@ PER_QUESTION = ("tokens", "price")
 def to_text(board: Leaderboard, width: int = WIDTH) -> str:
     """An aligned table for people, at most `width` columns wide as far as it can be.
 
-    Columns that do not fit are left out, the least telling first, and named in a last line; reasons then stand below.
+    Columns that do not fit are left out, the least telling first, and named in a last line; reasons, and the best trials'
+    settings, then stand below.
     """
     counts = [f"{len(board.trials)} trials"]
     for state in ("running", "waiting", "failed"):
@@ -35,8 +41,10 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
     if board.rows:
         columns, dropped = _fitting(_columns(board), board.rows, width)
         lines += aligned([c.title for c in columns], [[c.cell(row) for c in columns] for row in board.rows], width)
+        if any(column.axis for column in _columns(board) if column.title in dropped):
+            lines += [line for row in board.trials[:SETTINGS_BELOW] for line in _settings(row, width)]
         if "reason" in dropped:
-            lines += [cut(f"{row.name}: {_reason(row)}", width) for row in board.rows if _reason(row)]
+            lines += _reasons(board.rows, width)
         lines += _ties(board)
         if any(column.title == LATENCY_TITLE for column in columns):
             said = f"{LATENCY_TITLE}: median (95 % within), probed without the memo; ~ mean of stored times"
@@ -82,11 +90,12 @@ def cut(text: str, width: int | None) -> str:
 
 @dataclass(frozen=True)
 class _Column:
-    """A column of the text; the highest `drop` is left out first, 0 never."""
+    """A column of the text; the highest `drop` is left out first, 0 never. An `axis` is one of the parameters."""
 
     title: str
     cell: Callable[[Row], str]
     drop: int = 0
+    axis: bool = False
 
 
 def _columns(board: Leaderboard) -> list[_Column]:
@@ -127,10 +136,31 @@ def _columns(board: Leaderboard) -> list[_Column]:
     ends = [path.rpartition(".")[2] for path in axes]
     for i, (path, end) in enumerate(zip(axes, ends, strict=True)):
         title = end if ends.count(end) == 1 else path
-        columns.append(_Column(title, lambda row, path=path: _text(row.parameters.get(path)), 1 if i < 3 else 3))  # type: ignore[misc]
+        columns.append(_Column(title, lambda row, path=path: _text(row.parameters.get(path)), 1 if i < 3 else 3, True))  # type: ignore[misc]
     if any(_reason(row) for row in rows):
         columns.append(_Column("reason", _reason, 2))
     return columns
+
+
+def _settings(row: Row, width: int) -> list[str]:
+    """A trial's parameters by their paths, in as many lines as they need."""
+    told = ", ".join(f"{path} {_text(value)}" for path, value in row.parameters.items() if value is not None)
+    return _wrapped(f"{row.name}: {told}", width)
+
+
+def _reasons(rows: Sequence[Row], width: int) -> list[str]:
+    """Why each row stands where it does; of many rows, those with one reason together."""
+    told = [(row.name, _reason(row)) for row in rows if _reason(row)]
+    if len(told) <= REASONS_APART:
+        return [cut(f"{name}: {reason}", width) for name, reason in told]
+    names: dict[str, list[str]] = {}
+    for name, reason in told:
+        names.setdefault(reason, []).append(name)
+    return [line for reason, who in names.items() for line in _wrapped(f"{reason}: {', '.join(who)}", width)]
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, max(width, 20), subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _n_of(rows: Sequence[Row], name: str) -> str:

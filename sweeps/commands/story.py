@@ -144,9 +144,14 @@ def role(name: str) -> str:
     return ROLES.get(name, name)
 
 
-def final_lines(board: Leaderboard) -> list[str]:
-    """Scores on `test` of every candidate, the verdicts, and how often test was opened."""
-    lines = _scores(board.finals)
+def final_lines(board: Leaderboard, width: int | None = None) -> list[str]:
+    """Scores on `test` of every candidate, the verdicts, and how often test was opened.
+
+    Args:
+        board: the leaderboard.
+        width: columns that the table of scores may take; a wider one has a line a metric instead of one a candidate.
+    """
+    lines = _scores(board.finals, width)
     if any(str(final["role"]).startswith("front-") for final in board.finals):
         lines.append("there is no single winner: no run of the front is better than another on every metric")
     lines += [verdict_line(verdict, board.tests, board.alpha) for verdict in board.verdicts]
@@ -176,8 +181,8 @@ def earlier_lines(board: Leaderboard) -> list[str]:
     return lines
 
 
-def _scores(finals: Sequence[Mapping[str, Any]]) -> list[str]:
-    """One line a candidate, one column a metric."""
+def _scores(finals: Sequence[Mapping[str, Any]], width: int | None) -> list[str]:
+    """One line a candidate and one column a metric, or the other way round where that is too wide."""
     from sweeps.board import Measured
     from sweeps.board_text import aligned, score_text
 
@@ -192,7 +197,12 @@ def _scores(finals: Sequence[Mapping[str, Any]]) -> list[str]:
         run = (final.get("candidate") or {}).get("run") if str(final["role"]).startswith("front-") else None
         trial = f" {str(run).partition('/')[0]}" if run else ""
         rows.append([role(final["role"]) + trial + seed, str(max(s.n for s in scores if s is not None)), *cells])
-    return aligned(["final step", "n", *keys], rows)
+    lines = aligned(["final step", "n", *keys], rows)
+    if width is None or max(map(len, lines)) <= width:
+        return lines
+    return aligned(
+        ["final step", *(row[0] for row in rows)], list(zip(["n", *keys], *(row[1:] for row in rows), strict=True))
+    )
 
 
 def number(value: float | str | None) -> float | None:

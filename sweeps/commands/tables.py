@@ -167,7 +167,7 @@ def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
     state, board = read_board(paths, top)
     blocks = ["\n".join([to_text(board, _width()), *(card_line(card) for card in _cards(paths))])]
     blocks += ["\n".join(soup_lines(soup, paths.soup(soup.id))) for soup in state.soups.values()]
-    final = final_lines(board)
+    final = final_lines(board, _width())
     if final:
         blocks.append("\n".join(final))
     blocks.append(_next(paths, state))

@@ -3,7 +3,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -424,3 +424,21 @@ def test_score_text(measured: Measured, text: str) -> None:
 def test_aligned_puts_numbers_right_and_words_left() -> None:
     lines: Sequence[str] = aligned(["name", "n"], [["a", "5"], ["long name", ""], ["b", "1234"]])
     assert list(lines) == ["name          n", "a             5", "long name     -", "b          1234"]
+
+
+def test_settings_that_do_not_fit_stand_below_and_many_reasons_share_lines() -> None:
+    board = rag_sweep().board()
+    [below] = [line for line in to_text(board, 60).splitlines() if line.startswith(f"{board.rows[0].name}: chunk")]
+    assert below.startswith(f"{board.rows[0].name}: chunk.size 400, retrieve.type bm25")
+    assert "chunk.size 400" not in to_text(board, 400)
+    many = Sweep()
+    for shift in range(10):
+        many.ran(0.1 * shift)
+    board = many.board()
+    rows = tuple(replace(row, reason="reached the total") for row in board.rows)
+    said = to_text(replace(board, rows=rows), 60)
+    [shared] = [line for line in said.splitlines() if line.startswith("reached the total: ")]
+    assert shared.startswith(f"reached the total: {rows[0].name}, {rows[1].name}")
+    assert all(row.name in said.partition(shared)[1] + said.partition(shared)[2] for row in rows)
+    few = to_text(replace(board, rows=rows[:2]), 60)
+    assert f"{rows[1].name}: reached the total" in few
