@@ -95,6 +95,10 @@ def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
         if not index:
             arrived = sum(there and run.phase not in ENDED for there, run in zip(reached, runs, strict=True))
             more = float(max(0, rung["runs"] - arrived - gone))
+            if (
+                runs and not more and all(run.phase in ENDED for run in runs)
+            ):  # a plan's later rungs were for fewer to leave
+                return Ahead(0, 0.0, 0.0, 0, 0)
         else:
             arriving = more + sum(run.phase in AT_WORK and _done(run) < run.target == before for run in runs)
             least = max(0, rung["runs"] - sum(reached)) if state.stop is None else 0

@@ -30,10 +30,10 @@ def probe_latency(loaded: LoadedSweep, ledger: Ledger, backend: Backend, say: Sa
     if not isinstance(loaded.spec.pipeline, RagConfig):
         return
     state = fold(ledger.events())
-    for placed in ranked(loaded, state)[:MOST]:
-        run = placed.run
-        if run.id in state.probes:
-            continue
+    waiting = [placed.run for placed in ranked(loaded, state)[:MOST] if placed.run.id not in state.probes]
+    if waiting:
+        say(f"latency: the {len(waiting)} best are asked anew, one question at a time, without the memo")
+    for run in waiting:
         config = dict(state.trials[run.trial].config)
         try:
             found: dict[str, Any] = call(loaded, backend, PROBE, {"config": config})

@@ -46,6 +46,16 @@ def test_what_is_to_come_falls_to_nothing(tmp_path: Path) -> None:
     assert view.shot["eta"] is None or view.shot["eta"]["high"] < 1
 
 
+def test_a_plan_that_fewer_reached_leaves_nothing_to_come_once_all_have_ended(tmp_path: Path) -> None:
+    """A race whose configurations left sooner than was planned for."""
+    loaded = simulate(tmp_path)
+    rungs = describe(loaded)["rungs"]
+    hoped = [rungs[0], *({**rung, "runs": rung["runs"] + 5} for rung in rungs[1:])]
+    state, _, _ = seen_at(loaded, events_of(loaded))
+    state.stop = None
+    assert ahead(state, loaded, hoped).units == 0
+
+
 def test_hours_bound_the_estimate(tmp_path: Path) -> None:
     loaded = simulate(tmp_path)
     events = events_of(loaded)
