@@ -16,7 +16,7 @@ export TOKENIZERS_PARALLELISM := false
 
 help:
 	@echo "make demo       set up, then run examples/quickstart.yaml (about 10 minutes on 2 cores)"
-	@echo "make demo-rag   set up, then race RAG configurations on the handbook (about 10 minutes)"
+	@echo "make demo-rag   set up, then race RAG configurations on the handbook (about 7 minutes)"
 	@echo "make test       set up, then the unit tests and a smoke run"
 	@echo "make test-slow  real Ray, real models, kill -9, the report in a browser"
 	@echo "make check      ruff, format, mypy strict"

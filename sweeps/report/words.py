@@ -161,7 +161,8 @@ def _caveats(board: Leaderboard) -> list[str]:
     lines = []
     tests = board.tests
     if tests or board.test_openings:
-        lines.append(f"Test was opened {_times(board.test_openings)} for {_count(tests, 'verdict')}.")
+        what = f"for {_count(tests, 'verdict')}" if tests else "and nothing was compared there"
+        lines.append(f"Test was opened {_times(board.test_openings)} {what}.")
         if tests > 1:
             lines[-1] = lines[-1][:-1] + "; p-values are Holm's over all of them."
     if any(verdict.get("covers") == "data" for verdict in board.verdicts):

@@ -51,7 +51,7 @@ function showVerdicts(record) {
   const metrics = [...new Set(rows.map((one) => one.metric))];
   const first = metrics[0];
   const drawn = rows.filter((one) => one.metric === first && isNumber(one.low));
-  fill("verdicts-lead", `Test was opened ${record.openings === 1 ? "once" : `${record.openings} times`}, ${plural(record.verdicts.length, "verdict")}. `,
+  fill("verdicts-lead", `Test was opened ${record.openings === 1 ? "once" : `${record.openings} times`}, ${record.verdicts.length ? plural(record.verdicts.length, "verdict") : "nothing was compared there"}. `,
     record.verdicts.length ? `Differences are paired on the same rows; ${record.direction === "minimize" ? "left of zero the first-named is better" : "right of zero the first-named is better"}. ` : "",
     record.verdicts.some((one) => one.covers === "data") ? "Intervals cover the choice of rows, not the luck of training." : "");
   $("verdicts-chart").hidden = !drawn.length;
