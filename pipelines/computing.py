@@ -7,7 +7,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 from pipelines.memo import Call, Cost, Entry, Memo, Unanswered
@@ -81,20 +81,26 @@ def settle(
     Raises:
         ValueError: if `compute_missing` answers with another number of values than it was asked for.
     """
+    with contextlib.nullcontext() if requests is None else ThreadPoolExecutor(requests.at_once, "calls") as pool:
+        return _settle(memo, calls, _Computing(memo, compute_missing, owner, requests, pool), poll_seconds)
+
+
+def _settle(memo: Memo, calls: Sequence[Call], computing: _Computing, poll_seconds: float) -> list[Settled]:
+    """See `settle`."""
     keys = [call.key for call in calls]
     waiting = dict(zip(keys, calls, strict=True))
     settled: dict[str, Settled] = {}
     size, idle, pause = FIRST, 0, poll_seconds
     while waiting:
         asked = list(itertools.islice(waiting, WINDOW))
-        claims = dict(zip(asked, memo.claim(asked, owner, size), strict=True))
+        claims = dict(zip(asked, memo.claim(asked, computing.owner, size), strict=True))
         for key, claim in claims.items():
             if claim.value is not None:
                 settled[key] = Settled(claim.value, claim.cost or Cost(), fresh=False)
         mine = {key: waiting[key] for key in asked if claims[key].state == "yours"}
         if mine:
             began = time.monotonic()
-            computed = _computed(memo, mine, compute_missing, owner, requests)
+            computed = computing.computed(mine)
             settled.update(computed)
             size = _next_size(len(mine), time.monotonic() - began, computed.values())
         got = [key for key in asked if key in settled]
@@ -135,42 +141,60 @@ def _next_size(count: int, seconds: float, computed: Collection[Settled]) -> int
     return int(max(FIRST, min(fitting, count * GROWTH, WINDOW)))
 
 
-def _computed(
-    memo: Memo, calls: Mapping[str, Call], compute_missing: Missing, owner: str, requests: Requests | None
-) -> dict[str, Settled]:
-    """Compute and store what was claimed; claims that got no value, for whatever reason, are given back."""
-    found: dict[str, Settled] = {}
+@dataclass(frozen=True)
+class _Computing:
+    """Who computes what was claimed, and how; `pool` asks an endpoint, None computes a batch in this thread."""
 
-    def one(keys: Sequence[str]) -> None:
-        found.update(_stored(memo, {key: calls[key] for key in keys}, compute_missing, owner))
+    memo: Memo
+    missing: Missing
+    owner: str
+    requests: Requests | None
+    pool: ThreadPoolExecutor | None
 
-    try:
-        with _renewing(memo, list(calls), owner):
-            if requests is None:
-                one(list(calls))
-            else:
-                parts = [list(calls)[start : start + requests.size] for start in range(0, len(calls), requests.size)]
-                with ThreadPoolExecutor(min(len(parts), requests.at_once), thread_name_prefix="calls") as pool:
-                    list(pool.map(one, parts))
+    def computed(self, calls: Mapping[str, Call]) -> dict[str, Settled]:
+        """Compute and store what was claimed; claims that got no value, for whatever reason, are given back."""
+        keys, found = list(calls), dict[str, Settled]()
+
+        def one(part: Sequence[str]) -> None:
+            found.update(self._stored({key: calls[key] for key in part}))
+
+        try:
+            with _renewing(self.memo, keys, self.owner):
+                if self.requests is None or self.pool is None:
+                    one(keys)
+                else:
+                    size = self.requests.size
+                    parts = [keys[start : start + size] for start in range(0, len(keys), size)]
+                    _all_or_what_was_on_its_way([self.pool.submit(one, part) for part in parts])
+            return found
+        finally:
+            open_claims = [key for key in keys if key not in found or isinstance(found[key].value, Unanswered)]
+            if open_claims:
+                self.memo.release(open_claims, self.owner)
+
+    def _stored(self, calls: Mapping[str, Call]) -> dict[str, Settled]:
+        """Answers to all calls of one batch, the values among them stored."""
+        answers = self.missing(list(calls.values()))
+        if len(answers) != len(calls):
+            raise ValueError(f"compute_missing must answer every call, but got {len(answers)} for {len(calls)}")
+        found = {key: Settled(value, cost, fresh=True) for key, (value, cost) in zip(calls, answers, strict=True)}
+        entries = [
+            Entry(key, one.value, one.cost, calls[key].kind)
+            for key, one in found.items()
+            if isinstance(one.value, bytes)
+        ]
+        if entries:
+            self.memo.fulfil(entries, self.owner)
         return found
-    finally:
-        open_claims = [key for key in calls if key not in found or isinstance(found[key].value, Unanswered)]
-        if open_claims:
-            memo.release(open_claims, owner)
 
 
-def _stored(memo: Memo, calls: Mapping[str, Call], compute_missing: Missing, owner: str) -> dict[str, Settled]:
-    """Answers to all calls of one batch, the values among them stored."""
-    answers = compute_missing(list(calls.values()))
-    if len(answers) != len(calls):
-        raise ValueError(f"compute_missing must answer every call, but got {len(answers)} for {len(calls)}")
-    found = {key: Settled(value, cost, fresh=True) for key, (value, cost) in zip(calls, answers, strict=True)}
-    entries = [
-        Entry(key, one.value, one.cost, calls[key].kind) for key, one in found.items() if isinstance(one.value, bytes)
-    ]
-    if entries:
-        memo.fulfil(entries, owner)
-    return found
+def _all_or_what_was_on_its_way(asked: Sequence[Future[None]]) -> None:
+    """Wait for requests; where one fails, those that have not begun are left, and its error is raised after the others end."""
+    wait(asked, return_when=FIRST_EXCEPTION)
+    begun = [one for one in asked if not one.cancel()]
+    wait(begun)
+    for one in begun:
+        one.result()
 
 
 @contextlib.contextmanager

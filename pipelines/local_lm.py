@@ -10,7 +10,6 @@ import math
 import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from evaluators.base import GenerationRequest, Messages
@@ -18,6 +17,7 @@ from pipelines.calls import Answers, Identity, Role
 from pipelines.chat import messages_of, pack
 from pipelines.memo import Cost, Unanswered
 from pipelines.stage import Devices, OutOfMemory, Services, UserError
+from pipelines.versions import library_versions
 from pipelines.weights import identity_of
 
 if TYPE_CHECKING:
@@ -26,17 +26,6 @@ if TYPE_CHECKING:
 FUNCTION = 1
 """Version of what is computed here; raise it when answers change."""
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-
-
-def library_versions(*names: str) -> dict[str, str]:
-    """Installed versions of libraries that change answers, without local build tags; nothing is imported."""
-    found = {}
-    for name in names:
-        try:
-            found[name] = version(name).partition("+")[0]
-        except PackageNotFoundError:
-            found[name] = ""
-    return found
 
 
 class LocalGenerator:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar
 
 from pipelines.calls import Answers, Identity, Role
@@ -17,9 +16,12 @@ from pipelines.memo import Cost
 from pipelines.rag.embed import vector_bytes
 from pipelines.rag.model_folder import find_model, folder_hash
 from pipelines.stage import Devices, Services, UserError
+from pipelines.versions import library_versions
 
 SETTING = "embedding_model"
 FUNCTION = 2
+LIBRARIES = ("sentence-transformers", "transformers", "torch")
+"""Whose versions change a vector."""
 
 
 class SentenceTransformers:
@@ -80,7 +82,7 @@ class SentenceTransformers:
 def model_identity(spec: Mapping[str, Any], function: int, setting: str) -> Identity:
     """Of a model of the library: the hash of its folder's files, and versions of what computes with it."""
     folder = find_model(spec["model"], setting, code=bool(spec.get("trust_remote_code")))
-    return Identity(function, folder_hash(folder), versions=library_versions())
+    return Identity(function, folder_hash(folder), versions=library_versions(*LIBRARIES))
 
 
 def load_model(name: str, spec: Mapping[str, Any], devices: Devices, setting: str) -> Any:
@@ -112,14 +114,3 @@ def load_model(name: str, spec: Mapping[str, Any], devices: Devices, setting: st
             "with config.json, a tokenizer and safetensors"
         ) from error
     return model.eval()
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what changes a vector; no import."""
-    found = {}
-    for name in ("sentence-transformers", "transformers", "torch"):
-        try:
-            found[name] = version(name).partition("+")[0]
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found

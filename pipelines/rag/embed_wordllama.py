@@ -10,7 +10,6 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,6 +22,7 @@ from pipelines.memo import Cost
 from pipelines.packages import package_path
 from pipelines.rag.embed import vector_bytes
 from pipelines.stage import Devices, Services, UserError
+from pipelines.versions import library_versions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ class WordLlama:
     @staticmethod
     def identify(spec: Mapping[str, Any]) -> Identity:
         """By the hash of both files."""
-        return Identity(FUNCTION, f"{_hash()}/{spec['dimension']}", versions={"tokenizers": version("tokenizers")})
+        return Identity(FUNCTION, f"{_hash()}/{spec['dimension']}", versions=library_versions("tokenizers"))
 
     @staticmethod
     def load(spec: Mapping[str, Any], devices: Devices, services: Services) -> WordLlama:

@@ -14,14 +14,12 @@ Example:
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from typing import Any, Protocol
 
 from pipelines.calls import Answers, Calls
@@ -154,16 +152,6 @@ def chunks_hash(chunks: Sequence[Chunk]) -> str:
         text = chunk.text.encode("utf-8", "surrogatepass")
         whole.update(len(text).to_bytes(8, "big") + text)
     return whole.hexdigest()
-
-
-@functools.cache
-def _version(package: str) -> str:
-    return version(package)
-
-
-def versions(*packages: str) -> dict[str, str]:
-    """Versions of what changes a list."""
-    return {name: _version(name) for name in packages}
 
 
 def pack(found: Sequence[Hit]) -> bytes:

@@ -14,7 +14,8 @@ import numpy as np
 from pipelines.calls import Calls
 from pipelines.rag.base import Chunk, Hit
 from pipelines.rag.index import top
-from pipelines.rag.retrieve import Search, chunks_hash, kept, versions
+from pipelines.rag.retrieve import Search, chunks_hash, kept
+from pipelines.versions import library_versions
 
 if TYPE_CHECKING:
     from pipelines.rag.stages import Terms
@@ -38,7 +39,7 @@ class BM25Retriever:
     def __init__(self, config: Terms, chunks: Sequence[Chunk], calls: Calls) -> None:
         self._config = config
         self._chunks = chunks
-        words = {"chunks": chunks_hash(chunks), "stopwords": config.stopwords, "versions": versions("bm25s")}
+        words = {"chunks": chunks_hash(chunks), "stopwords": config.stopwords, "versions": library_versions("bm25s")}
         self._cut = words
         self.identity: Mapping[str, Any] = {
             "type": "bm25",

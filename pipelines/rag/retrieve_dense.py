@@ -18,9 +18,10 @@ from pipelines.calls import Calls
 from pipelines.rag.base import Chunk, Hit, VectorStore
 from pipelines.rag.embed import build_embedder
 from pipelines.rag.index import build_store, prepared, scores_of, store_recall
-from pipelines.rag.retrieve import Search, chunks_hash, kept, versions
+from pipelines.rag.retrieve import Search, chunks_hash, kept
 from pipelines.rag.retrieve_bm25 import BM25Retriever
 from pipelines.rag.stages import FaissFlat
+from pipelines.versions import library_versions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +52,7 @@ class DenseRetriever:
             "chunks": chunks_hash(chunks),
             "embedding": dict(self.embedder.identity),
             "store": config.store.model_dump(mode="json"),
-            "versions": versions("chromadb" if kind == "chroma" else "faiss-cpu"),
+            "versions": library_versions("chromadb" if kind == "chroma" else "faiss-cpu"),
         }
         self.prefix = kind == "faiss_flat" or getattr(config.store, "ef_search", None) == "exact"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -191,6 +192,28 @@ def test_what_an_endpoint_answered_is_kept_where_a_neighbour_failed(memo: LocalM
     host = FakeHost()
     assert Calls(host, memo, "other").ask("generate", spec, "generate", ["a", "b"]) == [b"A", b"B"]
     assert ["a"] not in host.asked
+
+
+def test_a_failure_waits_for_what_is_on_its_way_before_it_gives_claims_back(memo: LocalMemo) -> None:
+    """Else another caller would pay for the same answer meanwhile."""
+    failed, spec = threading.Event(), {"kind": "elsewhere", "name": "m", "concurrency": 2}
+
+    class Slow(FakeHost):
+        def ask(
+            self, spec: Mapping[str, Any], method: str, items: Sequence[Any], parameters: Mapping[str, Any]
+        ) -> Answers:
+            if items == ["?"]:
+                failed.set()
+            elif items == ["slow"]:
+                failed.wait(10)
+                time.sleep(0.05)
+            return super().ask(spec, method, items, parameters)
+
+    with pytest.raises(ValueError, match="no such thing"):
+        Calls(Slow(), memo, "me").ask("generate", spec, "generate", ["slow", "?", "c", "d", "e"])
+    host = FakeHost()
+    assert Calls(host, memo, "other").ask("generate", spec, "generate", ["slow"]) == [b"SLOW"]
+    assert host.asked == []
 
 
 def test_lists_asked_by_many_threads_are_computed_once(memo: LocalMemo) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines import rag
+from pipelines import rag, versions
 from pipelines.rag import retrieve
 from pipelines.rag.base import Hit
 from pipelines.rag.retrieve import build_retriever, kept
@@ -164,7 +164,7 @@ def test_lists_that_another_version_made_are_made_anew(
     calls = make_calls(CountingHost(), tmp_path)
     first = build_retriever(RETRIEVERS[name], chunks(), calls).retrieve(QUESTIONS, 4)
     made = calls.usage["retrieve"].computed
-    monkeypatch.setattr(retrieve, "_version", lambda package: "0.0.1")
+    monkeypatch.setattr(versions, "_version", lambda package: "0.0.1")
     retrieve._KEPT.clear()
     assert build_retriever(RETRIEVERS[name], chunks(), calls).retrieve(QUESTIONS, 4) == first
     assert calls.usage["retrieve"].computed == 2 * made
