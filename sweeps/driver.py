@@ -290,15 +290,11 @@ class _Drive:
         """Leases until there are none left; `finished`, `interrupted` or `aborted`."""
         engine = Engine(self._loaded, self._ledger, self._paths, self._backend.slots)
         self._state = engine.state
-        try:
-            if not engine.over:
-                self._backend.run(Shown(engine, self._show))
-        finally:
-            engine.close()
+        engine.drive(self._backend, Shown(engine, self._show))
         if engine.abort is not None:
             self._say(f"stopped: the first trials all failed alike: {engine.abort.message}")
             return "aborted"
-        return "interrupted" if engine.state.stop in ("ctrl-c", "command") else "finished"
+        return "interrupted" if engine.interrupted else "finished"
 
     def _conclude(self) -> None:
         """Soup, final step and the last event; what is in the ledger already is not made again."""

@@ -209,6 +209,24 @@ class Engine:
             "elapsed_before": self.state.spent,
         }
 
+    def drive(self, backend: Backend, shown: Loop | None = None) -> None:
+        """Run what is left on a backend, if anything is, and close.
+
+        Args:
+            backend: runs leases.
+            shown: a loop around this one.
+        """
+        try:
+            if not self.over:
+                backend.run(shown or self)
+        finally:
+            self.close()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked it to stop, so that a resume goes on."""
+        return self.state.stop in ("ctrl-c", "command")
+
     def close(self) -> None:
         """Wait for deletions in the background. The ledger stays the driver's."""
         self._checkpoints.close()

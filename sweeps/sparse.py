@@ -193,14 +193,10 @@ class _Phase:
     def _retrain(self, sweep: LoadedSweep) -> None:
         self.inner.append([Event("driver_started", {"pid": os.getpid(), "host": socket.gethostname()})])
         engine = Engine(sweep, self.inner, self.paths, self.backend.slots)
-        try:
-            if not engine.over:
-                self.backend.run(engine)
-        finally:
-            engine.close()
+        engine.drive(self.backend)
         if engine.abort is not None:
             raise NoSoup(f"phase {self.number}: its retrainings all failed alike: {engine.abort.message}")
-        if engine.state.stop in ("ctrl-c", "command"):
+        if engine.interrupted:
             raise KeyboardInterrupt
 
     def _tidy(self) -> None:
