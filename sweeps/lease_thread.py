@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import queue
 import sys
@@ -119,6 +120,7 @@ def logged(path: str | None, task: Task | None) -> Iterator[None]:
     for stream in saved:
         os.dup2(target, stream)
     os.close(target)
+    by_lines()
     if task is not None:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         head = f"--- {stamp} seed {task.seed} attempt {task.attempt} from {task.start_resource} pid {os.getpid()}\n"
@@ -130,6 +132,13 @@ def logged(path: str | None, task: Task | None) -> Iterator[None]:
         for stream, old in saved.items():
             os.dup2(old, stream)
             os.close(old)
+
+
+def by_lines() -> None:
+    """Have what Python prints reach a file line by line, as it does a terminal: a log is read while it grows."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
 
 
 def _flush() -> None:

@@ -27,6 +27,7 @@ from pipelines.memo import Cost, Entry, LocalMemo
 from pipelines.stage import Devices
 from sweeps.failures import Failure, classify
 from sweeps.host_plan import SHARED, HostPlan, HostProcess
+from sweeps.lease_thread import by_lines
 from sweeps.resident_clients import (
     NAMESPACE,
     Actors,
@@ -235,3 +236,4 @@ def write_to(log: str) -> None:
     for stream in (1, 2):
         os.dup2(target, stream)
     os.close(target)
+    by_lines()
