@@ -298,7 +298,7 @@ def _other_rows(state: SweepState, plan: Plan) -> list[Row]:
     for candidate in state.candidates:
         if candidate["role"] == "baseline":
             said = str(candidate.get("reason") or candidate.get("model") or "")
-            row = Row(None, "baseline", "baseline", state="baseline", reason=said)
+            row = Row(None, "baseline", "baseline", state="baseline", reason=said, latency=state.probes.get("baseline"))
             rows.append(_tested(row, state, ["baseline"], plan))
     return rows
 

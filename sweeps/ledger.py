@@ -29,7 +29,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     soup_noted        {soup, what, ...}                                path | learned | search | toward_base | phase
     soup_finished     {soup, ingredients, method, scale, rank, ..., made, folder, score, hash, reason}  folder empty: none
     phase             {phase, kind, body}                              an event of a sparse soup's phase (`sweeps.inner`)
-    probed            {run, n, p50, p95, stages: {stage: {p50, p95}}}     seconds a question, nothing from the memo
+    probed            {run | "baseline", n, p50, p95, stages: {stage: {p50, p95}}}  seconds a question, without the memo
     driver_ended      {reason}                                         finished | interrupted | aborted
     sweep_finished    {trials, failed, best, seconds}
 

@@ -1,4 +1,4 @@
-"""Latency of a RAG sweep's best configurations, measured when its trials have ended and nothing else runs."""
+"""Latency of a RAG sweep's best configurations and its baseline, measured when its trials have ended and nothing else runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
 PROBE = "sweeps.worker:probe"
 MOST = 5
-"""Configurations probed at most, the best ones."""
+"""Configurations probed at most, the best ones, and the baseline."""
+BASELINE = "baseline"
 
 
 def probe_latency(loaded: LoadedSweep, ledger: Ledger, backend: Backend, say: Say) -> None:
-    """Probe the best configurations that were not probed yet, and write each result.
+    """Probe the best configurations and the baseline where they were not probed yet, and write each result.
 
     Args:
         loaded: the sweep; only a RAG sweep is probed.
@@ -30,18 +31,22 @@ def probe_latency(loaded: LoadedSweep, ledger: Ledger, backend: Backend, say: Sa
     if not isinstance(loaded.spec.pipeline, RagConfig):
         return
     state = fold(ledger.events())
-    waiting = [placed.run for placed in ranked(loaded, state)[:MOST] if placed.run.id not in state.probes]
+    best = [placed.run for placed in ranked(loaded, state)[:MOST]]
+    known = [(run.id, run.trial, dict(state.trials[run.trial].config)) for run in best]
+    baseline = loaded.resolve_baseline()
+    if baseline is not None:
+        known.append((BASELINE, "the baseline", baseline))
+    waiting = [one for one in known if one[0] not in state.probes]
     if waiting:
-        say(f"latency: the {len(waiting)} best are asked anew, one question at a time, without the memo")
-    for run in waiting:
-        config = dict(state.trials[run.trial].config)
+        say(f"latency: {len(waiting)} configurations are asked anew, one question at a time, without the memo")
+    for run, name, config in waiting:
         try:
             found: dict[str, Any] = call(loaded, backend, PROBE, {"config": config})
         except CallFailed as error:
-            say(f"latency of {run.trial} could not be measured: {error.failure.message}")
+            say(f"latency of {name} could not be measured: {error.failure.message}")
             continue
-        ledger.append([Event("probed", {"run": run.id, **found})])
+        ledger.append([Event("probed", {"run": run, **found})])
         if found["p50"] is not None:
             say(
-                f"latency of {run.trial}: {found['p50']:.3g} s a question (95 % within {found['p95']:.3g} s, n={found['n']})"
+                f"latency of {name}: {found['p50']:.3g} s a question (95 % within {found['p95']:.3g} s, n={found['n']})"
             )

@@ -137,7 +137,7 @@ class SweepState:
     finals: list[dict[str, Any]] = field(default_factory=list)
     """final_scored bodies with typed `scores`"""
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """run id -> body of its `probed` event"""
+    """run id, or `baseline` -> body of its `probed` event"""
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     earlier: list[Round] = field(default_factory=list)
     """final steps of earlier budgets; the three above are the present one's"""

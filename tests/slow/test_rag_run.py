@@ -156,6 +156,8 @@ def test_configurations_race_answer_and_are_judged(tmp_path: Path, endpoint: End
     assert trials[0]["score"]["value"] > 0.8
     assert trials[0]["latency"]["p50"] > 0
     assert {"retrieve", "generate"} <= set(trials[0]["latency"]["stages"])
+    [baseline] = [row for row in record["rows"] if row["kind"] == "baseline"]
+    assert baseline["latency"]["p50"] > 0
     assert trials[0]["cost"]["tokens"] > 10
     judged = {(verdict["left"], verdict["right"], verdict["metric"]) for verdict in record["verdicts"]}
     assert ("winner", "baseline", "test/span_recall") in judged

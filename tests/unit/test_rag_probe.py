@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,11 @@ from pipelines.calls import Answers
 from pipelines.memo import LocalMemo
 from pipelines.rag.probe import probe, summed
 from pipelines.stage import Devices, Services
+from sweeps import probing
+from sweeps.fold import fold
+from sweeps.leaderboard import leaderboard
+from sweeps.ledger import Event, Ledger
+from sweeps.load import load_text
 
 LOADING = 1.0
 
@@ -62,6 +68,41 @@ def test_a_model_that_the_memo_had_kept_from_loading_is_loaded_before_the_clock_
     assert asked[0] == asked[1]
     assert [len(items) for items in asked] == [1] * 4
     assert len({items[0] for items in asked[1:]}) == 3
+
+
+def test_the_baseline_is_probed_once_like_the_best_trials(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus, questions = config["corpus"], config["questions"]["path"]
+    loaded = load_text(
+        f"name: probed\npipeline: {{type: rag, corpus: {corpus}, questions: {questions}, "
+        "chunk: {type: fixed_characters, size: 400}, retrieve: {type: bm25}}\nparameters: {chunk.size: [100, 200]}\n"
+        "method: grid\nmetric: document_recall\nbaseline: {chunk.size: 50}\n".encode(),
+        tmp_path,
+    )
+    asked: list[Any] = []
+
+    def answer(loaded: Any, backend: Any, function: str, payload: Mapping[str, Any], *more: Any) -> dict[str, Any]:
+        asked.append(payload["config"]["chunk"]["size"])
+        return {"n": 3, "p50": 0.5, "p95": 0.75, "stages": {}}
+
+    monkeypatch.setattr(probing, "call", answer)
+    monkeypatch.setattr(probing, "ranked", lambda loaded, state: [])
+    said: list[str] = []
+    ledger = Ledger.create(tmp_path / "sweep")
+    try:
+        for _ in range(2):
+            probing.probe_latency(loaded, ledger, SimpleNamespace(), said.append)  # type: ignore[arg-type]
+        ledger.append(
+            [Event("final_frozen", {"candidates": [{"role": "baseline", "config": {}, "reason": "size=50"}]})]
+        )
+        [row] = leaderboard(fold(ledger.events()), ledger, loaded).rows
+    finally:
+        ledger.close()
+    assert asked == [50]
+    assert said[-1].startswith("latency of the baseline: 0.5 s a question")
+    assert row.latency is not None
+    assert row.latency["p95"] == 0.75
 
 
 def test_quantiles_are_of_whole_questions_and_of_each_stage() -> None:
