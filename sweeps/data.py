@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import RagConfig, SFTConfig, parse_pipeline
+from pipelines.config import FineTuneConfig, RagConfig, parse_pipeline
 from pipelines.data.files import GZIP, find_files, format_of, is_hub_id, is_pattern
 from pipelines.stage import UserError
 from sweeps.local import SPLITS, absolute_data, absolute_path, is_hub_data
@@ -102,7 +102,7 @@ def check_data(loaded: LoadedSweep) -> LoadedSweep:
     """
     if isinstance(loaded.spec.pipeline, RagConfig):
         return _check_rag(loaded, loaded.spec.pipeline)
-    if not isinstance(loaded.spec.pipeline, SFTConfig):
+    if not isinstance(loaded.spec.pipeline, FineTuneConfig):
         return loaded
     from pipelines.splits import load_splits
 
@@ -142,7 +142,7 @@ def refuse_changed_data(loaded: LoadedSweep) -> None:
     """
     if isinstance(loaded.spec.pipeline, RagConfig) and loaded.pins:
         read_rag(loaded.spec.pipeline)
-    if not isinstance(loaded.spec.pipeline, SFTConfig) or not loaded.pins:
+    if not isinstance(loaded.spec.pipeline, FineTuneConfig) or not loaded.pins:
         return
     from pipelines.splits import refuse_other_content
 
@@ -151,13 +151,13 @@ def refuse_changed_data(loaded: LoadedSweep) -> None:
             refuse_other_content(data)
 
 
-def _pinned_config(config: SFTConfig, folder: Path, pins: Mapping[str, str]) -> SFTConfig:
+def _pinned_config(config: FineTuneConfig, folder: Path, pins: Mapping[str, str]) -> FineTuneConfig:
     typed = parse_pipeline(pin(config.model_dump(mode="json"), folder, pins))
-    assert isinstance(typed, SFTConfig)
+    assert isinstance(typed, FineTuneConfig)
     return typed
 
 
-def _find_pins(config: SFTConfig) -> dict[str, str]:
+def _find_pins(config: FineTuneConfig) -> dict[str, str]:
     """What each data set of a configuration is now."""
     from pipelines.splits import data_hash, refuse_other_content
 
@@ -173,7 +173,7 @@ def _find_pins(config: SFTConfig) -> dict[str, str]:
     return found
 
 
-def _configurations(loaded: LoadedSweep) -> Iterator[SFTConfig]:
+def _configurations(loaded: LoadedSweep) -> Iterator[FineTuneConfig]:
     """Configurations whose data differ: the first, those that swept keys make, and the baseline."""
     import itertools
 
@@ -187,7 +187,7 @@ def _configurations(loaded: LoadedSweep) -> Iterator[SFTConfig]:
     seen: set[str] = set()
     for config in configs:
         typed = parse_pipeline(config)
-        assert isinstance(typed, SFTConfig)
+        assert isinstance(typed, FineTuneConfig)
         key = typed.datasets.model_dump_json(exclude={"train": {"limit"}})
         if key not in seen:
             seen.add(key)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import SFTConfig
+from pipelines.config import FineTuneConfig
 from pipelines.duplicates import Progress, find_duplicates
 from pipelines.splits import place_of
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 SHOWN = 3
 
 
-def doubles(config: SFTConfig, splits: Splits, on_progress: Progress | None = None) -> tuple[dict[str, Any], list[str]]:
+def doubles(
+    config: FineTuneConfig, splits: Splits, on_progress: Progress | None = None
+) -> tuple[dict[str, Any], list[str]]:
     """What was found as JSON, and the warnings with the mend.
 
     Args:

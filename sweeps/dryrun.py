@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.base import ClusterError, Node, place
 from cluster.machine import Machine, this_machine
 from evaluators.base import Example
-from pipelines.config import DataFile, SFTConfig, asks_models, parse_pipeline
+from pipelines.config import DataFile, FineTuneConfig, asks_models, parse_pipeline
 from pipelines.finetune.memory import MemoryEstimate, estimate
 from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
 from pipelines.finetune.workload import RowSize, workload
@@ -85,7 +85,7 @@ class DryRun:
         found = self.shapes[source]
         return None if isinstance(found, ShapeUnknown) else found
 
-    def estimate(self, config: SFTConfig, device: str) -> MemoryEstimate | None:
+    def estimate(self, config: FineTuneConfig, device: str) -> MemoryEstimate | None:
         """Of one trial; None where its model is unknown."""
         shape = self.shape(config.base_model)
         if shape is None:
@@ -114,7 +114,7 @@ def dry_run(
         here: whether the one machine is this one, on which Ray is still to be started.
     """
     config = loaded.spec.pipeline
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, FineTuneConfig):
         return {"memory": None, "disk": None, "splits": None, "warnings": []}
     run = DryRun(loaded, _rows(config, splits), machines, here)
     memory, warnings = _memory(run)
@@ -132,7 +132,7 @@ def warnings_here(loaded: LoadedSweep) -> list[str]:
     from pipelines.splits import load_splits
 
     config = loaded.spec.pipeline
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, FineTuneConfig):
         return []
     found: list[str] = dry_run(loaded, machines(None), load_splits(config.datasets, config.seed_data))["warnings"]
     return found
@@ -156,7 +156,7 @@ def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
         cluster.close()
 
 
-def _rows(config: SFTConfig, splits: Splits | None) -> Rows:
+def _rows(config: FineTuneConfig, splits: Splits | None) -> Rows:
     if splits is not None:
         read = _spread(splits.train)
         some = "the rows" if len(read) == len(splits.train) else f"{len(read):,} rows"
@@ -220,7 +220,7 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
     device = "gpu" if slots.gpus else "cpu"
     found: dict[str, dict[str, Any] | None] = {}
 
-    def needed(config: SFTConfig) -> float:
+    def needed(config: FineTuneConfig) -> float:
         made = run.estimate(config, device)
         return 0.0 if made is None else float(made.total)
 
@@ -240,7 +240,7 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
 def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
     """What the largest run's checkpoints need; None where its model is unknown."""
 
-    def of(config: SFTConfig | None) -> tuple[int, int]:
+    def of(config: FineTuneConfig | None) -> tuple[int, int]:
         shape = None if config is None else run.shape(config.base_model)
         return (0, 0) if config is None or shape is None else checkpoint_bytes(config, shape)
 
@@ -256,7 +256,7 @@ def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
     return need, complaints(run.loaded, need, need["free"])
 
 
-def _extremes(run: DryRun, cost: Callable[[SFTConfig], float]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _extremes(run: DryRun, cost: Callable[[FineTuneConfig], float]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Parameters of the costliest and the cheapest configuration; each is asked about once."""
     known: dict[str, float] = {}
 
@@ -270,12 +270,12 @@ def _extremes(run: DryRun, cost: Callable[[SFTConfig], float]) -> tuple[dict[str
     return extremes(run.loaded.space, remembered, lambda path: path in _MATTERS)
 
 
-def _typed(loaded: LoadedSweep, parameters: Mapping[str, Any]) -> SFTConfig | None:
+def _typed(loaded: LoadedSweep, parameters: Mapping[str, Any]) -> FineTuneConfig | None:
     config = parse_pipeline(loaded.resolve(parameters))
-    return config if isinstance(config, SFTConfig) else None
+    return config if isinstance(config, FineTuneConfig) else None
 
 
-def _record(config: SFTConfig, made: MemoryEstimate, parameters: Mapping[str, Any]) -> dict[str, Any]:
+def _record(config: FineTuneConfig, made: MemoryEstimate, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """An estimate as JSON; on a CPU Ray's part of the worker is added."""
     items = dict(made.items)
     if made.device == "cpu":

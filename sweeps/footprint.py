@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import RetrainPrunedConfig, SFTConfig
+from pipelines.config import FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.memory import Trained
 from pipelines.finetune.shape import ModelShape
 from sweeps.soup_spec import SparseSoupConfig
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 GIGABYTE = 1e9
 
 
-def checkpoint_bytes(config: SFTConfig, shape: ModelShape) -> tuple[int, int]:
+def checkpoint_bytes(config: FineTuneConfig, shape: ModelShape) -> tuple[int, int]:
     """(weights, whole checkpoint) of a run: fp32 weights, and AdamW's two fp32 moments of every trained number.
 
     Without an adapter all weights are written, the frozen ones too; of a pruned model with an adapter both. The JSON beside
@@ -92,7 +92,7 @@ def _held(loaded: LoadedSweep) -> tuple[int | None, int]:
 def _adapted(loaded: LoadedSweep) -> bool:
     config = loaded.spec.pipeline
     masked = isinstance(config, RetrainPrunedConfig)
-    return isinstance(config, SFTConfig) and config.adapter == "lora" and not masked
+    return isinstance(config, FineTuneConfig) and config.adapter == "lora" and not masked
 
 
 def complaints(loaded: LoadedSweep, need: Mapping[str, Any], free: int | None) -> list[str]:

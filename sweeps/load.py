@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.config import Direction
-from pipelines.config import PIPELINE_CONFIGS, AnyPipeline, RagConfig, SFTConfig, parse_pipeline, total_resource
+from pipelines.config import PIPELINE_CONFIGS, AnyPipeline, FineTuneConfig, RagConfig, parse_pipeline, total_resource
 from pipelines.rag.models import LocalJudge
 from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
@@ -365,7 +365,7 @@ def _metrics(record: Mapping[str, Any]) -> tuple[Metric, ...]:
 def _count(config: AnyPipeline, datasets: Any) -> int:
     from pipelines.splits import count_train
 
-    return count_train(datasets, config.seed_data if isinstance(config, SFTConfig) else 0)
+    return count_train(datasets, config.seed_data if isinstance(config, FineTuneConfig) else 0)
 
 
 def count_questions(config: RagConfig) -> int:

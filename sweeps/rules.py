@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
-from pipelines.config import RagConfig, SFTConfig
+from pipelines.config import FineTuneConfig, RagConfig, SFTConfig
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
@@ -58,7 +58,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     _several_devices(draft)
     _entries(draft)
     check_judge(draft)
-    if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or draft.models == (SFTConfig,)):
+    if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or _fine_tunes(draft)):
         verdicts.metrics = check_metrics(draft)
         _metric_needs(draft, verdicts.metrics)
         if draft.sound("method"):
@@ -92,6 +92,11 @@ def _several_devices(draft: Draft) -> None:
     gpus = draft.spec.resources.gpus
     if draft.sound("resources") and isinstance(gpus, float) and gpus > 1:
         draft.wrong(("resources", "gpus"), f"{gpus:g} GPUs for one trial is not supported yet; give at most 1")
+
+
+def _fine_tunes(draft: Draft) -> bool:
+    """Whether the pipeline, sound or not, is a fine-tune of a known kind."""
+    return len(draft.models) == 1 and issubclass(draft.models[0], FineTuneConfig)
 
 
 def _entries(draft: Draft) -> None:
@@ -196,7 +201,7 @@ def _comparable(draft: Draft, verdicts: Verdicts) -> None:
             draft.wrong(
                 place, f"'{path}' decides what trials are scored on, so all share it; give it one value under pipeline"
             )
-        elif isinstance(draft.spec.pipeline, SFTConfig) and draft.spec.pipeline.datasets.fractions:
+        elif isinstance(draft.spec.pipeline, FineTuneConfig) and draft.spec.pipeline.datasets.fractions:
             shares = ", ".join(draft.spec.pipeline.datasets.fractions)
             draft.wrong(
                 place, f"'{path}' changes {shares} as well, taken from train by fraction; give each a file of its own"
@@ -229,7 +234,7 @@ def _moot(draft: Draft, verdicts: Verdicts) -> None:
 
 def _half_precision(draft: Draft, verdicts: Verdicts) -> None:
     """Fp16 on a CPU is right, but was 17 times slower than fp32 where the CPU has no instructions for it."""
-    asked = any(isinstance(config, SFTConfig) and config.precision == "fp16" for _, config in draft.configs)
+    asked = any(isinstance(config, FineTuneConfig) and config.precision == "fp16" for _, config in draft.configs)
     if asked and draft.sound("resources") and draft.spec.resources.gpus == 0:
         verdicts.warnings.append(
             "precision: fp16 is for GPUs; most CPUs are many times slower in it than in fp32 or bf16"
@@ -277,7 +282,7 @@ def _soup(draft: Draft, verdicts: Verdicts) -> None:
 
 def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
     spec = draft.spec
-    if isinstance(spec.pipeline, SFTConfig) and spec.pipeline.datasets.select is None:
+    if isinstance(spec.pipeline, FineTuneConfig) and spec.pipeline.datasets.select is None:
         message = "a soup is chosen on rows of its own; write pipeline.datasets.select: {fraction: 0.05}"
         draft.wrong(("soup",), message)
     if isinstance(spec.soup, SparseSoupConfig) and not isinstance(spec.pipeline, SFTConfig):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.config import AnyPipeline, Datasets, RagConfig, SFTConfig, total_resource
+from pipelines.config import AnyPipeline, Datasets, FineTuneConfig, RagConfig, total_resource
 from pipelines.data.files import is_hub_id
 from sweeps.draft import Draft
 from sweeps.local import absolute
@@ -121,7 +121,7 @@ def _count_rows(datasets: Datasets, config: AnyPipeline, draft: Draft) -> int:
             "--data, or give max_steps"
         )
     try:
-        return count_train(placed, config.seed_data if isinstance(config, SFTConfig) else 0)
+        return count_train(placed, config.seed_data if isinstance(config, FineTuneConfig) else 0)
     except UserError as error:
         raise _DataError(str(error)) from None
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import DataFile, Fraction, SFTConfig
+from pipelines.config import DataFile, FineTuneConfig, Fraction
 from sweeps.metrics import owner
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ TEXT_FORMATS = ("json", "csv")
 """Formats whose rows are lines (a CSV row may be several: its count is then too high)."""
 
 
-def sizes(loaded: LoadedSweep, config: SFTConfig, splits: Splits | None) -> dict[str, dict[str, Any]]:
+def sizes(loaded: LoadedSweep, config: FineTuneConfig, splits: Splits | None) -> dict[str, dict[str, Any]]:
     """For each named split: `rows`, `groups`, `exact` (whether they were counted), and of held-out ones `share` and `sds`.
 
     Args:
@@ -80,7 +80,7 @@ def _scored(loaded: LoadedSweep, groups: int) -> int:
     return groups if entry is None or entry.limit is None else min(groups, entry.limit)
 
 
-def about(config: SFTConfig, name: str) -> int | None:
+def about(config: FineTuneConfig, name: str) -> int | None:
     """Rows of a split by the lines of its files, about; None where rows are no lines."""
     datasets = config.datasets
     source = getattr(datasets, name)

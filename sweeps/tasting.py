@@ -61,11 +61,11 @@ def taste(payload: Mapping[str, Any]) -> dict[str, Any]:
 def _in_blocks(pipeline: Any, job: EvaluationJob, early: Mapping[str, Any]) -> dict[str, Any]:
     """Score block after block until there are no more rows, or no hope."""
     from evaluators import first_rows
-    from pipelines.config import SFTConfig, parse_pipeline
+    from pipelines.config import FineTuneConfig, parse_pipeline
     from pipelines.splits import load_splits
 
     config = parse_pipeline(job.config)
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, FineTuneConfig):
         return {"scores": pipeline.evaluate(job)}
     limit = job.evaluators[0].get("limit")
     rows = first_rows(load_splits(config.datasets, config.seed_data).rows(job.split), limit)

@@ -14,13 +14,13 @@ from peft import LoraConfig, PeftConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from pipelines.config import SFTConfig
+from pipelines.config import FineTuneConfig
 from pipelines.stage import UserError
 
 WEIGHTS = "adapter_model.safetensors"
 
 
-def lora_config(config: SFTConfig) -> LoraConfig:
+def lora_config(config: FineTuneConfig) -> LoraConfig:
     """PEFT's form of the adapter's settings.
 
     Raises:
@@ -42,7 +42,7 @@ def lora_config(config: SFTConfig) -> LoraConfig:
     )
 
 
-def inject(model: Any, config: SFTConfig) -> Any:
+def inject(model: Any, config: FineTuneConfig) -> Any:
     """A `PeftModel` with a fresh adapter on `model`, whose own weights are frozen; the random state decides A.
 
     Raises:

@@ -13,7 +13,7 @@ import torch
 from pipelines.stage import Devices, OutOfMemory, UserError
 
 if TYPE_CHECKING:
-    from pipelines.config import SFTConfig
+    from pipelines.config import FineTuneConfig
 
 
 def prepare_device(devices: Devices) -> str:
@@ -45,7 +45,7 @@ def peak_memory(device: str) -> float:
 
 
 @contextlib.contextmanager
-def memory_errors(config: SFTConfig) -> Iterator[None]:
+def memory_errors(config: FineTuneConfig) -> Iterator[None]:
     """Name a library's out-of-memory error as ours, with the micro batch."""
     try:
         yield

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from pipelines.config import RetrainPrunedConfig, SFTConfig
+from pipelines.config import FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune import adapters
 from pipelines.finetune.model import LoadedModel
 from pipelines.soups.masks import SPARSE, mask_of, prunable_weights, readers, record_mask, recorded_mask
@@ -59,7 +59,7 @@ class HeldMask:
         self.kept = {name: weight.detach() != 0 for name, weight in weights.items()}
 
     @classmethod
-    def of(cls, loaded: LoadedModel, config: SFTConfig) -> HeldMask | None:
+    def of(cls, loaded: LoadedModel, config: FineTuneConfig) -> HeldMask | None:
         """As the configuration says; None where it keeps no mask."""
         return cls(loaded, config.mask_hash) if isinstance(config, RetrainPrunedConfig) else None
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import RetrainPrunedConfig, SFTConfig
+from pipelines.config import FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.shape import EMBEDDINGS, ModelShape
 
 MIB = 1 << 20
@@ -100,7 +100,7 @@ class Workload:
     characters: int = 0
 
     @classmethod
-    def largest(cls, config: SFTConfig) -> Workload:
+    def largest(cls, config: FineTuneConfig) -> Workload:
         """Every row as long as `sequence_len` allows, and all of it trained on."""
         rows, length = config.micro_batch_size, config.sequence_len
         evaluated = Batch(config.eval_batch_size, length, config.eval_batch_size * length, config.eval_batch_size > 1)
@@ -134,7 +134,7 @@ class MemoryEstimate:
 
 
 def estimate(
-    config: SFTConfig, shape: ModelShape, work: Workload | None = None, device: Device = "cpu"
+    config: FineTuneConfig, shape: ModelShape, work: Workload | None = None, device: Device = "cpu"
 ) -> MemoryEstimate:
     """The peak of one run with its evaluations.
 
@@ -171,7 +171,7 @@ class Trained:
     modules: frozenset[str]
 
     @classmethod
-    def of(cls, config: SFTConfig, shape: ModelShape) -> Trained:
+    def of(cls, config: FineTuneConfig, shape: ModelShape) -> Trained:
         """LoRA's r (inputs + outputs) a module (DoRA: and a magnitude an output), or the weights themselves."""
         if config.adapter == "lora":
             modules = {name: size for name, size in shape.linears.items() if _targeted(config, name)}
@@ -214,12 +214,14 @@ class Trained:
         return min((layer for layer in found if layer is not None), default=shape.layers)
 
 
-def _targeted(config: SFTConfig, name: str) -> bool:
+def _targeted(config: FineTuneConfig, name: str) -> bool:
     targets = config.lora_target_modules
     return targets == "all-linear" or any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _states(config: SFTConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device) -> dict[str, int]:
+def _states(
+    config: FineTuneConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device
+) -> dict[str, int]:
     """What stays through the run: AdamW keeps two fp32 moments of every trained number."""
     states = {"weights": 4 * shape.parameters, "adapter": 4 * trained.adapter, "optimizer": 8 * trained.parameters}
     if isinstance(config, RetrainPrunedConfig):  # a byte a number; with an adapter also the masked sum, for backward
@@ -234,7 +236,7 @@ def _states(config: SFTConfig, shape: ModelShape, work: Workload, trained: Train
 
 
 def _moments(
-    config: SFTConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device
+    config: FineTuneConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device
 ) -> dict[str, dict[str, int]]:
     """What each moment adds to the states.
 
@@ -302,7 +304,7 @@ def _generating(shape: ModelShape, rows: int, length: int, retained: Mapping[str
     return {"cache": cache, "logits": 8 * rows * shape.vocabulary, **retained}
 
 
-def _copies(config: SFTConfig, shape: ModelShape, trained: Trained) -> list[int]:
+def _copies(config: FineTuneConfig, shape: ModelShape, trained: Trained) -> list[int]:
     """Autocast's half-precision copies of the linear weights; kept to compute the gradients of their inputs."""
     if config.precision == "fp32":
         return []
@@ -312,7 +314,7 @@ def _copies(config: SFTConfig, shape: ModelShape, trained: Trained) -> list[int]
     return [*sizes, 2 * shape.vocabulary * shape.hidden, 2 * trained.adapter]
 
 
-def _kept(config: SFTConfig, shape: ModelShape, batch: Batch, trained: Trained, device: Device) -> list[int]:
+def _kept(config: FineTuneConfig, shape: ModelShape, batch: Batch, trained: Trained, device: Device) -> list[int]:
     """Bytes of every tensor that the forward pass keeps, apart from logits and weights.
 
     With gradient checkpointing that is each layer's input, and one layer at a time that is computed again.
@@ -329,7 +331,7 @@ def _kept(config: SFTConfig, shape: ModelShape, batch: Batch, trained: Trained, 
 
 
 def _layer(
-    config: SFTConfig,
+    config: FineTuneConfig,
     shape: ModelShape,
     batch: Batch,
     trained: Trained,
@@ -363,7 +365,7 @@ def _layer(
     return kept + _inputs(config, {name: linears[name][1] for name in touched}, tokens, device)
 
 
-def _inputs(config: SFTConfig, widths: Mapping[str, int], tokens: int, device: Device) -> list[int]:
+def _inputs(config: FineTuneConfig, widths: Mapping[str, int], tokens: int, device: Device) -> list[int]:
     """Bytes of the inputs that trained linear layers of one decoder layer keep; widths by module.
 
     In fp32 modules with one input share it, and the attention's output is kept there already. Under autocast each module

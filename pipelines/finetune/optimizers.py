@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.config import SFTConfig
+from pipelines.config import FineTuneConfig
 
 WEIGHTS = "optimizer.safetensors"
 
 
-def optimizer_arguments(config: SFTConfig, total: int) -> dict[str, Any]:
+def optimizer_arguments(config: FineTuneConfig, total: int) -> dict[str, Any]:
     """The optimizer's and schedule's part of Hugging Face's `TrainingArguments`, laid out to `total` steps."""
     return {
         "optim": "adamw_torch",

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 
 from evaluators import evaluate_all
 from evaluators.base import LanguageModel, Report, Score
-from pipelines.config import SFTConfig, parse_pipeline
+from pipelines.config import FineTuneConfig, parse_pipeline
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.finetune.devices import has_bf16, memory_errors, peak_memory, prepare_device
@@ -126,7 +126,7 @@ class SFTPipeline:
             return evaluate_all(job.evaluators, lm, rows, job.split)
 
     def _blended(
-        self, parts: Sequence[tuple[str, float]], config: SFTConfig, cache: str | None, device: str
+        self, parts: Sequence[tuple[str, float]], config: FineTuneConfig, cache: str | None, device: str
     ) -> LoadedModel:
         """The average of full models, in the model that stays for the next such job."""
         if self._resident is None:
@@ -137,12 +137,12 @@ class SFTPipeline:
         self._resident[1].apply(parts)
         return self._resident[0]
 
-    def _base(self, source: str, config: SFTConfig, cache: str | None, device: str) -> LoadedModel:
+    def _base(self, source: str, config: FineTuneConfig, cache: str | None, device: str) -> LoadedModel:
         if self._models is None or (cache is not None and str(self._models.cache) != cache):
             self._models = BaseModels(cache)
         return self._models.load(source, trust_remote_code=config.trust_remote_code, device=device)
 
-    def _train_rows(self, config: SFTConfig, splits: Splits, loaded: LoadedModel) -> TrainRows:
+    def _train_rows(self, config: FineTuneConfig, splits: Splits, loaded: LoadedModel) -> TrainRows:
         key = (id(splits), str(loaded.folder), config.sequence_len)
         if self._tokens is None or self._tokens[0] != key:
             self._tokens = (key, splits, encode_train(splits.train, loaded.tokenizer, config.sequence_len))
@@ -150,7 +150,7 @@ class SFTPipeline:
 
     @contextlib.contextmanager
     def _trained_model(
-        self, loaded: LoadedModel, config: SFTConfig, task: Task, held: HeldMask | None
+        self, loaded: LoadedModel, config: FineTuneConfig, task: Task, held: HeldMask | None
     ) -> Iterator[Any]:
         """The model to train with the start checkpoint's weights; afterwards the base is as it was, or forgotten."""
         transformers.set_seed(task.seed)
@@ -187,7 +187,7 @@ class _Run:
     def __init__(
         self,
         task: Task,
-        config: SFTConfig,
+        config: FineTuneConfig,
         model: Any,
         loaded: LoadedModel,
         splits: Splits,
@@ -314,14 +314,14 @@ def _merged(parts: Sequence[tuple[str, float]], cache: str | None) -> Iterator[P
         yield out
 
 
-def _typed(config: Mapping[str, Any]) -> SFTConfig:
+def _typed(config: Mapping[str, Any]) -> FineTuneConfig:
     typed = parse_pipeline(config)
-    if not isinstance(typed, SFTConfig):
+    if not isinstance(typed, FineTuneConfig):
         raise UserError(f"pipeline.type: {typed.type!r} is no fine-tune")
     return typed
 
 
-def _language_model(model: Any, tokenizer: Any, config: SFTConfig) -> LocalLanguageModel:
+def _language_model(model: Any, tokenizer: Any, config: FineTuneConfig) -> LocalLanguageModel:
     return LocalLanguageModel(
         model,
         tokenizer,
@@ -332,7 +332,7 @@ def _language_model(model: Any, tokenizer: Any, config: SFTConfig) -> LocalLangu
 
 
 @contextlib.contextmanager
-def _checkpointed(model: Any, config: SFTConfig) -> Iterator[None]:
+def _checkpointed(model: Any, config: FineTuneConfig) -> Iterator[None]:
     """Keep only the layers' inputs for the backward pass where the file asks for it; the model is as before after."""
     if not config.gradient_checkpointing:
         yield

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
-from pipelines.config import SFTConfig
+from pipelines.config import FineTuneConfig
 from pipelines.finetune.batches import EpochSampler, build_items, collate, refuse_leaks
 from pipelines.finetune.optimizers import (
     load_optimizer,
@@ -108,7 +108,7 @@ class Trainer(SFTTrainer):
         model: Any,
         tokenizer: Any,
         rows: TrainRows,
-        config: SFTConfig,
+        config: FineTuneConfig,
         *,
         seed: int,
         total: int,
@@ -123,7 +123,7 @@ class Trainer(SFTTrainer):
         self._state_to_load: dict[str, Any] | None = None
         self._step_nats = torch.zeros((), dtype=torch.float64)
         self._step_tokens = 0
-        packed = config.sample_packing
+        packed = config.packs
         items, self._sampler = build_items(
             rows,
             seed=seed,
@@ -296,7 +296,7 @@ def unpatched(models: Sequence[Any]) -> Iterator[None]:
                 model.__dict__["forward"] = forward
 
 
-def _arguments(config: SFTConfig, *, seed: int, total: int, folder: Path, device: str) -> TRLConfig:
+def _arguments(config: FineTuneConfig, *, seed: int, total: int, folder: Path, device: str) -> TRLConfig:
     return TRLConfig(
         output_dir=str(folder),
         per_device_train_batch_size=config.micro_batch_size,

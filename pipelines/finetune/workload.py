@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from evaluators.base import Example
-from pipelines.config import SFTConfig
+from pipelines.config import FineTuneConfig
 from pipelines.finetune.memory import Batch, Workload
 from pipelines.finetune.shape import ModelShape
 
@@ -77,7 +77,7 @@ class RowSize:
 
 
 def workload(
-    config: SFTConfig,
+    config: FineTuneConfig,
     shape: ModelShape,
     train: Sequence[RowSize],
     tune: Sequence[RowSize],
@@ -120,12 +120,12 @@ def _batch(rows: Iterable[Length]) -> Batch:
     return Batch(len(lengths), longest, sum(trained for _, trained in lengths), padded)
 
 
-def _largest(config: SFTConfig, shape: ModelShape, lengths: Sequence[Length]) -> Batch:
+def _largest(config: FineTuneConfig, shape: ModelShape, lengths: Sequence[Length]) -> Batch:
     """The costliest of the micro batches that a run draws, up to `DRAWN` of them."""
     size = config.micro_batch_size
     if not lengths:
         return Workload.largest(config).train
-    if config.sample_packing:
+    if config.packs:
         share = sum(trained for _, trained in lengths) / max(1, sum(tokens for tokens, _ in lengths))
         tokens = size * config.sequence_len
         return Batch(size, config.sequence_len, math.ceil(share * tokens), True)

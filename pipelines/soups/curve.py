@@ -29,7 +29,7 @@ from pipelines.stage import UserError
 
 if TYPE_CHECKING:
     from evaluators.base import Example, Score
-    from pipelines.config import SFTConfig
+    from pipelines.config import FineTuneConfig
     from pipelines.finetune.data import Encoded
 
 Tensors = dict[str, torch.Tensor]
@@ -49,7 +49,7 @@ class Curve:
     """
 
     def __init__(
-        self, config: SFTConfig, folders: Sequence[Path], cache: str | None = None, device: str = "cpu"
+        self, config: FineTuneConfig, folders: Sequence[Path], cache: str | None = None, device: str = "cpu"
     ) -> None:
         from pipelines.finetune.model import BaseModels
 

@@ -33,7 +33,7 @@ from pipelines.soups.recipes.path import walk_path
 from pipelines.stage import Devices, EvaluationJob, ModelSource, Services, UserError
 
 if TYPE_CHECKING:
-    from pipelines.config import SFTConfig
+    from pipelines.config import FineTuneConfig
 
 NO_ROWS = "it needs rows"
 
@@ -79,7 +79,7 @@ class Diagnosis:
     """
 
     def __init__(
-        self, left: Side, right: Side, config: SFTConfig, rows: Sequence[Example], cache: str, devices: Devices
+        self, left: Side, right: Side, config: FineTuneConfig, rows: Sequence[Example], cache: str, devices: Devices
     ) -> None:
         self.pipeline = SFTPipeline()
         self.left, self.right, self.rows, self.cache, self.devices = left, right, tuple(rows), Path(cache), devices

@@ -22,7 +22,7 @@ from pipelines.soups.grams import GRAMS, gather_grams
 from pipelines.stage import UserError
 
 if TYPE_CHECKING:
-    from pipelines.config import SFTConfig
+    from pipelines.config import FineTuneConfig
 
 ROWS = 256
 """Rows of train at most; how many the authors' code takes."""
@@ -43,7 +43,7 @@ def gather(payload: Mapping[str, Any]) -> dict[str, int]:
         UserError: if they are not there and can't be gathered.
         OSError: if the disk is full.
     """
-    from pipelines.config import SFTConfig, parse_pipeline
+    from pipelines.config import FineTuneConfig, parse_pipeline
 
     folder = Path(payload["folder"])
     adapter = (folder / CONFIG).is_file()
@@ -52,7 +52,7 @@ def gather(payload: Mapping[str, Any]) -> dict[str, int]:
     if there and wanted <= set(there):
         return {"tokens": 0}
     config = parse_pipeline(payload["config"])
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, FineTuneConfig):
         raise UserError(
             f"no soup: {folder} has no {GRAMS}, and regmean gathers it for pipeline type sft, not {config.type}; "
             "write it with each checkpoint (pipelines.soups.grams.gather_grams)"
@@ -73,7 +73,7 @@ def adapted_weights(folders: Sequence[Path]) -> set[str]:
     return found
 
 
-def _gather(config: SFTConfig, folder: Path, names: Collection[str], cache: str | None) -> int:
+def _gather(config: FineTuneConfig, folder: Path, names: Collection[str], cache: str | None) -> int:
     from pipelines.finetune.adapters import attach
     from pipelines.finetune.model import BaseModels
 
@@ -87,7 +87,7 @@ def _gather(config: SFTConfig, folder: Path, names: Collection[str], cache: str 
     return gather_grams(model, _batches(config, loaded.tokenizer), folder / GRAMS, names)
 
 
-def _batches(config: SFTConfig, tokenizer: Any) -> Iterator[Mapping[str, torch.Tensor]]:
+def _batches(config: FineTuneConfig, tokenizer: Any) -> Iterator[Mapping[str, torch.Tensor]]:
     """A seeded sample of train, in batches of the size that was trained with."""
     from pipelines.finetune.data import encode
     from pipelines.lm import pad

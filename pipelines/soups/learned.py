@@ -23,7 +23,7 @@ from pipelines.soups.mixtures import Mixture, load_mixture
 from pipelines.stage import UserError
 
 if TYPE_CHECKING:
-    from pipelines.config import SFTConfig
+    from pipelines.config import FineTuneConfig
     from pipelines.finetune.data import Encoded
 
 
@@ -41,10 +41,10 @@ def learn(payload: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: if the ingredients can't be mixed by weights.
     """
-    from pipelines.config import SFTConfig, parse_pipeline
+    from pipelines.config import FineTuneConfig, parse_pipeline
 
     config = parse_pipeline(payload["config"])
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, FineTuneConfig):
         raise UserError(f"no soup: method: learned can train weights for pipeline type sft, not {config.type}")
     folders, settings = [Path(folder) for folder in payload["folders"]], payload["settings"]
     mixture = load_mixture(config, folders, settings["per"], payload.get("cache"))
@@ -63,7 +63,7 @@ class _Training:
     """
 
     def __init__(
-        self, mixture: Mixture, count: int, config: SFTConfig, rows: Sequence[Encoded], settings: Mapping[str, Any]
+        self, mixture: Mixture, count: int, config: FineTuneConfig, rows: Sequence[Encoded], settings: Mapping[str, Any]
     ) -> None:
         self._mixture, self._config, self._rows, self._settings = mixture, config, rows, settings
         self._nats = Nats(mixture.model)
@@ -145,7 +145,7 @@ class Nats(torch.nn.Module):
         return torch.nn.functional.cross_entropy(logits, targets, reduction="sum"), len(targets)
 
 
-def _rows(config: SFTConfig, tokenizer: Any, split: str) -> list[Encoded]:
+def _rows(config: FineTuneConfig, tokenizer: Any, split: str) -> list[Encoded]:
     """The rows of a split that have a token to train on."""
     from pipelines.finetune.data import encode
     from pipelines.splits import load_splits

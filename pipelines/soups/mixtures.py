@@ -136,7 +136,7 @@ def load_mixture(config: Any, folders: Sequence[Path], per: str, cache: str | No
     """The ingredients as a function of weights.
 
     Args:
-        config: of a trial (`SFTConfig`); names the base model of adapters.
+        config: of a trial (`FineTuneConfig`); names the base model of adapters.
         folders: adapters, or full models.
         per: `model`, `layer` or `tensor`.
         cache: folder of converted models.

@@ -48,14 +48,14 @@ def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, 
         address: a Ray cluster's; None for this machine.
         data: whether to use all rows.
     """
-    from pipelines.config import RagConfig, SFTConfig
+    from pipelines.config import FineTuneConfig, RagConfig
 
     config = loaded.spec.pipeline
     if isinstance(config, RagConfig) and data:
         from sweeps.rag_data import needs_rag
 
         return needs_rag(config)
-    if not isinstance(config, SFTConfig):
+    if not isinstance(config, FineTuneConfig):
         empty: dict[str, Any] = {"memory": None, "disk": None, "splits": None, "warnings": []}
         return empty | ({"rows": None, "duplicates": None} if data else {})
     from sweeps.dryrun import dry_run, machines

@@ -94,6 +94,7 @@ def _score(
 
 def _run(job: EvaluationJob, data: Data) -> tuple[Score, ...]:
     from pipelines import build_pipeline
+    from pipelines.config import FineTuneConfig, parse_pipeline
     from pipelines.custom import add_folder
     from pipelines.stage import Devices
 
@@ -103,7 +104,7 @@ def _run(job: EvaluationJob, data: Data) -> tuple[Score, ...]:
     if not callable(getattr(pipeline, "evaluate", None)):
         raise UsageError(f"the pipeline {job.config.get('import_path', job.config['type'])} has no evaluate(job)")
     gpus = 0.0
-    if job.config["type"] in ("sft", "retrain_pruned"):
+    if isinstance(parse_pipeline(job.config), FineTuneConfig):
         import torch
 
         gpus = float(torch.cuda.is_available())

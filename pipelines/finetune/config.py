@@ -1,0 +1,193 @@
+"""What one fine-tuning trial is: the keys that all kinds share, and each kind's own. Names are Axolotl's where it has one.
+
+Any key can be swept; cross-field rules stand on the smallest class that sees both fields. Only pydantic and the standard
+library are imported.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from pipelines.data.config import Datasets
+from pipelines.fields import HASH_PATTERN, Config, wrong
+
+
+class FineTuneConfig(Config):
+    """What every fine-tune has in common; a kind of it adds its `type`, and what it trains on beside the rows."""
+
+    type: str
+    base_model: str
+    """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
+    base_model_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
+    """SHA-256 of the weights; filled in for `sweep://` sources, so that other weights make another trial."""
+    datasets: Datasets
+    """The four splits."""
+    adapter: Literal["lora", "none"] = "lora"
+    """`lora` trains a PEFT adapter, `none` all weights."""
+    lora_r: int = Field(default=16, ge=1)
+    """Rank of the adapter."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Numerator of the adapter's scaling; default 2 x `lora_r`."""
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout before the adapter."""
+    lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    """Modules that get an adapter, by the end of their names."""
+    use_rslora: bool = False
+    """Scale by alpha/sqrt(r) instead of alpha/r."""
+    use_dora: bool = False
+    """DoRA: train each row's length beside the adapter's direction; slower, and often better at small ranks."""
+    unfrozen_parameters: tuple[str, ...] | None = None
+    """With `adapter: none`: regular expressions for the beginnings of parameter names; only parameters that match are
+    trained, the others stay as they are. All are trained by default."""
+    learning_rate: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Shape of the schedule after warm-up, laid out to the total."""
+    warmup_ratio: float = Field(default=0.0, ge=0, le=1)
+    """Share of the steps that warm up."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled weight decay of AdamW."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """First-moment decay of AdamW."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Second-moment decay of AdamW."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    micro_batch_size: int = Field(default=2, ge=1)
+    """Rows in one forward pass of one device."""
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    """Forward passes an optimizer step; the loss is a mean over tokens of all of them."""
+    eval_batch_size: int = Field(default=8, ge=1)
+    """Rows in one forward pass of an evaluation."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Optimizer steps in all; give this or `num_epochs`."""
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over train in all; give this or `max_steps`."""
+    sequence_len: int = Field(default=1024, ge=8)
+    """Tokens a row at most; longer rows are cut at the end and counted."""
+    group_by_length: bool = False
+    """Put rows of similar length into one micro batch, which saves padding."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """`bf16` and `fp16` are autocast over fp32 weights; `fp16` scales the loss, and is for GPUs without bf16."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass instead of keeping them: less memory, more time, equal weights."""
+    seed_data: int = 0
+    """Seed of the split hashes; the same in all trials."""
+    loss_multiple: float = Field(default=5.0, gt=1)
+    """A training loss past this multiple of the run's first one counts as diverged."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model. Only if you trust it."""
+
+    @model_validator(mode="after")
+    def length_is_given_once(self) -> FineTuneConfig:
+        """Exactly one of `max_steps` and `num_epochs`."""
+        if self.max_steps is not None and self.num_epochs is not None:
+            raise wrong("max_steps", "max_steps and num_epochs are both given; delete one")
+        if self.max_steps is None and self.num_epochs is None:
+            raise wrong("max_steps", "is missing; give the length of a run: max_steps (or num_epochs)")
+        return self
+
+    @model_validator(mode="after")
+    def parameters_are_unfrozen_without_an_adapter(self) -> FineTuneConfig:
+        """`unfrozen_parameters` with `adapter: none`, at least one, each a regular expression."""
+        if self.unfrozen_parameters is None:
+            return self
+        if self.adapter != "none":
+            raise wrong(
+                "unfrozen_parameters", f"adapter is {self.adapter}, which trains its own weights; write adapter: none"
+            )
+        if not self.unfrozen_parameters:
+            raise wrong("unfrozen_parameters", "is empty, so nothing would be trained; name some, or delete it")
+        for pattern in self.unfrozen_parameters:
+            if re.search(r"\[\d*:\d*\]\Z", pattern):
+                raise wrong("unfrozen_parameters", f"{pattern!r} ends with a range of rows, which is not supported")
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise wrong("unfrozen_parameters", f"{pattern!r} is no regular expression: {error}") from None
+        return self
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed into sequences."""
+        return False
+
+    def moot(self) -> dict[str, str]:
+        """Keys that were given a value but have no effect, and why."""
+        found: dict[str, str] = {}
+        if self.adapter == "none":
+            for name in sorted(self.model_fields_set):
+                if name.startswith("lora_") or name in ("use_rslora", "use_dora"):
+                    found[name] = "adapter is none"
+        if self.group_by_length and self.micro_batch_size == 1:
+            found["group_by_length"] = "micro_batch_size is 1"
+        if self.lr_scheduler == "constant" and "warmup_ratio" in self.model_fields_set and self.warmup_ratio:
+            found["warmup_ratio"] = "lr_scheduler is constant; constant_with_warmup warms up"
+        return found
+
+
+class SFTConfig(FineTuneConfig):
+    """Supervised fine-tuning with TRL's SFTTrainer, LoRA or full."""
+
+    type: Literal["sft"] = "sft"
+    sample_packing: bool = False
+    """Fill sequences of `sequence_len` tokens with whole rows that don't see each other: no padding, more rows in a
+    micro batch. `micro_batch_size` then counts packed sequences, so the length must be given as `max_steps`."""
+
+    @property
+    def packs(self) -> bool:
+        """Whether rows are packed into sequences."""
+        return self.sample_packing
+
+    @model_validator(mode="after")
+    def packed_runs_are_measured_in_steps(self) -> SFTConfig:
+        """`sample_packing` with `max_steps`: how many packed sequences an epoch has is known only on a worker."""
+        if self.sample_packing and self.max_steps is None:
+            raise wrong(
+                "sample_packing",
+                "packs a number of rows that only training knows into a step; give max_steps, not epochs",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def packing_and_length_groups_exclude_each_other(self) -> SFTConfig:
+        """Packed sequences are all of one length."""
+        if self.sample_packing and self.group_by_length:
+            raise wrong("group_by_length", "packed sequences have no padding to save; delete it, or sample_packing")
+        return self
+
+
+class PruneConfig(Config):
+    """How weights are chosen that are set to zero."""
+
+    method: Literal["magnitude", "wanda"] = "magnitude"
+    """`magnitude`: the smallest ones; `wanda`: those that contribute least to their row's sum, by |weight| times the norm of
+    its input over rows of train."""
+    scope: Literal["global", "layer"] = "global"
+    """Magnitude compares all matrices together, or prunes the same share of each; wanda prunes the same share of every row."""
+    rows: int = Field(default=128, ge=1)
+    """Wanda: rows whose inputs count, the first ones."""
+    sequence_len: int = Field(default=1024, ge=8)
+    """Wanda: tokens of such a row at most."""
+
+
+class RetrainPrunedConfig(SFTConfig):
+    """Supervised fine-tuning of a pruned model that keeps its zeros, with all weights or with an adapter (W + dW) * M."""
+
+    type: Literal["retrain_pruned"] = "retrain_pruned"  # type: ignore[assignment]
+    adapter: Literal["lora", "none"] = "none"
+    """`none` trains all weights, `lora` an adapter whose product is masked; the checkpoint is a whole model either way."""
+    mask_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Mask that `base_model` must have (SHA-256, as `stockpot prune` prints it); default: whichever it has."""
+
+    @model_validator(mode="after")
+    def a_masked_adapter_is_plain_lora(self) -> RetrainPrunedConfig:
+        """(W + dW) * M needs dW as a matrix: no dropout before it, no lengths of rows."""
+        if self.adapter == "lora" and self.lora_dropout:
+            raise wrong("lora_dropout", "the adapter's product is masked, which leaves no place for dropout; delete it")
+        if self.adapter == "lora" and self.use_dora:
+            raise wrong("use_dora", "the adapter's product is masked, which DoRA's lengths are not made for; delete it")
+        return self
