@@ -2,8 +2,8 @@
 
 What TRL and Transformers keep: the training loop, the optimizer, the schedule, clipping, accumulation. What is ours:
 
-- the loss is the mean over the trained-on tokens of all micro batches of a step, and only these reach the output layer;
-- the order of rows is a pure function of (seed, epoch), so going on needs no data to be read again;
+- the loss is an `Objective`'s, a mean over what counts (tokens, pairs) in all micro batches of a step;
+- the order of items is a pure function of (seed, epoch), so going on needs no data to be read again;
 - state is kept in safetensors and JSON, at milestones only, and nothing is written by the Trainer itself;
 - a loss that is NaN, infinite or a multiple of the run's first ends the run before the weights are touched;
 - in fp16 the loss is scaled: a step whose gradients overflow is left out and counted, and the scale halved.
@@ -15,8 +15,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from pipelines.config import FineTuneConfig
-from pipelines.finetune.batches import EpochSampler, build_items, collate, refuse_leaks
+from pipelines.finetune.batches import EpochSampler
+from pipelines.finetune.objective import Objective
 from pipelines.finetune.optimizers import (
     load_optimizer,
     load_scale,
@@ -38,8 +38,7 @@ from pipelines.finetune.optimizers import (
     schedule_state,
     set_random_state,
 )
-from pipelines.finetune.rows import TrainRows
-from pipelines.lm import autocast, trained_logits
+from pipelines.lm import autocast
 from pipelines.stage import Diverged
 
 STATE = "state.json"
@@ -72,20 +71,27 @@ class StepLosses:
     """Numbers of the steps since the last report.
 
     Attributes:
-        nats: summed loss.
-        tokens: trained-on tokens.
+        total: summed loss.
+        weight: what it is a sum over: trained-on tokens, pairs, ...
+        sums: what else the objective tells, summed over the same.
         grad_norm: of the newest step that was taken, before clipping.
         steps: optimizer steps.
         places: places in the batches, padding included.
         padding: those of them that are padding.
     """
 
-    nats: float = 0.0
-    tokens: int = 0
+    total: float = 0.0
+    weight: float = 0.0
+    sums: dict[str, float] = field(default_factory=dict)
     grad_norm: float = math.nan
     steps: int = 0
     places: int = 0
     padding: int = 0
+
+    def means(self) -> dict[str, float]:
+        """The loss and what else the objective tells, each a mean over what counts; NaN before the first step."""
+        sums = {"loss": self.total, **self.sums}
+        return {f"train/{name}": value / self.weight if self.weight else math.nan for name, value in sums.items()}
 
 
 class Trainer(SFTTrainer):
@@ -94,7 +100,7 @@ class Trainer(SFTTrainer):
     Args:
         model: a base model (all weights trained) or a `PeftModel`.
         tokenizer: its tokenizer.
-        rows: the training set.
+        objective: what it is fed and minimises.
         config: the trial's settings.
         seed: the run's seed.
         total: optimizer steps of the whole run.
@@ -107,7 +113,7 @@ class Trainer(SFTTrainer):
         self,
         model: Any,
         tokenizer: Any,
-        rows: TrainRows,
+        objective: Objective,
         config: FineTuneConfig,
         *,
         seed: int,
@@ -121,27 +127,17 @@ class Trainer(SFTTrainer):
         self._settings = config
         self._place = device
         self._state_to_load: dict[str, Any] | None = None
-        self._step_nats = torch.zeros((), dtype=torch.float64)
-        self._step_tokens = 0
-        packed = config.packs
-        items, self._sampler = build_items(
-            rows,
-            seed=seed,
-            batch=config.micro_batch_size,
-            room=config.sequence_len,
-            packed=packed,
-            grouped=config.group_by_length,
-        )
-        if packed:
-            refuse_leaks(model, rows.rows, tokenizer.pad_token_id)
+        self._objective = objective
+        self._step_total = torch.zeros((), dtype=torch.float64)
+        self._step_weight = 0.0
         super().__init__(
             model=model,
             args=_arguments(config, seed=seed, total=total, folder=folder, device=device),
             train_dataset=Dataset.from_dict({"input_ids": [[0]], "labels": [[0]]}),  # TRL takes no other kind
-            data_collator=partial(collate, pad_token=tokenizer.pad_token_id, packed=packed),
+            data_collator=objective.collate,
             processing_class=tokenizer,
         )
-        self.train_dataset = items
+        self.train_dataset = objective.items
         self.scaler = torch.amp.GradScaler(device) if config.precision == "fp16" else None
         self.accelerator.scaler = self.scaler
         self.model_accepts_loss_kwargs = True
@@ -184,19 +180,22 @@ class Trainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Nats of a micro batch over the trained-on tokens of the whole step; see `Trainer.compute_loss`."""
+        """The loss of a micro batch over what counts in the whole step; see `Trainer.compute_loss`."""
         mask = inputs["attention_mask"]
-        logits, targets, _ = trained_logits(
-            model, inputs["input_ids"], mask, inputs["labels"], inputs.get("position_ids")
-        )
-        nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+        found = self._objective.loss(model, inputs)
         fed = int(mask.sum())
         self.progress.tokens += fed
         self.losses.places += mask.numel()
         self.losses.padding += mask.numel() - fed
-        self._step_nats += nats.detach().double().cpu()
-        self._step_tokens += targets.numel()
-        return nats / num_items_in_batch
+        for name, value in found.sums.items():
+            self.losses.sums[name] = self.losses.sums.get(name, 0.0) + value
+        self._step_total += found.total.detach().double().cpu()
+        self._step_weight += found.weight
+        return found.total / num_items_in_batch
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> float:
+        """What counts in all micro batches of a step."""
+        return sum(self._objective.weight(batch) for batch in batch_samples)
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast of our own: Accelerate's would patch the model's forward for good."""
@@ -205,7 +204,7 @@ class Trainer(SFTTrainer):
         return stack
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return self._sampler
+        return self._objective.sampler
 
     def _clip_grad_norm(self, model: Any) -> Any:
         self._unscale()
@@ -221,12 +220,12 @@ class Trainer(SFTTrainer):
         if grad_norm is None:
             self._unscale()
         norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
-        nats, tokens = float(self._step_nats), self._step_tokens
-        self._step_nats.zero_()
-        self._step_tokens = 0
-        self._watch(nats / max(tokens, 1), norm)
-        self.losses.nats += nats
-        self.losses.tokens += tokens
+        total, weight = float(self._step_total), self._step_weight
+        self._step_total.zero_()
+        self._step_weight = 0.0
+        self._watch(total / weight if weight else 0.0, norm)
+        self.losses.total += total
+        self.losses.weight += weight
         if math.isfinite(norm):
             self.losses.grad_norm = norm
         self.losses.steps += 1

@@ -14,7 +14,7 @@ from tiny import tokenizer
 
 from evaluators.base import Example
 from pipelines.finetune import rows as module
-from pipelines.finetune import sft
+from pipelines.finetune import pipeline
 from pipelines.finetune.rows import LazyRows, encode_train
 from pipelines.stage import UserError
 
@@ -81,12 +81,12 @@ def test_training_on_lazy_rows_is_bit_by_bit_the_same(
 ) -> None:
     settings = config(make_place(tmp_path), **changed, sequence_len=10)
     run(settings, tmp_path / "held")
-    load = sft.load_splits
+    load = pipeline.load_splits
 
     def lazily(*words: Any) -> Any:
         splits = load(*words)
         return replace(splits, train=OnDisk(splits.train))
 
-    monkeypatch.setattr(sft, "load_splits", lazily)
+    monkeypatch.setattr(pipeline, "load_splits", lazily)
     run(settings, tmp_path / "lazy")
     assert same(tmp_path / "held" / f"checkpoint-{TOTAL}", tmp_path / "lazy" / f"checkpoint-{TOTAL}")

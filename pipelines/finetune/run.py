@@ -1,0 +1,156 @@
+"""One lease of a fine-tune: a Trainer, its milestones, and what it reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluators.base import Report, Score
+from pipelines.config import FineTuneConfig
+from pipelines.finetune import adapters
+from pipelines.finetune.checkpoint import placing, write_complete
+from pipelines.finetune.devices import peak_memory
+from pipelines.finetune.masked import HeldMask
+from pipelines.finetune.model import LoadedModel, origin
+from pipelines.finetune.objective import Objective
+from pipelines.finetune.optimizers import random_state, set_random_state
+from pipelines.finetune.trainer import StepLosses, Trainer
+from pipelines.splits import Splits
+from pipelines.stage import Task
+
+
+class Run:
+    """One lease of a fine-tune.
+
+    Args:
+        task: the lease.
+        config: its settings, typed.
+        model: what is trained: a base model, or a `PeftModel` on one.
+        loaded: the base model.
+        splits: the rows; those of tune are scored.
+        objective: what is minimised.
+        device: `cpu` or `cuda`.
+        report: ends the lease by raising `SystemExit`.
+        score: scores the model on tune with the given `evaluate` entries.
+        held: the mask that is kept, of a pruned model.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: FineTuneConfig,
+        model: Any,
+        loaded: LoadedModel,
+        splits: Splits,
+        objective: Objective,
+        device: str,
+        report: Callable[[Report], None],
+        score: Callable[[Sequence[Mapping[str, Any]]], tuple[Score, ...]],
+        held: HeldMask | None,
+    ) -> None:
+        self.task = task
+        self.held = held
+        self.config = config
+        self.model = model
+        self.loaded = loaded
+        self.splits = splits
+        self.objective = objective
+        self.device = device
+        self.report = report
+        self.score = score
+        self.clock = time.monotonic()
+        self.trainer = Trainer(
+            model,
+            loaded.tokenizer,
+            objective,
+            config,
+            seed=task.seed,
+            total=task.total,
+            folder=Path(task.folder),
+            device=device,
+            on_step=self.after_step,
+        )
+
+    def go(self) -> None:
+        """Train until `report` ends the lease or the total is reached."""
+        if not self.task.milestones:
+            return
+        self.clock = time.monotonic()
+        self.trainer.go(None if self.task.start is None else Path(self.task.start))
+
+    def after_step(self, step: int) -> None:
+        """Report where a milestone or an extra report is due."""
+        if step in self.task.milestones:
+            self.milestone(step)
+        elif self.task.report_every and step % self.task.report_every == 0:
+            self.lap(training=True)
+            random = random_state(self.device)
+            self.report(Report(step, (), self.telemetry()))
+            set_random_state(random)
+
+    def milestone(self, step: int) -> None:
+        """Checkpoint, score on `tune`, report. The random state is the same after as before."""
+        self.lap(training=True)
+        random = random_state(self.device)
+        folder = Path(self.task.folder) / f"checkpoint-{step}"
+        with placing(folder) as aside:
+            self.write_weights(aside)
+            scores = self.score(self.due(last=step == self.task.milestones[-1]))
+            self.lap(training=False)
+            done = Report(step, scores, self.telemetry(), folder.name)
+            self.trainer.save(aside, random, origin(self.loaded.folder))
+            write_complete(aside, done)
+        self.report(done)
+        set_random_state(random)
+        self.clock = time.monotonic()
+
+    def write_weights(self, folder: Path) -> None:
+        """The adapter, or all weights with what is needed to load them as a base model."""
+        if self.held is not None:
+            self.held.save(self.model, self.loaded, folder, self.config.base_model)
+        elif self.config.adapter == "lora":
+            adapters.save_weights(self.model, folder, self.config.base_model)
+        else:
+            self.model.save_pretrained(folder)
+            self.loaded.tokenizer.save_pretrained(folder)
+
+    def due(self, *, last: bool) -> list[Mapping[str, Any]]:
+        """`evaluate` entries of a milestone."""
+        return [*self.task.rung_evaluators, *(self.task.end_evaluators if last else ())]
+
+    def telemetry(self) -> dict[str, float]:
+        """Numbers without an error, over the steps since the last report."""
+        trainer, losses = self.trainer, self.trainer.losses
+        counted = trainer.progress
+        trainer.losses = StepLosses()
+        seconds = counted.train_seconds + counted.evaluation_seconds
+        scaled = {}
+        if trainer.scaler is not None:
+            scaled["train/loss_scale"] = float(trainer.scaler.get_scale())
+            scaled["train/skipped_steps"] = float(counted.skipped_steps)
+        return {
+            **losses.means(),
+            "train/grad_norm": losses.grad_norm,
+            "train/learning_rate": float(trainer.lr_scheduler.get_last_lr()[0]),
+            "train/epoch": float(trainer.state.epoch or 0.0),
+            **self.objective.facts(),
+            "train/skipped_rows": float(self.splits.skipped),
+            "train/padding": losses.padding / losses.places if losses.places else float("nan"),
+            **scaled,
+            "cost/seconds": seconds,
+            "cost/evaluation_seconds": counted.evaluation_seconds,
+            "cost/tokens": float(counted.tokens),
+            "cost/tokens_per_second": counted.tokens / counted.train_seconds if counted.train_seconds else float("nan"),
+            "cost/peak_memory_bytes": peak_memory(self.device),
+        }
+
+    def lap(self, *, training: bool) -> None:
+        """Book the seconds since the last call."""
+        now = time.monotonic()
+        if training:
+            self.trainer.progress.train_seconds += now - self.clock
+        else:
+            self.trainer.progress.evaluation_seconds += now - self.clock
+        self.clock = now
