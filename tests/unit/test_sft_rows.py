@@ -13,8 +13,8 @@ from sft_runs import TOTAL, config, make_place, run, same
 from tiny import tokenizer
 
 from evaluators.base import Example
-from pipelines.finetune import rows as module
 from pipelines.finetune import pipeline
+from pipelines.finetune import rows as module
 from pipelines.finetune.rows import LazyRows, encode_train
 from pipelines.stage import UserError
 
