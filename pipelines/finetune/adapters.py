@@ -7,10 +7,13 @@ weight is m·(W + s·B·A)/‖W + s·B·A‖ by rows, where the norm counts as a
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
@@ -100,6 +103,38 @@ def detach(adapted: Any) -> Any:
     if hasattr(model, "peft_config"):
         del model.peft_config
     return model
+
+
+@contextlib.contextmanager
+def disabled(adapted: Any) -> Iterator[Any]:
+    """Run with the adapter off: inside, the model answers as its base does, bit by bit; gradients and modes stay as they are.
+
+    PEFT's own `disable_adapter` unfreezes every active adapter weight when it ends, frozen ones too.
+
+    Args:
+        adapted: a `PeftModel` of any kind that `inject` or `attach` makes.
+
+    Yields:
+        The same model.
+
+    Raises:
+        TypeError: if the model has no adapter: once its own weights are trained, nothing of its base is left in it.
+
+    Example:
+        >>> with torch.no_grad(), disabled(model):
+        ...     reference = model(input_ids=ids).logits
+    """
+    if not hasattr(adapted, "peft_config"):
+        raise TypeError("there is no adapter to turn off: all weights are trained")
+    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield adapted
+    finally:
+        for layer, off in zip(layers, before, strict=True):
+            layer._disable_adapters = off
 
 
 def _plain(name: str) -> str:

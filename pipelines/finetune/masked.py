@@ -126,4 +126,7 @@ def _masked_weight(layer: Any, kept: torch.Tensor) -> torch.Tensor:
 
 def _masked_forward(layer: Any, kept: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """What an adapted linear layer gives: x (…, in) to (…, out)."""
+    if layer.disable_adapters:
+        base: torch.Tensor = layer.base_layer(x)
+        return base
     return torch.nn.functional.linear(x, _masked_weight(layer, kept), layer.base_layer.bias)
