@@ -85,11 +85,21 @@ class Bench:
         with self._timed("correct"):
             return [self._settled(question, ranked) for question, ranked in zip(questions, lists, strict=True)]
 
-    def store_recall(self, questions: Sequence[Question]) -> float | None:
-        """Recall of the vector store at the number of passages that the generator gets; None without a store."""
+    def prepare(self, question: Question) -> None:
+        """Build the index now, before a question that is timed would."""
+        self._own_retriever.prepare(question.text)
+
+    @property
+    def _own_retriever(self) -> MemoisedRetriever:
         if self._retriever is None:
             self._retriever = self._build(self.config.retrieve)
-        return self._retriever.store_recall([question.text for question in questions], self.config.retrieve.top_k or 5)
+        return self._retriever
+
+    def store_recall(self, questions: Sequence[Question]) -> float | None:
+        """Recall of the vector store at the number of passages that the generator gets; None without a store."""
+        return self._own_retriever.store_recall(
+            [question.text for question in questions], self.config.retrieve.top_k or 5
+        )
 
     def answered(self, found: Sequence[Answered]) -> list[Answered]:
         """The same with answers, which are asked for in one batch; None where the generator gave up."""
@@ -117,9 +127,7 @@ class Bench:
         return min(len(self.chunks), max(wanted))
 
     def _find(self, texts: Sequence[str], depth: int) -> list[list[Passage]]:
-        if self._retriever is None:
-            self._retriever = self._build(self.config.retrieve)
-        return [self._passages(hits) for hits in self._retriever.retrieve(texts, depth)]
+        return [self._passages(hits) for hits in self._own_retriever.retrieve(texts, depth)]
 
     def _build(self, config: Any) -> MemoisedRetriever:
         from pipelines.rag.retrieve import build_retriever

@@ -2,8 +2,8 @@
 
 Quality is scored with the memo, so the seconds of a trial say nothing of how long a user would wait. The probe asks the
 first questions of tune one by one, everything computed anew but the index, while nothing else runs, and keeps the time of
-every stage. It stops after `questions` of them, or when its seconds are up. Resident models are loaded before, by a question
-that does not count: a trial that the memo answered has loaded none.
+every stage. It stops after `questions` of them, or when its seconds are up. The index is built before, from vectors that the
+memo has, and resident models are loaded by a question that does not count: a trial that the memo answered has neither.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def probe(
     rows: list[dict[str, float]] = []
     if not asked:
         return summed(rows)
-    bench.answered(bench.retrieved(asked[:1]))
+    bench.prepare(asked[0])
     with calls.anew():
         bench.answered(bench.retrieved(asked[:1]))
         began = time.perf_counter()

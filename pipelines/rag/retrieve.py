@@ -90,6 +90,10 @@ class MemoisedRetriever:
         values = self._calls.once("retrieve", "retrieve", FUNCTION, known, list(questions), missing)
         return [unpack(value)[:k] for value in values]
 
+    def prepare(self, question: str) -> None:
+        """Build the index now, even where every list is known; what its vectors cost may come from the memo."""
+        self._maker.ready([question])
+
     def store_recall(self, questions: Sequence[str], k: int) -> float | None:
         """Recall of the vector store against exact search, once for these questions; None without a store.
 

@@ -14,6 +14,7 @@ from rag_asking import QUESTIONS, TEXTS, CountingHost
 
 from pipelines.calls import Answers
 from pipelines.memo import LocalMemo
+from pipelines.rag import retrieve
 from pipelines.rag.probe import probe, summed
 from pipelines.stage import Devices, Services
 from sweeps import probing
@@ -68,6 +69,20 @@ def test_a_model_that_the_memo_had_kept_from_loading_is_loaded_before_the_clock_
     assert asked[0] == asked[1]
     assert [len(items) for items in asked] == [1] * 4
     assert len({items[0] for items in asked[1:]}) == 3
+
+
+def test_a_new_process_takes_the_passages_vectors_from_the_memo(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with LocalMemo(tmp_path / "memo") as memo:
+        monkeypatch.setattr(retrieve, "_KEPT", {})
+        first = CountingHost()
+        measured(config, first, memo)
+        assert sum(len(items) for method, items in first.asked if method == "embed" and len(items) > 1) == len(TEXTS)
+        monkeypatch.setattr(retrieve, "_KEPT", {})
+        again = CountingHost()
+        measured(config, again, memo)
+    assert [len(items) for method, items in again.asked if method == "embed"] == [1] * 4
 
 
 def test_the_baseline_is_probed_once_like_the_best_trials(
