@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ resources: {cpus: 1}
 max_concurrent_trials: 1
 soup: {method: greedy, top: 4, barrier: false}
 """
+
+LATER = ("test_opened", "final_scored", "verdict")
 
 SECONDS = 600
 """For a driver that makes no step: a busy machine is no failure."""
@@ -95,6 +98,37 @@ def test_a_soup_that_is_killed_along_its_way_is_the_same_soup(plain: Path, tmp_p
     assert [path.name for path in (paths.root / "soups").iterdir()] == [soup], "nothing is left aside"
     record = json.loads((paths.soup(soup) / "soup.json").read_text())
     assert {entry["decision"] for entry in record["ingredients"]} == {"start", "accept", "reject"}
+
+
+def ask(root: Path) -> subprocess.Popen[bytes]:
+    """`stockpot soup` of another kind than the file's, on a finished sweep."""
+    words = ["soup", str(root), "--method", "pruned", "--set", "barrier=false"]
+    with (root.parent / "soup.out").open("ab") as out:
+        return subprocess.Popen([killing.STOCKPOT, *words], stdout=out, stderr=out, cwd=root.parent)
+
+
+def test_the_command_is_killed_along_its_way_and_asked_again(plain: Path, tmp_path: Path) -> None:
+    """Killed while it scores, and between the soup and its verdicts; each answer is paid once, test is opened once more."""
+    roots = [tmp_path / name / "mixed" for name in ("calm", "killed")]
+    for root in roots:
+        shutil.copytree(load_file(plain).paths.root, root)
+    calm, killed = (SweepPaths(root) for root in roots)
+    before = len(story(calm))
+    assert ask(calm.root).wait(SECONDS) == 0, (calm.root.parent / "soup.out").read_text()
+    made = len(story(calm)) - before
+    assert made > 6
+    for count in (before + made // 2, before + made):
+        command, until = ask(killed.root), time.monotonic() + SECONDS
+        while len(story(killed)) < count and command.poll() is None:
+            assert time.monotonic() < until, f"event {count} of the soup did not come"
+            time.sleep(0.005)
+        command.kill()
+        command.wait()
+    assert ask(killed.root).wait(SECONDS) == 0, (killed.root.parent / "soup.out").read_text()
+    assert story(killed) == story(calm)
+    assert files(killed.soup("pruned-1")) == files(calm.soup("pruned-1"))
+    told = [[(e.kind, e.body) for e in killing.read(paths) if e.kind in LATER] for paths in (calm, killed)]
+    assert told[0] == told[1]
 
 
 def test_two_workers_merge_one_soup(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
