@@ -1,10 +1,13 @@
 """Why the product is averaged and not its factors: six LoRAs of one small network, and five ways to average them.
 
 A three-layer network is trained on one task; six rank-8 LoRAs with other learning rates, lengths and orders of the data
-are trained from it on a neighbouring task with few and noisy rows. The table gives test accuracies: the single runs, the
-best of them by validation, the exact soup, the exact soup cut to rank 8, the factors A and B averaged apart, and PEFT's
+are trained from it on a neighbouring task. The table gives test accuracies: the single runs, the best of them by
+validation, the exact soup, the exact soup cut to rank 8, the factors A and B averaged apart, and PEFT's
 `add_weighted_adapter` with `linear` and weights that sum to one; once where all runs began with one random A, once where
 each had its own.
+
+Two regimes, for what a soup gains depends on how its ingredients differ: `enough rows`, where runs end alike but for the
+noise of their last steps, and `few rows`, where longer runs overfit and one run stands out, which averaging gives away.
 
     python benchmarks/lora_soup_toy.py [--seeds 3]
 """
@@ -13,22 +16,42 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import statistics
 import tempfile
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from torch import nn
 
 from pipelines.soups.lora import merge_adapters
 
 WIDTH, CLASSES, RANK = 24, 6, 8
-RUNS = [(3e-3, 30), (5e-3, 30), (8e-3, 30), (3e-3, 50), (5e-3, 50), (8e-3, 50)]
-"""Learning rate and epochs of each run."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How much there is to learn from, and how.
+
+    Attributes:
+        rows: of train, a fifth of them with a class drawn anew.
+        runs: learning rate and epochs of each.
+    """
+
+    rows: int
+    runs: tuple[tuple[float, int], ...]
+
+
+REGIMES = {
+    "enough rows": Regime(4000, tuple((rate, epochs) for epochs in (8, 12) for rate in (1e-2, 1.5e-2, 2e-2))),
+    "few rows": Regime(600, tuple((rate, epochs) for epochs in (30, 50) for rate in (3e-3, 5e-3, 8e-3))),
+}
 
 Rows = tuple[torch.Tensor, torch.Tensor]
 
@@ -71,7 +94,7 @@ def accuracy(model: nn.Module, data: Rows) -> float:
         return float((model(data[0]).argmax(-1) == data[1]).float().mean())
 
 
-def tasks(seed: int) -> tuple[Net, Rows, Rows, Rows]:
+def tasks(seed: int, count: int) -> tuple[Net, Rows, Rows, Rows]:
     """A trained base, and train, validation and test rows of the neighbouring task."""
     torch.manual_seed(seed)
     teacher, base = Net(), Net()
@@ -81,12 +104,12 @@ def tasks(seed: int) -> tuple[Net, Rows, Rows, Rows]:
     neighbour = copy.deepcopy(teacher)
     for parameter in neighbour.parameters():
         parameter.data += 0.6 * parameter.std() * torch.randn_like(parameter)
-    return base, rows(neighbour, 600, noise=0.2), rows(neighbour, 400), rows(neighbour, 4000)
+    return base, rows(neighbour, count, noise=0.2), rows(neighbour, 400), rows(neighbour, 4000)
 
 
-def train(base: Net, data: Rows, folder: Path, run: int, shared: bool, seed: int) -> Path:
+def train(base: Net, data: Rows, folder: Path, regime: Regime, run: int, shared: bool, seed: int) -> Path:
     """One LoRA, saved by PEFT."""
-    rate, epochs = RUNS[run]
+    rate, epochs = regime.runs[run]
     torch.manual_seed(1000 + seed + (0 if shared else 1 + run))
     config = LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["a", "b", "c"])
     model = get_peft_model(copy.deepcopy(base), config)
@@ -116,13 +139,13 @@ def peft_linear(base: Net, folders: list[Path]) -> Any:
     return model.eval()
 
 
-def compare(seed: int, shared: bool) -> dict[str, float]:
+def compare(regime: Regime, seed: int, shared: bool) -> dict[str, float]:
     """Test accuracies of one repetition."""
-    base, data, validation, test = tasks(seed)
+    base, data, validation, test = tasks(seed, regime.rows)
     with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = Path(work)
-        folders = [train(base, data, root / f"run-{run}", run, shared, seed) for run in range(len(RUNS))]
+        folders = [train(base, data, root / f"run-{run}", regime, run, shared, seed) for run in range(len(regime.runs))]
 
         def adapted(folder: Path) -> nn.Module:
             model: nn.Module = PeftModel.from_pretrained(copy.deepcopy(base), str(folder)).eval()
@@ -149,11 +172,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3, help="repetitions with other data and teachers")
     seeds = parser.parse_args().seeds
-    for shared in (True, False):
-        found = [compare(seed, shared) for seed in range(seeds)]
-        print(f"{'one random A' if shared else 'each its own A'}: mean of {seeds} repetitions, 4000 test rows each")
-        for name in found[0]:
-            print(f"  {name:<14} {statistics.fmean(one[name] for one in found):.3f}")
+    for name, regime in REGIMES.items():
+        for shared in (True, False):
+            table(
+                f"{name}, {'one random A' if shared else 'each its own A'}",
+                [compare(regime, s, shared) for s in range(seeds)],
+            )
+
+
+def table(title: str, found: list[dict[str, float]]) -> None:
+    """Means over repetitions, and how far each is from the best single run of the same repetition."""
+    print(f"{title}: mean of {len(found)} repetitions, 4000 test rows each; minus the best single run (95 %)")
+    for name in found[0]:
+        apart = [one[name] - one["best single"] for one in found]
+        mean, spread = statistics.fmean(apart), statistics.stdev(apart) / math.sqrt(len(apart))
+        reach = float(stats.t.ppf(0.975, len(apart) - 1)) * spread
+        told = "" if name == "best single" else f"  {mean:+.3f} ± {reach:.3f}"
+        print(f"  {name:<14} {statistics.fmean(one[name] for one in found):.3f}{told}", flush=True)
 
 
 if __name__ == "__main__":
