@@ -11,6 +11,8 @@ from sweeps.paths import DEFAULT_STORAGE
 from sweeps.starter import STARTERS
 from sweeps.starter.base import QUESTION_PARTS
 
+MANIFESTS = ("kuberay", "slurm", "ray-up")
+"""What `cluster manifest` writes for."""
 MISTAKE = 2
 """Exit status of what the user can mend."""
 
@@ -38,6 +40,7 @@ def parser() -> Parser:
     _add_reading(add)
     _add_models(add)
     _add_memo(add)
+    _add_cluster(add)
     return top
 
 
@@ -113,6 +116,11 @@ def _add_running(add: Add) -> None:
     _json(check)
     submit = add("submit", "run a sweep, here or on a Ray cluster")
     _file(submit)
+    submit.add_argument(
+        "--or-resume",
+        action="store_true",
+        help="go on with the sweep where it is there already, for scripts that restart",
+    )
     _address(submit)
     _json(submit, "print one JSON object at the end; progress goes to stderr")
     resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
@@ -273,6 +281,36 @@ def _add_judging(add: Add) -> None:
     judging.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
     _storage(judging)
     _json(judging)
+
+
+def _add_cluster(add: Add) -> None:
+    cluster = add("cluster", "clusters to run sweeps on: manifests for the one you have")
+    verbs = cluster.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser, required=True)
+    about = "print what KubeRay, Slurm or Ray's launcher takes to run a sweep on machines that it raises"
+    manifest = verbs.add_parser("manifest", help=about, description=about[0].upper() + about[1:] + ".")
+    manifest.add_argument("backend", metavar="|".join(MANIFESTS), help="whose manifest")
+    _file(manifest)
+    for name, unit in (("nodes", "machines"), ("cpus", "CPU threads of each"), ("gpus", "GPUs of each")):
+        manifest.add_argument(
+            f"--{name}", type=_positive if name != "gpus" else _count, metavar="N", help=f"{unit} (default: fitting)"
+        )
+    manifest.add_argument("--memory-gb", type=_positive, metavar="N", help="memory of each")
+    manifest.add_argument("--image", metavar="IMAGE", help="kuberay: container image with Stockpot in it")
+    manifest.add_argument("--volume", metavar="CLAIM", help="kuberay: volume claim with data and storage")
+    manifest.add_argument("--partition", metavar="P", help="slurm: partition (default: the cluster's)")
+    manifest.add_argument("--hosts", metavar="A,B,...", help="ray-up: your own machines, the head first")
+    manifest.add_argument("--user", metavar="U", help="ray-up: who logs in (default: you, or ubuntu on AWS)")
+    manifest.add_argument("--region", metavar="R", help="ray-up: AWS region")
+    manifest.add_argument("--instance", metavar="T", help="ray-up: AWS instance type")
+    manifest.add_argument("--install", metavar="COMMAND", help="ray-up: what puts Stockpot on a node")
+    manifest.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, but got {text}")
+    return value
 
 
 def _add_memo(add: Add) -> None:

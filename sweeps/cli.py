@@ -38,6 +38,7 @@ COMMANDS: dict[str, str] = {
     "diagnose": "sweeps.commands.diagnose:diagnose",
     "evaluate-judge": "sweeps.commands.judging:evaluate_judge",
     "memo": "sweeps.commands.memo:memo",
+    "cluster": "sweeps.commands.cluster:cluster",
 }
 """Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
 

@@ -8,11 +8,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import find_sweep, sweep_file, word_for
+from sweeps.commands.places import find_sweep, holds_sweep, sweep_file, word_for
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
@@ -26,7 +26,10 @@ def submit(arguments: argparse.Namespace) -> int:
     from sweeps.data import check_data
     from sweeps.load import load_file
 
-    loaded = check_data(load_file(sweep_file(arguments), arguments.sets, fetch=True))
+    loaded = load_file(sweep_file(arguments), arguments.sets, fetch=True)
+    if arguments.or_resume and holds_sweep(loaded.paths):
+        return _go_on(arguments, loaded.paths, None)
+    loaded = check_data(loaded)
     if arguments.address is None:
         from sweeps.dryrun import warnings_here
 
@@ -44,8 +47,11 @@ def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep whose driver was interrupted, stopped or killed, or with a finished one that is given more."""
     from sweeps.budget import read_settings
 
-    budget = read_settings(arguments.budget)
-    paths = find_sweep(arguments.name, arguments.storage)
+    return _go_on(arguments, find_sweep(arguments.name, arguments.storage), read_settings(arguments.budget))
+
+
+def _go_on(arguments: argparse.Namespace, paths: SweepPaths, budget: Mapping[str, Any] | None) -> int:
+    """Drive a sweep that is there."""
     from sweeps.driver import resume as drive
 
     with _progress(arguments, paths) as view:

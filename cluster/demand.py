@@ -1,0 +1,74 @@
+"""What a sweep asks of a cluster that is not there yet, in words of no backend; each backend has one mapping of them.
+
+Example:
+    >>> demand = Demand("gsm8k-lora", nodes=2, cpus=8, gpus=1, file="gsm8k.yaml", text=yaml)
+    >>> rayjob(demand)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from cluster.base import ClusterError
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Machines, and the command that runs on one of them.
+
+    Attributes:
+        name: the sweep's.
+        nodes: machines that trials run on.
+        cpus: CPU threads of each.
+        gpus: GPUs of each.
+        memory_gb: gigabytes of each; None leaves it to the backend.
+        file: name of the sweep file, without a folder.
+        text: its content.
+        folder: absolute folder of the sweep file here, which nodes of a shared file system see as well.
+        names_storage: whether the file, or a `--set`, says where the sweep is kept.
+        sets: `--set` arguments of the command.
+        secrets: environment variables that the file names, without values.
+        hours: wall time at most, for backends that want to know; None where nobody said.
+        image: container image with Stockpot in it.
+        ray: version of Ray that is wanted.
+    """
+
+    name: str
+    nodes: int
+    cpus: int
+    gpus: int
+    file: str
+    text: str
+    folder: str
+    memory_gb: int | None = None
+    names_storage: bool = True
+    sets: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    hours: float | None = None
+    image: str | None = None
+    ray: str = ""
+
+    @property
+    def label(self) -> str:
+        """The name as DNS labels allow it: lower case letters, digits and `-`, at most 40 of them."""
+        label = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:40].rstrip("-")
+        return label if label[:1].isalpha() else f"sweep-{label}".rstrip("-")
+
+    def command(self, file: str, address: str) -> list[str]:
+        """The command that runs the sweep, or goes on with it after a restart."""
+        sets = [word for text in self.sets for word in ("--set", text)]
+        return ["stockpot", "submit", file, "--or-resume", "--address", address, *sets]
+
+
+def wanted_image(demand: Demand) -> str:
+    """The image of the containers.
+
+    Raises:
+        ClusterError: if none was named; there is no public one.
+    """
+    if demand.image is None:
+        raise ClusterError(
+            "--image: name a container image with Stockpot and Ray in it (docs/guides/deploying.md builds one)"
+        )
+    return demand.image

@@ -1,0 +1,182 @@
+"""Manifests for KubeRay, Slurm and Ray's launcher: valid by their own schemas, and nothing of the file can escape."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import ray.autoscaler
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.base import ClusterError
+from cluster.demand import Demand
+from cluster.kuberay import rayjob
+from cluster.ray_up import autoscaler
+from cluster.slurm import sbatch
+from sweeps.cli import main
+
+CRD = Path(__file__).with_name("fixtures") / "rayjob.v1.json.gz"
+"""The schema of ray.io/v1 RayJob, without descriptions, of KubeRay feeaf72fa (2026-08-19, Apache-2.0)."""
+DEMAND = Demand(
+    name="GSM8K_lora.v2",
+    nodes=3,
+    cpus=8,
+    gpus=2,
+    file="sweep.yaml",
+    text="name: x\nenv: {HF_TOKEN: ${HF_TOKEN}}\n",
+    folder="/data/my sweeps",
+    memory_gb=32,
+    secrets=("HF_TOKEN",),
+    hours=5.5,
+    image="registry/stockpot:1",
+    ray="2.60.0",
+    names_storage=False,
+    sets=("budget.trials=4",),
+)
+
+
+def closed(schema: Any) -> Any:
+    """The same schema where an unknown key is an error, as the API server's strict validation has it."""
+    if isinstance(schema, dict):
+        found = {key: closed(value) for key, value in schema.items()}
+        if "properties" in found and not found.get("x-kubernetes-preserve-unknown-fields"):
+            found.setdefault("additionalProperties", False)
+        return found
+    return [closed(one) for one in schema] if isinstance(schema, list) else schema
+
+
+@pytest.fixture(scope="module")
+def crd() -> jsonschema.Draft7Validator:
+    schema = closed(json.loads(gzip.decompress(CRD.read_bytes())))
+    schema["properties"]["metadata"] = {"type": "object"}
+    return jsonschema.Draft7Validator(schema)
+
+
+def test_the_ray_job_is_valid_by_kuberays_schema(crd: jsonschema.Draft7Validator) -> None:
+    config, job, policy = yaml.safe_load_all(rayjob(DEMAND, "data"))
+    assert [error.message for error in crd.iter_errors(job)] == []
+    job["spec"]["rayClusterSpec"]["authOption"] = {}
+    assert [error.message for error in crd.iter_errors(job)], "a typo is told, so the schema is closed"
+    assert config["data"] == {"sweep.yaml": DEMAND.text}
+    assert job["metadata"]["name"] == policy["metadata"]["name"] == "gsm8k-lora-v2"
+    assert job["spec"]["activeDeadlineSeconds"] == 19800
+    words = shlex.split(job["spec"]["entrypoint"])
+    assert words[:4] == ["stockpot", "submit", "/stockpot/sweep.yaml", "--or-resume"]
+    assert "storage=/stockpot/stockpot-runs" in words
+    spec = job["spec"]["rayClusterSpec"]
+    (group,) = spec["workerGroupSpecs"]
+    assert (group["replicas"], spec["headGroupSpec"]["rayStartParams"]["num-cpus"]) == (3, "0")
+    (worker,) = group["template"]["spec"]["containers"]
+    assert worker["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "2"}
+    assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_secrets_are_named_and_stand_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "planted-3f9c")
+    for text in (rayjob(DEMAND, "data"), sbatch(DEMAND), autoscaler(DEMAND, user="me", hosts=["a", "b"])):
+        assert "HF_TOKEN" in text
+        assert "planted" not in text
+
+
+def test_the_metrics_port_is_open_to_the_clusters_own_pods_alone() -> None:
+    *_, policy = yaml.safe_load_all(rayjob(DEMAND, "data"))
+    rules = policy["spec"]["ingress"]
+    everywhere = [rule for rule in rules if "ports" not in rule]
+    assert everywhere == [{"from": [{"podSelector": policy["spec"]["podSelector"]}]}]
+    assert {port["port"] for rule in rules if "ports" in rule for port in rule["ports"]} == {8265}
+
+
+def test_the_batch_script_is_a_script() -> None:
+    text = sbatch(DEMAND, "gpu-long")
+    subprocess.run(["bash", "-n"], input=text.encode(), check=True)
+    head = {line.removeprefix("#SBATCH --") for line in text.splitlines() if line.startswith("#SBATCH")}
+    assert {"nodes=3", "cpus-per-task=8", "gpus-per-node=2", "mem=32G", "time=05:30:00", "partition=gpu-long"} <= head
+    assert "@" not in text.replace("B:TERM@120", "").replace('"${resources[@]}"', "")
+    assert "ray stop" not in text
+    with pytest.raises(ClusterError, match="partition"):
+        sbatch(DEMAND, "a b; rm")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\x00"), min_size=1, max_size=30))
+def test_no_folder_and_no_set_escapes_into_the_shell(text: str) -> None:
+    """Whatever the words are, bash sees them as the words they are."""
+    script = sbatch(replace(DEMAND, folder=f"/{text}", sets=(f"a={text}",)))
+    words = script.partition("\n  status=0\n")[2].partition(" &\n  driver=$!")[0]
+    found = subprocess.run(
+        ["bash", "-c", f'address=H:1; stockpot() {{ printf "%s\\0" "$@"; }}; {words}'],
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert found.decode().split("\0")[-2] == f"a={text}"
+    cd = script.partition("\ncd ")[2].partition("\n# Secrets")[0].rstrip("\n")
+    shown = subprocess.run(["bash", "-c", f'printf "%s" {cd}'], capture_output=True, check=True).stdout
+    assert shown.decode() == f"/{text}"
+
+
+def test_the_launchers_file_is_valid_by_rays_schema() -> None:
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    own = yaml.safe_load(autoscaler(DEMAND, user="me", hosts=["10.0.0.1", "10.0.0.2"]))
+    cloud = yaml.safe_load(autoscaler(DEMAND, user="ubuntu", region="eu-west-1", instance="g6.xlarge"))
+    for body in (own, cloud):
+        jsonschema.validate(body, schema)
+        starts = body["head_start_ray_commands"] + body["worker_start_ray_commands"]
+        assert all("RAY_AUTH_MODE=token" in start for start in starts)
+        assert not any("ray stop" in start for start in starts)
+    assert cloud["available_node_types"]["trials"]["resources"] == {"CPU": 8, "GPU": 2}
+    assert own["provider"]["worker_ips"] == ["10.0.0.2"]
+    with pytest.raises(ClusterError, match="--hosts"):
+        autoscaler(DEMAND, user="me")
+    with pytest.raises(ClusterError, match="both --region and --instance"):
+        autoscaler(DEMAND, user="me", region="eu-west-1")
+
+
+FILE = """\
+name: two
+pipeline: {type: custom, import_path: "toy:Toy", total: 1, metrics: {loss: minimize}, kwargs: {x: 0}}
+parameters: {kwargs.x: [0, 1, 2, 4]}
+method: grid
+metric: loss
+resources: {cpus: 2, gpus: 0}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["kube"], "did you mean 'kuberay'"),
+        (["kuberay"], "--volume"),
+        (["kuberay", "--volume", "v"], "--image"),
+        (["slurm", "--volume", "v"], "kuberay's manifest and means nothing to slurm"),
+        (["slurm", "--cpus", "1"], "a trial takes 2 CPUs"),
+        (["ray-up"], "--hosts"),
+    ],
+)
+def test_mistakes_are_one_message(
+    words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "toy.py").write_text("class Toy: pass\n")
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    assert main(["cluster", "manifest", words[0], str(tmp_path / "sweep.yaml"), *words[1:]]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "nodes"), [([], 4), (["--cpus", "4"], 2), (["--cpus", "9"], 1), (["--nodes", "7"], 7)]
+)
+def test_there_are_as_many_machines_as_trials_run_at_once(
+    words: list[str], nodes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "toy.py").write_text("class Toy: pass\n")
+    (tmp_path / "sweep.yaml").write_text(FILE)
+    assert main(["cluster", "manifest", "slurm", str(tmp_path / "sweep.yaml"), *words]) == 0
+    assert f"#SBATCH --nodes={nodes}\n" in capsys.readouterr().out
