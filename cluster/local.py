@@ -17,6 +17,7 @@ import os
 import secrets
 import shutil
 import socket
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from typing import Any
 
 from cluster.base import ClusterError, Node
 from cluster.machine import Machine, this_machine
+from cluster.token import token_settings, write_private
 
 REACH_SECONDS = 10.0
 LONGEST_FOLDER = 36
@@ -103,7 +105,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
     """Start Ray here, or attach to the cluster at `address` (`host:port`, or `auto`). Call it from the main thread.
 
     Args:
-        address: the cluster's; None starts Ray here.
+        address: the cluster's, let in by the token of the environment, else by this user's (`cluster.token`); None starts Ray here.
         cpus: what Ray started here counts as its CPUs; default: the machine's.
 
     Raises:
@@ -121,10 +123,12 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
     settings = dict(ENVIRONMENT)
     if address is None:
         token = folder / "token"
-        _write_private(token, secrets.token_hex(32))
+        write_private(token, secrets.token_hex(32))
         settings |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
         # A token in the environment would win over our file and leave it unused.
         settings |= {"RAY_AUTH_TOKEN": "", "RAY_ADDRESS": ""}
+    else:
+        settings |= token_settings(os.environ)
     before = _set(settings)
     cluster = RayCluster(folder, lock, before, embedded=address is None)
     try:
@@ -184,7 +188,8 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     _reread_environment()
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:
-        ray.init(address=address, **shared)
+        with _held_back(folder / "stderr"):
+            ray.init(address=address, **shared)
         return
     ray.init(
         address="local",
@@ -194,6 +199,21 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
         _temp_dir=str(folder / "ray"),
         **shared,
     )
+
+
+@contextlib.contextmanager
+def _held_back(file: Path) -> Iterator[None]:
+    """Keep what Ray's core prints while it joins, a line a second where it is refused: told after, unless it failed."""
+    sys.stderr.flush()
+    before = os.dup(2)
+    try:
+        with file.open("wb") as aside:
+            os.dup2(aside.fileno(), 2)
+        yield
+        os.write(before, file.read_bytes())
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _reread_environment() -> None:
@@ -235,12 +255,6 @@ def _sweep_leftovers() -> None:
                     shutil.rmtree(folder, ignore_errors=True)
                 finally:
                     os.close(lock)
-
-
-def _write_private(path: Path, text: str) -> None:
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
 
 
 def _set(settings: dict[str, str]) -> dict[str, str | None]:

@@ -284,8 +284,26 @@ def _add_judging(add: Add) -> None:
 
 
 def _add_cluster(add: Add) -> None:
-    cluster = add("cluster", "clusters to run sweeps on: manifests for the one you have")
+    cluster = add("cluster", "clusters to run sweeps on: raise nodes, find faults, write manifests")
     verbs = cluster.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser, required=True)
+    raised = verbs.add_parser(
+        "up", help="nodes on this machine, until Ctrl-C", description="Nodes on this machine, until Ctrl-C."
+    )
+    raised.add_argument("--nodes", type=_positive, default=1, metavar="N", help="how many (default 1)")
+    raised.add_argument(
+        "--cpus", type=_positive, metavar="N", help="CPU threads of each (default: the machine's, shared)"
+    )
+    raised.add_argument("--gpus", type=_count, metavar="N", help="GPUs of each (default 0)")
+    raised.add_argument("--join", metavar="HOST:PORT", help="join the head there instead of raising one here")
+    raised.add_argument("--host", metavar="IP", help="address that other machines know this one by")
+    doctor = verbs.add_parser(
+        "doctor", help="what is wrong with a cluster", description="What is wrong with a cluster."
+    )
+    doctor.add_argument(
+        "--address", default="auto", metavar="A", help="host:port of its head (default auto: this node's)"
+    )
+    doctor.add_argument("--storage", metavar="FOLDER", help="folder that every node must read and write")
+    _json(doctor)
     about = "print what KubeRay, Slurm or Ray's launcher takes to run a sweep on machines that it raises"
     manifest = verbs.add_parser("manifest", help=about, description=about[0].upper() + about[1:] + ".")
     manifest.add_argument("backend", metavar="|".join(MANIFESTS), help="whose manifest")

@@ -1,13 +1,16 @@
-"""`cluster`: what other people's clusters need to run a sweep."""
+"""`cluster`: nodes on this machine, what is wrong with a cluster, and what other people's need to run a sweep."""
 
 from __future__ import annotations
 
 import argparse
 import getpass
+import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,7 @@ from sweeps.commands.places import UsageError, sweep_file
 
 if TYPE_CHECKING:
     from cluster.demand import Demand
+    from cluster.nodes import LocalNodes
     from sweeps.load import LoadedSweep
 
 AT_ONCE = 8
@@ -27,7 +31,58 @@ _SECRET = re.compile(r"\$\{(\w+)\}\Z")
 
 def cluster(arguments: argparse.Namespace) -> int:
     """Run the verb."""
-    return {"manifest": manifest}[arguments.verb](arguments)
+    verbs = {"up": up, "doctor": doctor, "manifest": manifest}
+    return verbs[arguments.verb](arguments)
+
+
+def up(arguments: argparse.Namespace) -> int:
+    """Raise nodes on this machine, or have them join a head elsewhere, until Ctrl-C."""
+    from cluster.nodes import LocalNodes
+    from cluster.token import make_token
+
+    join, count = arguments.join, arguments.nodes
+    cpus = arguments.cpus or max(1, (os.cpu_count() or 1) // count)
+    nodes = LocalNodes(make_token(), cpus, arguments.gpus or 0, join, arguments.host)
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    print(f"starting {count} node{'s' * (count > 1)} with {cpus} CPUs each", flush=True)
+    try:
+        nodes.start(count)
+        print(_usable(nodes, join), flush=True)
+        while nodes.alive() and not stopped.wait(0.5):
+            pass
+        died = not nodes.alive()
+    finally:
+        nodes.close()
+    print("a node ended by itself; the others were ended" if died else "all nodes have ended")
+    return 1 if died else 0
+
+
+def _usable(nodes: LocalNodes, join: str | None) -> str:
+    if join is not None:
+        return f"joined {join}; Ctrl-C takes them out again"
+    lines = [
+        f"cluster at {nodes.address}, for whoever has the token in {nodes.token}",
+        f"  stockpot submit SWEEP.yaml --address {nodes.address}",
+    ]
+    lines.append(f"  on another machine, with the same token file: stockpot cluster up --join {nodes.address}")
+    return "\n".join([*lines, "Ctrl-C ends it"])
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say what is wrong with a cluster; exit status 1 where something is."""
+    from cluster.doctor import examine
+
+    storage = None if arguments.storage is None else str(Path(arguments.storage).expanduser().resolve())
+    findings = examine(arguments.address, storage)
+    wrong = any(finding.state == "wrong" for finding in findings)
+    if arguments.json:
+        print(json.dumps([vars(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            print(f"{finding.state:<8} {finding.about:<10} {finding.text}")
+    return 1 if wrong else 0
 
 
 def manifest(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,94 @@
+"""What the doctor says of nodes' answers, and tokens that only their owner can read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.base import ClusterError
+from cluster.doctor import Facts, NodeAnswer, dashboard_finding, facts, judge, token_finding
+from cluster.token import make_token, read_token, token_settings
+
+OWN = Facts("here", {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"}, 1000.0, None)
+FINE = NodeAnswer("10.0.0.2", 1.0, replace(OWN, host="there", smi=1), asked=1000.0, lag=0.5)
+
+
+def said(*answers: NodeAnswer) -> dict[str, tuple[str, str]]:
+    return {finding.about: (finding.state, finding.text) for finding in judge(OWN, answers)}
+
+
+def test_a_sound_cluster_is_said_to_be_one() -> None:
+    assert {about: state for about, (state, _) in said(FINE, FINE).items()} == {
+        "nodes": "ok",
+        "versions": "ok",
+        "gpus": "ok",
+        "clock": "ok",
+    }
+
+
+def test_each_fault_is_named_with_its_node() -> None:
+    assert FINE.said is not None
+    other = replace(FINE.said, versions={**OWN.versions, "ray": "2.59.0"})
+    state, text = said(FINE, replace(FINE, address="10.0.0.3", said=other))["versions"]
+    assert (state, "10.0.0.3 has ray 2.59.0, here is 2.60.0" in text) == ("wrong", True)
+    lacking = replace(FINE.said, versions={"python": "3.11.7", "ray": "2.60.0"})
+    assert "has torch none" in said(replace(FINE, said=lacking))["versions"][1]
+    assert said(replace(FINE, gpus=0.0))["gpus"][0] == "wrong"
+    assert said(replace(FINE, gpus=0.0, said=replace(FINE.said, smi=None)))["gpus"][0] == "warning"
+    assert said(replace(FINE, said=None, error="no module named cluster"))["nodes"][0] == "wrong"
+    late = said(replace(FINE, said=replace(FINE.said, clock=1400.0)))["clock"]
+    assert late == ("warning", "10.0.0.2 is 400 s off this machine's; have NTP set both")
+    assert (
+        said(replace(FINE, said=replace(FINE.said, storage="can't write there (read-only)")))["storage"][0] == "wrong"
+    )
+
+
+def test_a_slow_answer_is_no_wrong_clock() -> None:
+    assert FINE.said is not None
+    slow = replace(FINE, asked=1000.0, lag=30.0, said=replace(FINE.said, clock=1029.0))
+    assert said(slow)["clock"][0] == "ok"
+
+
+def test_a_node_tells_whether_it_sees_and_writes_the_storage(tmp_path: Path) -> None:
+    assert "can't see" in facts(str(tmp_path), "probe").storage
+    (tmp_path / "probe").touch()
+    assert facts(str(tmp_path), "probe").storage == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["probe"]
+
+
+def test_a_token_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = os.umask(0o022)
+    try:
+        file = make_token(tmp_path / "own" / "ray-token")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    assert make_token(file) == file
+    assert token_settings({}, file) == {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
+    assert read_token({}, file) == file.read_text()
+    assert token_settings({"RAY_AUTH_TOKEN": "x"}, file) == {"RAY_AUTH_MODE": "token"}
+    assert token_settings({}, tmp_path / "none") == {}
+    file.chmod(0o640)
+    for use in (make_token, lambda path: token_settings({}, path)):
+        with pytest.raises(ClusterError, match="others can read"):
+            use(file)
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    assert token_finding({}).state == "wrong"
+
+
+def test_a_silent_dashboard_is_well(unused_port: int) -> None:
+    assert dashboard_finding("127.0.0.1", unused_port).state == "ok"
+
+
+@pytest.fixture
+def unused_port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
