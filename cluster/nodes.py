@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from cluster.local import ENVIRONMENT, OBJECT_STORE_BYTES
 
 START_SECONDS = 90.0
 END_SECONDS = 15.0
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass
@@ -86,6 +88,7 @@ class LocalNodes:
         self._folders.append(folder)
         words = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
         words += [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
+        words += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         words += [] if self.host is None else [f"--node-ip-address={self.host}"]
         if port is None:
             words += [f"--address={self.address}"]
@@ -93,7 +96,8 @@ class LocalNodes:
             words += ["--head", f"--port={port}", f"--temp-dir={folder / 'ray'}"]
             words += ["--include-dashboard=false"] if self.dashboard is None else self._dashboard_words()
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
-        environment = {**os.environ, **ENVIRONMENT, **secret}
+        own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        environment = {**os.environ, **ENVIRONMENT, **secret, "PATH": own}
         for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):
             environment.pop(name, None)
         with (folder / "log").open("wb") as log:
@@ -108,10 +112,12 @@ class LocalNodes:
 
     def _await_head(self, folder: Path, process: subprocess.Popen[bytes], port: int) -> str:
         """Wait for the head; the address that it gave itself."""
-        text = self._await_words(folder, process, "Ray runtime started")
-        told = [line.partition("Local node IP:")[2].strip() for line in text.splitlines() if "Local node IP:" in line]
-        host = told[0] if told else socket.gethostbyname(socket.gethostname())
-        return self.host or host
+        text = _COLOUR.sub("", self._await_words(folder, process, "Ray runtime started"))
+        told = re.search(r"Local node IP: (\S+)", text)
+        if self.host is None and told is None:
+            self.close()
+            raise ClusterError("the head does not say its address; give it with --host")
+        return self.host or str(told and told[1])
 
     def _await_words(self, folder: Path, process: subprocess.Popen[bytes], words: str) -> str:
         until = time.monotonic() + START_SECONDS

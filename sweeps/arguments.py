@@ -121,7 +121,10 @@ def _add_running(add: Add) -> None:
         action="store_true",
         help="go on with the sweep where it is there already, for scripts that restart",
     )
-    _address(submit)
+    _address(
+        submit, "a Ray cluster: host:port of its head, or http://HEAD:8265 for Ray Jobs; default: Ray started here"
+    )
+    _jobs(submit)
     _json(submit, "print one JSON object at the end; progress goes to stderr")
     resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
     _name(resume)
@@ -133,9 +136,11 @@ def _add_running(add: Add) -> None:
         help="trials in all, or hours in all, from now on; a finished sweep goes on with what this adds",
     )
     _address(resume)
+    _jobs(resume)
     _json(resume, "print one JSON object at the end; progress goes to stderr")
     stop = add("stop", "ask a running sweep to stop; it can be resumed")
     _name(stop)
+    _insecure(stop)
     stop.add_argument("--no-wait", action="store_true", help="do not wait until it has stopped")
     stop.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
 
@@ -146,16 +151,19 @@ def _add_reading(add: Add) -> None:
     _json(everything)
     status = add("status", "how far a sweep is")
     _name(status)
+    _insecure(status)
     status.add_argument("--watch", action="store_true", help="go on showing until the sweep has ended")
     status.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
     _json(status)
     logs = add("logs", "the ends of logs, and why trials failed")
     _name(logs)
+    _insecure(logs)
     logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
     logs.add_argument("-n", "--lines", type=_positive, default=40, help="lines of a log shown (default 40)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, while a driver runs")
     show = add("show", "the leaderboard")
     _name(show)
+    _insecure(show)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
@@ -163,6 +171,7 @@ def _add_reading(add: Add) -> None:
     compare = add("compare", "compare the best runs, of one sweep or of several, pair by pair")
     compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
     _storage(compare)
+    _insecure(compare)
     compare.add_argument("--top", type=_positive, default=8, metavar="N", help="best runs of each sweep (default 8)")
     compare.add_argument(
         "--metric",
@@ -296,6 +305,7 @@ def _add_cluster(add: Add) -> None:
     raised.add_argument("--gpus", type=_count, metavar="N", help="GPUs of each (default 0)")
     raised.add_argument("--join", metavar="HOST:PORT", help="join the head there instead of raising one here")
     raised.add_argument("--host", metavar="IP", help="address that other machines know this one by")
+    raised.add_argument("--jobs", type=_port, metavar="PORT", help="serve Ray Jobs on loopback here (usually 8265)")
     doctor = verbs.add_parser(
         "doctor", help="what is wrong with a cluster", description="What is wrong with a cluster."
     )
@@ -393,6 +403,15 @@ def _address(
     command: argparse.ArgumentParser, text: str = "a Ray cluster's address; default: Ray started here"
 ) -> None:
     command.add_argument("--address", metavar="A", help=text)
+
+
+def _jobs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--detach", action="store_true", help="Ray Jobs: return at once; the sweep goes on there")
+    _insecure(command)
+
+
+def _insecure(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--insecure", action="store_true", help="Ray Jobs: also where the cluster lets everybody in")
 
 
 def _json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:

@@ -42,6 +42,8 @@ COMMANDS: dict[str, str] = {
 }
 """Command -> `module:function`; the function takes the parsed arguments and returns the exit status."""
 
+ASKED = {"status", "logs", "show", "compare", "stop"}
+"""Commands about a sweep that its cluster is asked, where the sweep's files can't be seen from here."""
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FAILED = 1
 INTERRUPTED = 130
@@ -81,14 +83,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command is None:
         top.print_help()
         return MISTAKE
-    return _guarded(arguments)
+    return _guarded(arguments, words)
 
 
-def _guarded(arguments: argparse.Namespace) -> int:
-    """Run the command; turn what a user can mend into one message."""
+def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """Run the command here, or on the cluster that a sweep was submitted to."""
+    if arguments.command in ASKED:
+        from sweeps.notes import NOTES
+
+        if NOTES.expanduser().is_dir():
+            from sweeps.commands.remote import ask, elsewhere
+
+            note = elsewhere(arguments)
+            if note is not None:
+                return ask(note, arguments, words)
     module, _, name = COMMANDS[arguments.command].partition(":")
+    status: int = getattr(importlib.import_module(module), name)(arguments)
+    return status
+
+
+def _guarded(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """Run the command; turn what a user can mend into one message."""
     try:
-        status: int = getattr(importlib.import_module(module), name)(arguments)
+        status = _run(arguments, words)
         sys.stdout.flush()
         return status
     except BrokenPipeError:

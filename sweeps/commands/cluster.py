@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import importlib.util
 import json
 import math
 import os
@@ -42,7 +43,8 @@ def up(arguments: argparse.Namespace) -> int:
 
     join, count = arguments.join, arguments.nodes
     cpus = arguments.cpus or max(1, (os.cpu_count() or 1) // count)
-    nodes = LocalNodes(make_token(), cpus, arguments.gpus or 0, join, arguments.host)
+    port = _jobs_port(arguments)
+    nodes = LocalNodes(make_token(), cpus, arguments.gpus or 0, join, arguments.host, port)
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
@@ -59,6 +61,21 @@ def up(arguments: argparse.Namespace) -> int:
     return 1 if died else 0
 
 
+def _jobs_port(arguments: argparse.Namespace) -> int | None:
+    """Where Ray Jobs are to be served.
+
+    Raises:
+        UsageError: if Ray's job server is not installed, or the head is elsewhere.
+    """
+    if arguments.jobs is None:
+        return None
+    if arguments.join is not None:
+        raise UsageError("--jobs is the head's: call stockpot cluster up --jobs there")
+    if importlib.util.find_spec("aiohttp_cors") is None:
+        raise UsageError("--jobs needs Ray's job server: pip install 'stockpot[cluster]'")
+    return int(arguments.jobs)
+
+
 def _usable(nodes: LocalNodes, join: str | None) -> str:
     if join is not None:
         return f"joined {join}; Ctrl-C takes them out again"
@@ -66,6 +83,8 @@ def _usable(nodes: LocalNodes, join: str | None) -> str:
         f"cluster at {nodes.address}, for whoever has the token in {nodes.token}",
         f"  stockpot submit SWEEP.yaml --address {nodes.address}",
     ]
+    if nodes.dashboard is not None:
+        lines.append(f"  stockpot submit SWEEP.yaml --address http://127.0.0.1:{nodes.dashboard} --detach")
     lines.append(f"  on another machine, with the same token file: stockpot cluster up --join {nodes.address}")
     return "\n".join([*lines, "Ctrl-C ends it"])
 

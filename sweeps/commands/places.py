@@ -6,6 +6,7 @@ import argparse
 import difflib
 from pathlib import Path
 
+from sweeps.notes import read_note
 from sweeps.paths import DEFAULT_STORAGE, SweepPaths
 
 
@@ -28,7 +29,7 @@ def sweeps_under(storage: str) -> list[SweepPaths]:
 
 
 def find_sweep(name: str, storage: str) -> SweepPaths:
-    """The sweep that `name` means: a name under `storage`, else a folder with a ledger.
+    """The sweep that `name` means: a name under `storage`, a folder with a ledger, or one that was submitted from here.
 
     Raises:
         UsageError: when there is none, naming the nearest one that exists.
@@ -36,7 +37,9 @@ def find_sweep(name: str, storage: str) -> SweepPaths:
     if not name.strip():
         raise UsageError(f"an empty NAME means no sweep. {_existing(name, storage)}")
     under = SweepPaths.of(storage, name)
-    for paths in (under, SweepPaths(Path(name).expanduser().resolve())):
+    note = read_note(name)
+    noted = [] if note is None else [SweepPaths.of(note.storage, name)]
+    for paths in (under, SweepPaths(Path(name).expanduser().resolve()), *noted):
         if holds_sweep(paths):
             return paths
     if name.endswith((".yaml", ".yml")):

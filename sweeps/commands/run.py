@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import find_sweep, holds_sweep, sweep_file, word_for
+from sweeps.commands.places import UsageError, find_sweep, holds_sweep, sweep_file, word_for
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
@@ -23,9 +23,19 @@ INTERRUPTED = 130
 
 def submit(arguments: argparse.Namespace) -> int:
     """Run a sweep from its file to the leaderboard and the soup's verdict."""
+    from cluster.jobs import is_jobs_address
     from sweeps.data import check_data
     from sweeps.load import load_file
 
+    if is_jobs_address(arguments.address):
+        from sweeps.commands.remote import submit as ship
+
+        return ship(arguments)
+    if arguments.detach or arguments.insecure:
+        flag = "--detach" if arguments.detach else "--insecure"
+        raise UsageError(
+            f"{flag} is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
+        )
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=True)
     if arguments.or_resume and holds_sweep(loaded.paths):
         return _go_on(arguments, loaded.paths, None)
@@ -45,8 +55,15 @@ def submit(arguments: argparse.Namespace) -> int:
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep whose driver was interrupted, stopped or killed, or with a finished one that is given more."""
+    from cluster.jobs import is_jobs_address
     from sweeps.budget import read_settings
+    from sweeps.notes import read_note
 
+    note = None if holds_sweep(SweepPaths.of(arguments.storage, arguments.name)) else read_note(arguments.name)
+    if note is not None and (arguments.address is None or is_jobs_address(arguments.address)):
+        from sweeps.commands.remote import resume as go_on
+
+        return go_on(arguments, replace(note, address=arguments.address or note.address))
     return _go_on(arguments, find_sweep(arguments.name, arguments.storage), read_settings(arguments.budget))
 
 

@@ -1,0 +1,48 @@
+"""Which sweeps were submitted to a cluster from here: one small file each under `~/.stockpot/detached/`."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+NOTES = Path("~/.stockpot/detached")
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sweep that was submitted to a cluster from here.
+
+    Attributes:
+        name: the sweep's.
+        address: `http://host:port` of the cluster's dashboard.
+        storage: folder of sweeps there.
+        job: the newest job that drives it.
+    """
+
+    name: str
+    address: str
+    storage: str
+    job: str
+
+
+def read_note(name: str) -> Note | None:
+    """The note of a sweep; None where it was not submitted from here."""
+    if not name or "/" in name or name in (".", ".."):
+        return None
+    try:
+        record: dict[str, Any] = json.loads((NOTES.expanduser() / f"{name}.json").read_text(encoding="utf-8"))
+        return Note(**record)
+    except (OSError, ValueError, TypeError, RuntimeError):
+        return None
+
+
+def write_note(note: Note) -> None:
+    """Note a sweep; an older note of the name is replaced."""
+    folder = NOTES.expanduser()
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    aside = folder / f".{note.name}.{os.getpid()}.tmp"
+    aside.write_text(json.dumps(asdict(note), indent=1), encoding="utf-8")
+    aside.replace(folder / f"{note.name}.json")

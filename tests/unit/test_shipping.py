@@ -1,0 +1,165 @@
+"""What travels with a sweep that runs elsewhere, who is let in, and that a name or a text in the file is never the shell's."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.base import ClusterError
+from cluster.jobs import is_jobs_address, refuse_open
+from sweeps import away, shipping
+from sweeps.commands.places import UsageError
+from sweeps.notes import Note, read_note, write_note
+from sweeps.yaml_source import read
+
+CUSTOM = """\
+name: own
+pipeline: {type: custom, import_path: "mine:Pipeline", total: 3, kwargs: {table: ../data/table.csv, note: ""}}
+parameters: {kwargs.folder: [docs, missing]}
+metric: {name: loss, goal: minimize}
+storage: runs
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    files = {
+        "sweeps/own.yaml": CUSTOM,
+        "sweeps/mine.py": "class Pipeline: pass\n",
+        "sweeps/more/part.py": "",
+        "sweeps/docs/a.md": "A",
+        "sweeps/docs/deep/b.md": "B",
+        "sweeps/notes.txt": "not named",
+        "sweeps/runs/old/ledger.sqlite": "not named",
+        "sweeps/__pycache__/mine.pyc": "",
+        "data/table.csv": "a,b\n",
+        "data/other.csv": "not named",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path / "sweeps" / "own.yaml"
+
+
+def staged(file: Path, into: Path) -> tuple[Path, set[str]]:
+    place = shipping.stage(file, read(file.read_bytes()).data, into)
+    return place, {path.relative_to(into).as_posix() for path in into.rglob("*") if path.is_file()}
+
+
+def test_what_is_named_by_relative_paths_travels_and_keeps_its_place(project: Path, tmp_path: Path) -> None:
+    place, names = staged(project, tmp_path / "out")
+    assert place == Path("sweeps/own.yaml")
+    assert names == {
+        "sweeps/own.yaml",
+        "sweeps/mine.py",
+        "sweeps/more/part.py",
+        "sweeps/docs/a.md",
+        "sweeps/docs/deep/b.md",
+        "data/table.csv",
+    }
+
+
+def test_too_much_is_refused_with_the_largest_file(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project.parent / "docs" / "big.md").write_text("x" * 4000)
+    monkeypatch.setattr(shipping, "LARGEST_BYTES", 3000)
+    with pytest.raises(UsageError, match=r"big\.md.*absolute paths"):
+        staged(project, tmp_path / "out")
+
+
+def test_a_hash_stands_for_names_and_contents(tmp_path: Path) -> None:
+    for name, text in {"a/x": "1", "b/x": "1", "c/y": "1", "d/x": "2"}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    hashes = [shipping.tree_hash(tmp_path / name) for name in "abcd"]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_a_job_places_its_files_once(tmp_path: Path) -> None:
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "own.yaml").write_text("x")
+    first = away.place(tmp_path / "job", tmp_path / "storage")
+    (first / "mark").touch()
+    assert away.place(tmp_path / "job", tmp_path / "storage") == first
+    assert (first / "mark").exists()
+    assert [path.name for path in (tmp_path / "storage" / away.SHIPPED).iterdir()] == [first.name]
+
+
+def test_other_versions_are_named_on_both_sides(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(away.VERSIONS, json.dumps({**away.versions(), "stockpot": "9.9"}))
+    assert away.main(["ask", "--", "list"]) == 2
+    assert f"stockpot is {away.versions()['stockpot']} on the cluster and 9.9 there" in capsys.readouterr().err
+
+
+def test_an_answer_comes_back_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(away.VERSIONS, json.dumps(away.versions()))
+    assert away.main(["ask", "--", "status", "no such sweep"]) == 0
+    found = away.read_answer("2026 INFO something\n" + capsys.readouterr().out + "more\n")
+    assert found is not None
+    assert (found[0], found[1], "there is no sweep" in found[2]) == (2, "", True)
+    assert away.read_answer("nothing here") is None
+
+
+def test_notes_are_read_back_and_names_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    note = Note("own", "http://h:1", "/s", "job-1")
+    write_note(note)
+    assert read_note("own") == note
+    (tmp_path / "evil.json").write_text('{"name": "x", "address": "http://e:1", "storage": "/", "job": "j"}')
+    for name in ("../../evil", "", ".", "other"):
+        assert read_note(name) is None
+
+
+class _Dashboard(BaseHTTPRequestHandler):
+    token: str | None = None
+
+    def do_GET(self) -> None:
+        given = self.headers.get("Authorization")
+        wanted = None if self.token is None else f"Bearer {self.token}"
+        status = 200 if wanted is None or given == wanted else (401 if given is None else 403)
+        body = json.dumps({"ray_version": "2.60.0"}).encode() if status == 200 else b""
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture(params=["open", "closed"])
+def dashboard(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
+    handler = type("Own", (_Dashboard,), {"token": None if request.param == "open" else "right"})
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield request.param, f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+def test_a_cluster_that_lets_everybody_in_is_refused(dashboard: tuple[str, str]) -> None:
+    kind, address = dashboard
+    if kind == "open":
+        with pytest.raises(ClusterError, match="lets everybody in"):
+            refuse_open(address, "right", insecure=False)
+        refuse_open(address, None, insecure=True)
+        return
+    refuse_open(address, "right", insecure=False)
+    with pytest.raises(ClusterError, match="does not take the token"):
+        refuse_open(address, "wrong", insecure=False)
+    with pytest.raises(ClusterError, match="asks for a token"):
+        refuse_open(address, None, insecure=False)
+
+
+def test_addresses_of_jobs_are_told_from_heads() -> None:
+    assert is_jobs_address("http://head:8265")
+    assert is_jobs_address("https://head")
+    assert not any(map(is_jobs_address, (None, "auto", "head:6379", "ray://head:10001")))
