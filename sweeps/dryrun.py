@@ -43,7 +43,7 @@ WORKER_BYTES = 70 * 2**20
 _MATTERS = {
     "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "unfrozen_parameters",
     "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",
-    "group_by_length", "precision", "gradient_checkpointing", "max_steps",
+    "group_by_length", "precision", "gradient_checkpointing", "max_steps", "optimizer",
 }  # fmt: skip
 """Keys of the pipeline that move a trial's memory."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.memory import Trained
+from pipelines.finetune.optimizer_memory import kept_bytes
 from pipelines.finetune.shape import ModelShape
 from sweeps.soup_spec import SparseSoupConfig
 from sweeps.spec import ASHAConfig
@@ -26,7 +27,7 @@ GIGABYTE = 1e9
 
 
 def checkpoint_bytes(config: FineTuneConfig, shape: ModelShape) -> tuple[int, int]:
-    """(weights, whole checkpoint) of a run: fp32 weights, and AdamW's two fp32 moments of every trained number.
+    """(weights, whole checkpoint) of a run: fp32 weights, and what its optimizer keeps.
 
     Without an adapter all weights are written, the frozen ones too; of a pruned model with an adapter both. The JSON beside
     them (reports with their items) is left out: some kilobytes.
@@ -34,7 +35,7 @@ def checkpoint_bytes(config: FineTuneConfig, shape: ModelShape) -> tuple[int, in
     trained = Trained.of(config, shape)
     whole = config.adapter == "none" or isinstance(config, RetrainPrunedConfig)
     weights = 4 * (trained.adapter + (shape.parameters if whole else 0))
-    return weights, weights + 8 * trained.parameters
+    return weights, weights + kept_bytes(config, shape, trained)
 
 
 def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int, model: int = 0) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +72,7 @@ def apply_rules(draft: Draft) -> Verdicts:
         _comparable(draft, verdicts)
         _moot(draft, verdicts)
         _half_precision(draft, verdicts)
+        _eight_bits(draft)
     if draft.sound("early_terminate"):
         verdicts.total, verdicts.milestones = check_rungs(draft, verdicts.metrics)
     if draft.sound("pipeline", "soup", "early_terminate", "keep", "budget", "method"):
@@ -226,10 +228,29 @@ def _moot(draft: Draft, verdicts: Verdicts) -> None:
         mend = "put it inside an arm of choose"
         if why.startswith("adapter"):
             mend = f"write adapter: {{choose: {{lora: {{{key}: [...]}}, none: {{}}}}}}"
+        if why.startswith("optimizer is "):
+            has, lacks = _arms(key, why.removeprefix("optimizer is "))
+            mend = f"write optimizer: {{choose: {{{has}: {{{key}: [...]}}, {lacks}: {{}}}}}}"
         draft.wrong(draft.source(key), f"{key} has no effect where {why}, so trials would be equal; {mend}")
     for key, whys in written.items():
         if len(whys) == len(draft.configs):
             verdicts.warnings.append(f"pipeline.{key} has no effect: {whys[0]}")
+
+
+def _arms(key: str, lacks: str) -> tuple[str, str]:
+    """An optimizer that has a use for a key, and one that has none."""
+    return ("prodigy" if key.startswith("prodigy") else "adamw"), lacks
+
+
+def _eight_bits(draft: Draft) -> None:
+    """8-bit moments need a package that not every installation has; trials on other machines would need it there."""
+    place = draft.source("optimizer")
+    wanted = any(isinstance(c, FineTuneConfig) and c.optimizer == "adamw_8bit" for _, c in draft.configs)
+    if wanted and importlib.util.find_spec("bitsandbytes") is None:
+        draft.wrong(
+            place,
+            "'adamw_8bit' needs the package bitsandbytes, which is not installed: pip install 'stockpot[bitsandbytes]'",
+        )
 
 
 def _half_precision(draft: Draft, verdicts: Verdicts) -> None:

@@ -14,6 +14,13 @@ from pydantic import Field, model_validator
 from pipelines.data.config import Datasets
 from pipelines.fields import HASH_PATTERN, Config, wrong
 
+UNUSED: dict[str, tuple[str, ...]] = {
+    "schedule_free_adamw": ("lr_scheduler",),
+    "prodigy": ("learning_rate",),
+    "adafactor": ("adam_beta1", "adam_beta2", "adam_epsilon"),
+}
+"""Keys that an optimizer has no use for."""
+
 
 class FineTuneConfig(Config):
     """What every fine-tune has in common; a kind of it adds its `type`, and what it trains on beside the rows."""
@@ -48,12 +55,19 @@ class FineTuneConfig(Config):
     """Shape of the schedule after warm-up, laid out to the total."""
     warmup_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the steps that warm up."""
+    optimizer: Literal["adamw", "nadamw", "schedule_free_adamw", "prodigy", "adafactor", "adamw_8bit"] = "adamw"
+    """`nadamw` is AdamW with Nesterov's momentum; `schedule_free_adamw` averages weights in place of a schedule; `prodigy` finds
+    the learning rate; `adafactor` keeps almost no state of a matrix; `adamw_8bit` keeps its state in 8 bits (bitsandbytes)."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """Decoupled weight decay of AdamW."""
+    """Decoupled weight decay."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """First-moment decay of AdamW."""
+    """First-moment decay."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Second-moment decay of AdamW."""
+    """Second-moment decay."""
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    prodigy_d_coef: float = Field(default=1.0, gt=0)
+    """Prodigy: multiplies the learning rate that it finds."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are clipped to this norm; 0 turns clipping off."""
     micro_batch_size: int = Field(default=2, ge=1)
@@ -110,6 +124,13 @@ class FineTuneConfig(Config):
                 raise wrong("unfrozen_parameters", f"{pattern!r} is no regular expression: {error}") from None
         return self
 
+    @model_validator(mode="after")
+    def schedule_free_has_momentum(self) -> FineTuneConfig:
+        """Schedule-free AdamW trains between two sequences of weights, at a share of beta1."""
+        if self.optimizer == "schedule_free_adamw" and self.adam_beta1 == 0:
+            raise wrong("adam_beta1", "schedule_free_adamw needs a beta1 above 0; 0.9 is its default")
+        return self
+
     @property
     def packs(self) -> bool:
         """Whether rows are packed into sequences."""
@@ -124,7 +145,10 @@ class FineTuneConfig(Config):
                     found[name] = "adapter is none"
         if self.group_by_length and self.micro_batch_size == 1:
             found["group_by_length"] = "micro_batch_size is 1"
-        if self.lr_scheduler == "constant" and "warmup_ratio" in self.model_fields_set and self.warmup_ratio:
+        unused = UNUSED.get(self.optimizer, ()) + (() if self.optimizer == "prodigy" else ("prodigy_d_coef",))
+        found |= {name: f"optimizer is {self.optimizer}" for name in unused if name in self.model_fields_set}
+        flat = self.lr_scheduler == "constant" and self.optimizer != "schedule_free_adamw"
+        if flat and "warmup_ratio" in self.model_fields_set and self.warmup_ratio:
             found["warmup_ratio"] = "lr_scheduler is constant; constant_with_warmup warms up"
         return found
 

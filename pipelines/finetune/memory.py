@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.config import FineTuneConfig, RetrainPrunedConfig
+from pipelines.finetune.optimizer_memory import aside_bytes, state_bytes, step_bytes
 from pipelines.finetune.shape import EMBEDDINGS, ModelShape
 
 MIB = 1 << 20
@@ -222,8 +223,9 @@ def _targeted(config: FineTuneConfig, name: str) -> bool:
 def _states(
     config: FineTuneConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device
 ) -> dict[str, int]:
-    """What stays through the run: AdamW keeps two fp32 moments of every trained number."""
-    states = {"weights": 4 * shape.parameters, "adapter": 4 * trained.adapter, "optimizer": 8 * trained.parameters}
+    """What stays through the run."""
+    states = {"weights": 4 * shape.parameters, "adapter": 4 * trained.adapter}
+    states["optimizer"] = state_bytes(config, shape, trained)
     if isinstance(config, RetrainPrunedConfig):  # a byte a number; with an adapter also the masked sum, for backward
         states["mask"] = (5 if config.adapter == "lora" else 1) * sum(math.prod(s) for s in shape.linears.values())
     if device == "gpu":
@@ -244,9 +246,9 @@ def _moments(
       12 n v), the half-precision copies of the weights, and the gradient of an output layer that is trained. With
       accumulation, the gradients of the micro batches before.
     - `gradients`, at its end: all gradients, and once more the embedding's, which is made whole before it is added.
-    - `update`: all gradients, and AdamW's temporaries: two of the largest weight (CPU), or one of everything (a GPU's
-      `foreach` form).
-    - `evaluation`: logits and log-softmax of a batch (8 n v); `generation`: keys and values of a batch.
+    - `update`: all gradients, and the optimizer's temporaries.
+    - `evaluation`: logits and log-softmax of a batch (8 n v); `generation`: keys and values of a batch. In both, what a
+      schedule-free optimizer puts aside.
 
     On a CPU the heap has kept what the backward pass freed, and gradients are put beside it. Gradient checkpointing saves
     less there: what a layer computed and dropped leaves the same holes between the inputs that are kept.
@@ -266,7 +268,6 @@ def _moments(
     head = 4 * shape.vocabulary * shape.hidden if trained.embedding or "lm_head.weight" in trained.weights else 0
     layer = b * work.train.tokens * (3 * shape.intermediate + 2 * shape.hidden)
     accumulated = gradients if config.gradient_accumulation_steps > 1 else head
-    update = 8 * trained.largest if cpu else gradients
     moments = {
         "backward": {
             "activations": activations + layer,
@@ -276,12 +277,13 @@ def _moments(
             "gradients": accumulated,
         },
         "gradients": {"gradients": gradients + 4 * trained.embedding, **retained},
-        "update": {"gradients": gradients, "update": update, **retained},
+        "update": {"gradients": gradients, "update": step_bytes(config, trained, device), **retained},
     }
+    aside = retained | {"trained weights": aside_bytes(config, trained)}
     if work.evaluated is not None:
-        moments["evaluation"] = _scoring(shape, work.evaluated, b, retained)
+        moments["evaluation"] = _scoring(shape, work.evaluated, b, aside)
     if work.generated is not None:
-        moments["generation"] = _generating(shape, *work.generated, retained)
+        moments["generation"] = _generating(shape, *work.generated, aside)
     return moments
 
 

@@ -34,11 +34,13 @@ class BatchLoss:
         weight: how much counts: as `Objective.weight` says.
         sums: what else is told of a step, summed over what counts: `name` becomes telemetry `train/<name>`, divided by
             the weight.
+        samples: rows of train in it, where these are not the rows of `input_ids`.
     """
 
     total: torch.Tensor
     weight: float
     sums: Mapping[str, float] = field(default_factory=dict)
+    samples: int | None = None
 
 
 class Objective(Protocol):
@@ -107,8 +109,16 @@ class TokenObjective:
             model, batch["input_ids"], batch["attention_mask"], batch["labels"], batch.get("position_ids")
         )
         nats = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-        return BatchLoss(nats, float(targets.numel()))
+        return BatchLoss(nats, float(targets.numel()), samples=rows_in(batch))
 
     def facts(self) -> Mapping[str, float]:
         """Rows that were cut, and those that had nothing left to train on."""
         return {"train/cut_rows": float(self._rows.cut), "train/dropped_rows": float(self._rows.dropped)}
+
+
+def rows_in(batch: Tensors) -> int:
+    """Rows of train in a micro batch: of a packed sequence each row's positions begin at 0."""
+    positions = batch.get("position_ids")
+    if positions is None:
+        return len(batch["input_ids"])
+    return int(((positions == 0) & batch["attention_mask"].bool()).sum())

@@ -5,59 +5,83 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from pipelines.config import FineTuneConfig
+from pipelines.finetune.optimizer_kinds import schedule_arguments, trained_again
 
 WEIGHTS = "optimizer.safetensors"
 
 
 def optimizer_arguments(config: FineTuneConfig, total: int) -> dict[str, Any]:
-    """The optimizer's and schedule's part of Hugging Face's `TrainingArguments`, laid out to `total` steps."""
-    return {
-        "optim": "adamw_torch",
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "adam_beta1": config.adam_beta1,
-        "adam_beta2": config.adam_beta2,
-        "max_grad_norm": config.max_grad_norm,
-        "lr_scheduler_type": config.lr_scheduler,
-        "warmup_steps": math.ceil(config.warmup_ratio * total),
-    }
+    """Clipping and schedule as Hugging Face's `TrainingArguments`, laid out to `total` steps; the optimizer is built by us."""
+    return {"max_grad_norm": config.max_grad_norm, **schedule_arguments(config, warmup_steps(config, total))}
+
+
+def warmup_steps(config: FineTuneConfig, total: int) -> int:
+    """Steps that warm up."""
+    return math.ceil(config.warmup_ratio * total)
 
 
 def save_optimizer(optimizer: Any, folder: Path) -> list[dict[str, Any]]:
-    """Write the optimizer's tensors to `optimizer.safetensors`; returns its parameter groups as JSON.
+    """Write the optimizer's state to `optimizer.safetensors`; returns its parameter groups as JSON.
+
+    Python's numbers in the state become tensors of one number, named in the file's metadata. Infinite settings are left out of
+    the groups: the configuration gives them again.
 
     Raises:
-        TypeError: if the optimizer keeps a state that is no tensor.
+        TypeError: if the optimizer keeps a state that is neither a tensor nor a number.
     """
     state = optimizer.state_dict()
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
+    numbers = []
     for place, entries in state["state"].items():
-        for name, value in entries.items():
-            if not isinstance(value, torch.Tensor):
+        for name, value in _flat(entries):
+            key = f"{place}.{name}"
+            if isinstance(value, torch.Tensor):
+                tensors[key] = value.detach().cpu().contiguous().clone()
+            elif isinstance(value, int | float):
+                tensors[key] = torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
+                numbers.append(key)
+            else:
                 raise TypeError(f"an optimizer's state must be tensors, but {name!r} is {type(value).__name__}")
-            tensors[f"{place}.{name}"] = value.detach().cpu().contiguous()
-    save_file(tensors, folder / WEIGHTS)
-    groups: list[dict[str, Any]] = json.loads(json.dumps(state["param_groups"]))
+    save_file(tensors, folder / WEIGHTS, {"numbers": json.dumps(numbers)})
+    finite = [{k: v for k, v in group.items() if v not in (math.inf, -math.inf)} for group in state["param_groups"]]
+    groups: list[dict[str, Any]] = json.loads(json.dumps(finite, allow_nan=False))
     return groups
 
 
+def _flat(entries: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A parameter's state; bitsandbytes keeps a part of it one level deeper."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from value.items()
+        else:
+            yield name, value
+
+
 def load_optimizer(optimizer: Any, folder: Path, groups: list[dict[str, Any]]) -> None:
-    """The inverse of `save_optimizer`."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / WEIGHTS).items():
-        place, _, name = key.partition(".")
-        state.setdefault(int(place), {})[name] = value
-    restored = [{k: tuple(v) if k == "betas" else v for k, v in group.items()} for group in groups]
+    """The inverse of `save_optimizer`; weights that were trained with and are not the checkpoint's go into the model."""
+    state: dict[int, dict[str, Any]] = {}
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        numbers = set(json.loads((file.metadata() or {}).get("numbers", "[]")))
+        for key in file.keys():  # noqa: SIM118
+            place, _, name = key.partition(".")
+            value = file.get_tensor(key)
+            state.setdefault(int(place), {})[name] = value.item() if key in numbers else value
+    restored = []
+    for own, group in zip(optimizer.param_groups, groups, strict=True):
+        pairs = {k: tuple(v) if isinstance(own.get(k), tuple) else v for k, v in group.items()}
+        restored.append({**{k: v for k, v in own.items() if k != "params"}, **pairs})
     optimizer.load_state_dict({"state": state, "param_groups": restored})
+    trained_again(optimizer)
 
 
 def schedule_state(scheduler: Any) -> dict[str, Any]:

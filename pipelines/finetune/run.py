@@ -15,6 +15,7 @@ from pipelines.finetune.devices import peak_memory
 from pipelines.finetune.masked import HeldMask
 from pipelines.finetune.model import LoadedModel, origin
 from pipelines.finetune.objective import Objective
+from pipelines.finetune.optimizer_kinds import averaged, current_rate
 from pipelines.finetune.optimizers import random_state, set_random_state
 from pipelines.finetune.trainer import StepLosses, Trainer
 from pipelines.splits import Splits
@@ -95,7 +96,7 @@ class Run:
         self.lap(training=True)
         random = random_state(self.device)
         folder = Path(self.task.folder) / f"checkpoint-{step}"
-        with placing(folder) as aside:
+        with placing(folder) as aside, averaged(self.trainer.optimizer):
             self.write_weights(aside)
             scores = self.score(self.due(last=step == self.task.milestones[-1]))
             self.lap(training=False)
@@ -133,7 +134,8 @@ class Run:
         return {
             **losses.means(),
             "train/grad_norm": losses.grad_norm,
-            "train/learning_rate": float(trainer.lr_scheduler.get_last_lr()[0]),
+            "train/learning_rate": current_rate(trainer.optimizer, trainer.lr_scheduler),
+            "train/samples": float(counted.samples),
             "train/epoch": float(trainer.state.epoch or 0.0),
             **self.objective.facts(),
             "train/skipped_rows": float(self.splits.skipped),

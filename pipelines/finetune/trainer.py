@@ -28,6 +28,7 @@ from trl import SFTTrainer
 from pipelines.config import FineTuneConfig
 from pipelines.finetune.batches import EpochSampler
 from pipelines.finetune.objective import Objective
+from pipelines.finetune.optimizer_kinds import build_optimizer
 from pipelines.finetune.optimizers import (
     load_optimizer,
     load_scale,
@@ -37,6 +38,7 @@ from pipelines.finetune.optimizers import (
     scale_state,
     schedule_state,
     set_random_state,
+    warmup_steps,
 )
 from pipelines.lm import autocast
 from pipelines.stage import Diverged
@@ -53,6 +55,7 @@ class Progress:
 
     Attributes:
         tokens: tokens fed to the model.
+        samples: rows fed to the model.
         train_seconds: seconds of training steps.
         evaluation_seconds: seconds of evaluations and checkpoints.
         first_loss: the loss of the run's first step.
@@ -60,6 +63,7 @@ class Progress:
     """
 
     tokens: int = 0
+    samples: int = 0
     train_seconds: float = 0.0
     evaluation_seconds: float = 0.0
     first_loss: float | None = None
@@ -108,6 +112,8 @@ class Trainer(SFTTrainer):
         device: `cpu` or `cuda`.
         on_step: called with the number of steps done.
     """
+
+    optimizer: Any
 
     def __init__(
         self,
@@ -185,6 +191,7 @@ class Trainer(SFTTrainer):
         found = self._objective.loss(model, inputs)
         fed = int(mask.sum())
         self.progress.tokens += fed
+        self.progress.samples += len(mask) if found.samples is None else found.samples
         self.losses.places += mask.numel()
         self.losses.padding += mask.numel() - fed
         for name, value in found.sums.items():
@@ -202,6 +209,19 @@ class Trainer(SFTTrainer):
         stack = contextlib.ExitStack()
         stack.enter_context(autocast(self._place, self._settings.precision))
         return stack
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """The configuration's optimizer; see `Trainer.create_optimizer`."""
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            self.optimizer = build_optimizer(
+                self._settings,
+                trained,
+                self.get_decay_parameter_names(trained),
+                warmup_steps=warmup_steps(self._settings, self.args.max_steps),
+                device=self._place,
+            )
+        return self.optimizer
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return self._objective.sampler

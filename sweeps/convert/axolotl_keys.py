@@ -9,7 +9,7 @@ from typing import Any
 
 SAME = (
     "lora_r", "lora_alpha", "lora_dropout", "gradient_accumulation_steps", "micro_batch_size", "eval_batch_size",
-    "learning_rate", "lr_scheduler", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm", "warmup_ratio",
+    "learning_rate", "lr_scheduler", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_ratio",
     "group_by_length", "trust_remote_code", "max_steps", "num_epochs", "sequence_len", "unfrozen_parameters",
 )  # fmt: skip
 """Keys of one name and one meaning."""
@@ -20,15 +20,22 @@ DEFAULTS: dict[str, Any] = {"micro_batch_size": 1, "sequence_len": 512, "warmup_
 """What Axolotl does where the file is silent, and Stockpot otherwise. Its warm-up is at most 100 steps besides."""
 
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
-SMALLER_ADAMW = ("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "adamw_torch_8bit",
-                 "ao_adamw_8bit", "ao_adamw_4bit", "adamw_torch_4bit")  # fmt: skip
+SAME_OPTIMIZER = ("adafactor", "schedule_free_adamw")
+ADAMW_8BIT: dict[str, str] = {
+    "adamw_8bit": "",
+    "adamw_bnb_8bit": "",
+    "paged_adamw_8bit": "its state is not paged",
+    "adamw_torch_8bit": "bitsandbytes' in place of torchao's",
+    "ao_adamw_8bit": "bitsandbytes' in place of torchao's",
+    "adamw_torch_4bit": "8 bits in place of 4",
+    "ao_adamw_4bit": "8 bits in place of 4",
+}
+"""AdamW with fewer bits -> what is different about ours."""
 
 SO_HERE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "optimizer": (ADAMW, "the optimizer is AdamW"),
     "tokenizer_type": (("AutoTokenizer",), "the tokenizer's own class is used"),
     "type_of_model": (("AutoModelForCausalLM",), "the model's own class is used"),
     "chat_template": (("tokenizer_default",), "the tokenizer's own template is used"),
-    "adam_epsilon": ((1e-8, 1.0e-08, "1e-8", "1e-08"), "1e-8"),
     "attn_implementation": (("sdpa",), "torch's scaled dot product attention is used"),
     "sdp_attention": ((True,), "torch's scaled dot product attention is used"),
     "shuffle_merged_datasets": ((True,), "rows are shuffled"),
@@ -48,7 +55,7 @@ LEFT: dict[str, str] = {
     "datasets": "the splits are the same in all trials",
     "test_datasets": "the splits are the same in all trials",
     "val_set_size": "the splits are the same in all trials",
-    "optimizer": "the optimizer is AdamW, whatever this says",
+    "optimizer": "adamw, nadamw, schedule_free_adamw, prodigy, adafactor or adamw_8bit",
     "model_type": "the model's own class is used",
     "tokenizer_type": "the tokenizer's own class is used",
     "tokenizer_config": "the model's own tokenizer is used",
@@ -81,8 +88,8 @@ LEFT: dict[str, str] = {
     "lr_scheduler_kwargs": "the schedule has no further settings",
     "cosine_*": "cosine falls to 0 at the end of the run",
     "lr_quadratic_warmup": "warm-up is linear",
-    "optim_*": "the optimizer is AdamW, without further settings",
-    "adam_epsilon*": "1e-8",
+    "optim_*": "an optimizer has no further settings",
+    "adam_epsilon2": "Adam has one",
     "adam_beta3": "AdamW has two",
     "noisy_embedding_alpha": "no noise is added to embeddings",
     "neftune_noise_alpha": "no noise is added to embeddings",

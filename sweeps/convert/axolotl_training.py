@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,10 +147,21 @@ def _all_linear(value: Any, whole: Whole) -> Outcome:
 
 def _optimizer(value: Any, whole: Whole) -> Outcome:
     if value in keys.ADAMW:
-        return Outcome("carried", why="the optimizer is AdamW")
-    if value in keys.SMALLER_ADAMW:
-        return Outcome("changed", why="AdamW with 32-bit states: more memory, otherwise the same rule")
-    return Outcome("left", why=keys.LEFT["optimizer"])
+        swept = "optimizer" in whole.swept
+        return Outcome("carried", {"optimizer": "adamw"} if swept else {}, "" if swept else "adamw, as here")
+    if value in keys.SAME_OPTIMIZER:
+        return Outcome("carried", {"optimizer": value})
+    if value == "paged_adamw_32bit":
+        return Outcome("changed", {"optimizer": "adamw"}, "its state is not paged")
+    if value not in keys.ADAMW_8BIT:
+        return Outcome("left", why=keys.LEFT["optimizer"])
+    if importlib.util.find_spec("bitsandbytes") is None:
+        why = (
+            "32-bit states: more memory, otherwise the same rule; for adamw_8bit: pip install 'stockpot[bitsandbytes]'"
+        )
+        return Outcome("changed", {"optimizer": "adamw"}, why)
+    why = keys.ADAMW_8BIT[value]
+    return Outcome("changed" if why else "carried", {"optimizer": "adamw_8bit"}, why)
 
 
 def _checkpointing(value: Any, whole: Whole) -> Outcome:

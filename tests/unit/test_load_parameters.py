@@ -169,6 +169,12 @@ def test_keyword_arguments_of_a_custom_pipeline_are_free(tmp_path):
             "adapter: [lora, none]\nlora_r: [8, 16]",
             "lora_r has no effect where adapter is none, so trials would be equal; write adapter: {choose:",
         ),
+        (
+            "optimizer: [adamw, prodigy]\nlearning_rate: [1.0e-4, 1.0e-3]",
+            "learning_rate has no effect where optimizer is prodigy, so trials would be equal; write optimizer: {choose: "
+            "{adamw: {learning_rate: [...]}, prodigy: {}}}",
+        ),
+        ("optimizer: [adamw_torch]", "'adamw_torch' is unknown; here it is 'adamw'"),
         ("max_steps: [10, 20]\nnum_epochs: [1]", "max_steps and num_epochs are both given"),
         ("datasets.tune.fraction: [0.1, 0.2]", "decides what trials are scored on"),
         ("datasets.train.limit: [10, 20]", "changes tune, select as well"),

@@ -19,6 +19,7 @@ from pipelines.finetune.memory import (
     estimate,
 )
 from pipelines.finetune.shape import ModelShape
+from sweeps.footprint import checkpoint_bytes
 
 
 def shape(layers: int = 2, *, h: int = 8, i: int = 16, v: int = 32, heads: int = 2, kv: int = 1) -> ModelShape:
@@ -123,6 +124,43 @@ def test_a_gpu_has_a_context_and_no_heap() -> None:
     assert "heap" not in found.items
     full = made("gpu", adapter="none")
     assert full.moments["update"] == CONTEXT_BYTES + (4 + 8 + 4 + 4) * 1448
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lora", "full"),
+    [
+        ("nadamw", 8 * 512, 8 * 1448),
+        ("schedule_free_adamw", 8 * 512, 8 * 1448),
+        ("prodigy", 16 * 512, 16 * 1448),
+        # rows and columns: of each module's two factors 2 + inputs and outputs + 2; of a matrix its rows and its columns
+        ("adafactor", 4 * (256 + 14 * 4), 4 * (32 + 8 + 8 + 2 * (16 + 12 + 12 + 16 + 24 + 24 + 24 + 16))),
+        ("adamw_8bit", 8 * 512, 8 * 1448),  # every weight is small
+    ],
+)
+def test_what_optimizers_keep_by_hand(optimizer: str, lora: int, full: int) -> None:
+    assert made(optimizer=optimizer).items["optimizer"] == lora
+    assert made(optimizer=optimizer, adapter="none").items["optimizer"] == full
+
+
+def test_eight_bits_of_large_weights_and_their_scales() -> None:
+    counted = 12 * (2 * 256 * 256 + 2 * 256 * 128 + 3 * 256 * 1024)
+    found = made("gpu", LONG, BIG, adapter="none", optimizer="adamw_8bit")
+    assert found.items["optimizer"] == (2 + 8 / 256) * counted + 8 * (8000 * 256 + 25 * 256)
+    steps = {name: made("gpu", LONG, BIG, adapter="none", optimizer=name).moments for name in ("adamw", "nadamw")}
+    assert steps["nadamw"]["update"] - steps["adamw"]["update"] == 4 * found.trainable
+
+
+def test_schedule_free_puts_the_weights_it_trains_with_aside() -> None:
+    work = Workload(WORK.train, evaluated=Batch(40, 5, 150, False), generated=(40, 30))
+    one, other = (made("gpu", work, optimizer=name).moments for name in ("schedule_free_adamw", "adamw"))
+    assert {moment: one[moment] - other[moment] for moment in one} == {
+        "backward": 0,
+        "gradients": 0,
+        "update": 0,
+        "evaluation": 4 * 512,
+        "generation": 4 * 512,
+    }
+    assert checkpoint_bytes(config(optimizer="schedule_free_adamw"), shape()) == (4 * 512, (4 + 12) * 512)
 
 
 def test_evaluation_and_generation_by_hand() -> None:

@@ -116,6 +116,16 @@ def test_moot_keys_are_those_that_were_given():
     assert sft(adapter="none", lora_r=8).moot() == {"lora_r": "adapter is none"}
     assert "warmup_ratio" in sft(lr_scheduler="constant", warmup_ratio=0.1).moot()
     assert sft(lora_r=8, warmup_ratio=0.1).moot() == {}
+    assert sft(optimizer="prodigy", learning_rate=1e-3).moot() == {"learning_rate": "optimizer is prodigy"}
+    assert sft(optimizer="adafactor", adam_beta1=0.5).moot() == {"adam_beta1": "optimizer is adafactor"}
+    assert sft(prodigy_d_coef=2.0).moot() == {"prodigy_d_coef": "optimizer is adamw"}
+    free = {"optimizer": "schedule_free_adamw", "lr_scheduler": "constant", "warmup_ratio": 0.1}
+    assert sft(**free).moot() == {"lr_scheduler": "optimizer is schedule_free_adamw"}
+
+
+def test_schedule_free_needs_momentum():
+    with pytest.raises(ValidationError, match="schedule_free_adamw needs a beta1 above 0"):
+        sft(optimizer="schedule_free_adamw", adam_beta1=0.0)
 
 
 @pytest.mark.parametrize(
