@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ from cluster.local import ENVIRONMENT, OBJECT_STORE_BYTES
 
 START_SECONDS = 90.0
 END_SECONDS = 15.0
+PR_SET_PDEATHSIG = 1
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -102,7 +105,13 @@ class LocalNodes:
             environment.pop(name, None)
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
         self._processes.append(process)
         return folder, process
@@ -130,6 +139,12 @@ class LocalNodes:
                 self.close()
                 raise ClusterError(f"a node did not start; the end of what it printed:\n{last}")
             time.sleep(0.1)
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process when its parent is gone, also after a kill -9 (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_port() -> int:

@@ -83,3 +83,22 @@ def test_two_nodes_run_a_sweep_and_let_nobody_else_in(tmp_path: Path) -> None:
     finally:
         raised.kill()
         raised.wait()
+
+
+def test_nodes_end_with_whoever_raised_them(tmp_path: Path) -> None:
+    with (tmp_path / "up.log").open("wb") as out:
+        raised = subprocess.Popen(
+            [killing.STOCKPOT, "cluster", "up", "--cpus", "1"],
+            cwd=tmp_path,
+            env=environment(tmp_path),
+            stdout=out,
+            stderr=out,
+        )
+    until = time.monotonic() + SECONDS
+    while "Ctrl-C ends it" not in (tmp_path / "up.log").read_text() and time.monotonic() < until:
+        time.sleep(0.2)
+    below = killing.below(raised.pid)
+    raised.kill()
+    raised.wait()
+    assert below
+    assert killing.await_gone(below) == []
