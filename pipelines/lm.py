@@ -26,7 +26,8 @@ from transformers import DynamicCache
 
 from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Messages, RowLoss
 from pipelines.computing import compute
-from pipelines.finetune.data import IGNORED, Encoded, encode, encode_prompt, tokenize
+from pipelines.continuations import Piece, Totals, encode_pairs, output_at, score_shared, sharing, totals
+from pipelines.finetune.data import IGNORED, Encoded, encode, encode_prompt
 from pipelines.memo import Call, Cost, Memo
 
 FUNCTION = 1
@@ -70,15 +71,16 @@ class LocalLanguageModel:
         return [Generation(job.text(self._tokenizer), len(job.prompt), len(job.new)) for job in jobs]
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """See `LanguageModel`; the continuation begins where the tokens of context and of both together part."""
-        rows = []
-        for context, continuation in pairs:
-            ids = tokenize(self._tokenizer, context + continuation)
-            start = _common(tokenize(self._tokenizer, context), ids)
-            if start == 0:
-                ids, start = [_beginning(self._tokenizer), *ids], 1
-            rows.append(Encoded(ids, [IGNORED] * start + ids[start:], cut=False))
-        return [(-nats, greedy) for nats, _, greedy in self._score(rows)]
+        """See `LanguageModel`; what several pairs begin with is read once (`pipelines.continuations`)."""
+        longest = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        found = encode_pairs(self._tokenizer, pairs, _beginning(self._tokenizer), longest)
+        pieces = [piece for of_pair in found for piece in of_pair]
+        scored = iter(self._continuations(pieces))
+        answers = []
+        for of_pair in found:
+            mine = [next(scored) for _ in of_pair]
+            answers.append((-sum(nats for nats, _, _ in mine), all(greedy for _, _, greedy in mine)))
+        return answers
 
     def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
         """See `LanguageModel`."""
@@ -114,9 +116,23 @@ class LocalLanguageModel:
         finally:
             self._model.train(training)
 
-    def _score(self, rows: Sequence[Encoded]) -> list[tuple[float, int, bool]]:
+    def _continuations(self, pieces: Sequence[Piece]) -> list[Totals]:
+        """Totals of each piece's scored tokens."""
+        groups, alone = sharing(pieces)
+        rows = [
+            Encoded(list(p.ids), [IGNORED] * p.start + list(p.scored), cut=False)
+            for p in map(pieces.__getitem__, alone)
+        ]
+        results = dict(zip(alone, self._score(rows), strict=True))
+        with self._computing():
+            results |= score_shared(
+                self._model, pieces, groups, pad_token=self._tokenizer.pad_token_id, batch_size=self._batch_size
+            )
+        return [results[place] for place in range(len(pieces))]
+
+    def _score(self, rows: Sequence[Encoded]) -> list[Totals]:
         """For each row: summed nats, trained-on tokens, and whether each of them is the likeliest."""
-        results: list[tuple[float, int, bool]] = [(0.0, 0, True)] * len(rows)
+        results: list[Totals] = [(0.0, 0, True)] * len(rows)
         wanted = [place for place, row in enumerate(rows) if row.trained]
         with self._computing():
             for batch in _by_length(wanted, lambda place: len(rows[place].ids), self._batch_size):
@@ -125,11 +141,8 @@ class LocalLanguageModel:
                     for tensor in pad([rows[place] for place in batch], self._tokenizer.pad_token_id)
                 )
                 logits, targets, owner = trained_logits(self._model, ids, mask, labels)
-                nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none").double()
-                hit = logits.argmax(-1) == targets
-                for at, place in enumerate(batch):
-                    own = owner == at
-                    results[place] = (float(nats[own].sum()), int(own.sum()), bool(hit[own].all()))
+                for place, total in zip(batch, totals(logits, targets, owner, len(batch)), strict=True):
+                    results[place] = total
         return results
 
     def _padded_left(self, jobs: Sequence[_Decoding]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -347,15 +360,9 @@ def trained_logits(
     targets = labels[:, 1:]
     wanted = targets != IGNORED
 
-    def pick(_: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (inputs[0][:, :-1][wanted], *inputs[1:])
-
     seen = {"attention_mask": mask} if positions is None else {"position_ids": positions}
-    hook = model.get_output_embeddings().register_forward_pre_hook(pick)
-    try:
+    with output_at(model, lambda hidden: hidden[:, :-1][wanted]):
         logits = model(input_ids=ids, use_cache=False, **seen).logits
-    finally:
-        hook.remove()
     return logits.float(), targets[wanted], wanted.nonzero()[:, 0]
 
 
@@ -382,9 +389,3 @@ def _by_length(items: Sequence[Any], length: Any, batch_size: int) -> Iterator[l
     ordered = sorted(items, key=length, reverse=True)
     for start in range(0, len(ordered), batch_size):
         yield ordered[start : start + batch_size]
-
-
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
-    return next(
-        (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )

@@ -12,6 +12,7 @@ import torch
 from tiny import save_model, sums
 
 from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, RowLoss
+from pipelines.continuations import Piece, windows
 from pipelines.finetune.data import encode
 from pipelines.finetune.model import load_folder
 from pipelines.lm import LocalLanguageModel, memoised, pad, trained_logits
@@ -179,3 +180,58 @@ def test_the_memo_asks_once_and_answers_alike(tmp_path: Path) -> None:
         wrapped(model_hash="other").token_losses(examples())
         wrapped(settings={"sequence_len": 9}).token_losses(examples())
         assert counting.asked == 15 + 22
+
+
+def plainly(model: Any, tokenizer: Any, context: str, continuation: str) -> tuple[float, bool]:
+    """The log-likelihood by one forward pass over the whole row, without a cache."""
+    ids = tokenizer(context + continuation)["input_ids"]
+    start = len(tokenizer(context)["input_ids"])
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].double()
+    targets = torch.tensor(ids[start:])
+    nats = torch.log_softmax(logits, -1)[range(len(targets)), targets].sum()
+    return float(nats), bool((logits.argmax(-1) == targets).all())
+
+
+def test_choices_of_one_context_cost_its_tokens_once_and_score_as_if_read_alone(loaded: Any) -> None:
+    contexts = ["what is " + "x" * n for n in (3, 40, 11)]
+    pairs = [(context, more) for context in contexts for more in (" a", " bcd", "q", " efghijk lm")]
+    pairs += [("alone", " here"), ("", "abc"), ("", "abd")]
+    read = []
+    hook = loaded.model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: read.append(inputs[0].shape))
+    try:
+        for batch_size in (1, 2, 3, 16):
+            read.clear()
+            found = lm(loaded, batch_size).loglikelihood(pairs)
+            assert max(shape[0] for shape in read) <= batch_size
+            for (context, more), (nats, greedy) in zip(pairs, found, strict=True):
+                if context:
+                    expected = plainly(loaded.model, loaded.tokenizer, context, more)
+                    assert nats == pytest.approx(expected[0], rel=1e-6, abs=1e-6)
+                    assert greedy == expected[1]
+        read.clear()
+        lm(loaded, 1).loglikelihood(pairs)
+        assert sum(shape[1] for shape in read) <= sum(map(len, contexts)) + sum(len(more) for _, more in pairs) + 10
+    finally:
+        hook.remove()
+
+
+def test_a_text_longer_than_the_model_is_read_in_windows_that_score_each_token_once() -> None:
+    ids = tuple(range(25))
+    pieces = windows(ids, 1, 8)
+    assert [piece.scored for piece in pieces] == [ids[1:9], ids[9:17], ids[17:25]]
+    assert [len(piece.ids) for piece in pieces] == [9, 9, 9]
+    assert [piece.scored for piece in windows(ids, 1, 10)] == [ids[1:11], ids[11:21], ids[21:25]]
+    assert windows(ids, 1, 10)[-1].ids == ids[14:25]
+    assert windows(ids, 20, 10) == [Piece(ids[14:], 6)]
+    assert windows(ids, 20, None) == [Piece(ids, 20)]
+    assert windows(ids, 25, 10) == []
+
+
+def test_a_context_too_long_for_the_model_counts_by_its_last_tokens(loaded: Any) -> None:
+    longest = loaded.model.config.max_position_embeddings
+    [(nats, _), (same, _)] = lm(loaded).loglikelihood([("x" * 300, "abc"), ("x" * (longest - 2), "abc")])
+    assert nats == pytest.approx(same, rel=1e-6)
+    [(long, _)] = lm(loaded).loglikelihood([("", "y" * 600)])
+    assert math.isfinite(long)
+    assert long < nats
