@@ -172,7 +172,12 @@ def _add_reading(add: Add) -> None:
     compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
     _storage(compare)
     _insecure(compare)
-    compare.add_argument("--top", type=_positive, default=8, metavar="N", help="best runs of each sweep (default 8)")
+    compare.add_argument("--top", type=_positive, metavar="N", help="best runs of each sweep (default 8)")
+    compare.add_argument(
+        "--by",
+        metavar="KEY",
+        help="how robust each value of a key is, over all configurations: loss.type, optimizer, adapter, retrieve, ...",
+    )
     compare.add_argument(
         "--metric",
         action="append",

@@ -1,7 +1,11 @@
 """Who is judged in the final step, on which metrics, and against whom.
 
-With one metric: `baseline` (the untuned model, or `baseline:` trained from the beginning), `winner` (the best run at the
-highest rung), `soup` (the newest finished one). A soup judged later has its id as its role.
+With one metric: `baseline` (the untuned model, or `baseline:` trained from the beginning), `winner` (the best configuration
+at the highest rung, by its mean over the tuning seeds), `soup` (the newest finished one). A soup judged later has its id as
+its role.
+
+A configuration has one set of weights a tuning seed. `run` of its record names the best of them on tune, what
+`sweep://NAME/best` means; `others` lists the rest, and the configuration is judged as the mean over all of them.
 
 With several metrics there is no winner, unless one run is better than all others on every metric: the runs of the Pareto
 front take its place, as `front-1`, `front-2`, ..., at most `FRONT` of them, one a trial, spread over the front
@@ -11,7 +15,7 @@ score, and the soup against `front-1` and the baseline.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,9 +39,11 @@ class Contender:
         role: `baseline`, `winner`, `front-<k>`, `soup` or a soup's id.
         candidate: its record in `final_frozen`.
         config: the pipeline configuration that it is scored (and trained) with.
-        seed: a seed of `seeds.test` that it is trained with; None for what the sweep made.
+        seed: a seed of `seeds.test` that it is trained with, or the tuning seed of one of its `others`; None for what the
+            sweep made.
         folder: weights; None for the untuned model.
         trains: trial id to train under, where it is still to be trained.
+        own: the sweep's run whose weights these are, where it is one of `others`.
     """
 
     role: str
@@ -46,6 +52,13 @@ class Contender:
     seed: int | None = None
     folder: Path | None = None
     trains: str | None = None
+    own: str | None = None
+
+    @property
+    def content(self) -> str | None:
+        """Hash of the weights that the sweep made; None where they are still to be trained, or there are none."""
+        found = [one["hash"] for one in self.candidate.get("others", ()) if one["run"] == self.own]
+        return found[0] if found else self.candidate.get("hash")
 
     @property
     def label(self) -> str:
@@ -73,9 +86,12 @@ def freeze(loaded: LoadedSweep, state: SweepState, paths: SweepPaths, soup: Soup
 
 
 def _singles(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[dict[str, Any]]:
-    """The best run whose checkpoint is whole, or those of the front; of dominated runs only where the front has none whole."""
+    """The best run whose checkpoint is whole, or those of the front; of dominated runs only where the front has none whole.
+
+    With each, the other runs of its configuration whose checkpoints are whole.
+    """
     several = len(loaded.metrics) > 1
-    placed = ranked(loaded, state)
+    everyone = placed = ranked(loaded, state)
     alone = not several or len(front_runs(loaded, placed, None)) == 1
     while placed:
         chosen = front_runs(loaded, placed, FRONT) if several else placed[:1]
@@ -88,12 +104,20 @@ def _singles(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[
     else:
         return []
     roles = ["winner"] if alone else [f"front-{k + 1}" for k in range(len(found))]
-    return [_single(role, one, paths, *whole) for role, (one, whole) in zip(roles, found, strict=True)]
+    return [
+        {"role": role, **_weights(one, paths, *whole), **_others(one, everyone, paths)}
+        for role, (one, whole) in zip(roles, found, strict=True)
+    ]
 
 
-def _single(role: str, placed: Placed, paths: SweepPaths, folder: Path, content: str) -> dict[str, Any]:
+def _others(one: Placed, everyone: list[Placed], paths: SweepPaths) -> dict[str, Any]:
+    siblings = [other for other in everyone if other.run.trial == one.run.trial and other.run.id != one.run.id]
+    found = [(other, whole) for other in siblings if (whole := whole_checkpoint(paths, other)) is not None]
+    return {"others": [_weights(other, paths, *whole) for other, whole in found]} if found else {}
+
+
+def _weights(placed: Placed, paths: SweepPaths, folder: Path, content: str) -> dict[str, Any]:
     return {
-        "role": role,
         "run": placed.run.id,
         "resource": placed.report.resource,
         "checkpoint": relative(paths, folder),
@@ -109,7 +133,17 @@ def soup_candidate(soup: SoupState, role: str) -> dict[str, Any]:
 
 def same_models(state: SweepState) -> dict[str, str]:
     """Role of each judged soup that is one of the single runs alone -> that run's role; other soups are not in it."""
-    runs = {candidate["run"]: str(candidate["role"]) for candidate in state.candidates if "run" in candidate}
+    return {soup: role for soup, (role, _) in same_runs(state).items()}
+
+
+def same_runs(state: SweepState) -> dict[str, tuple[str, str]]:
+    """The same, with the run itself: of a configuration with several seeds it may be one of its `others`."""
+    runs = {
+        one["run"]: str(candidate["role"])
+        for candidate in state.candidates
+        if "run" in candidate
+        for one in (candidate, *candidate.get("others", ()))
+    }
     found = {}
     for candidate in state.candidates:
         soup = state.soups.get(str(candidate.get("soup")))
@@ -118,8 +152,25 @@ def same_models(state: SweepState) -> dict[str, str]:
             continue
         single = Blend.from_record({**done, "mixture": done["ingredients"]}).single
         if single in runs:
-            found[str(candidate["role"])] = runs[str(single)]
+            found[str(candidate["role"])] = runs[str(single)], str(single)
     return found
+
+
+def own_finals(finals: Sequence[Mapping[str, Any]], role: str, metric: str) -> list[Mapping[str, Any]]:
+    """What the final step scored of a role's weights that the sweep itself made, one a tuning seed."""
+    found = [final for final in finals if final["role"] == role and metric in final["scores"]]
+    return [final for final in found if final.get("seed") is None or final.get("own")]
+
+
+def retrained_finals(finals: Sequence[Mapping[str, Any]], role: str, metric: str) -> list[Mapping[str, Any]]:
+    """What it scored of a role's configuration trained again, one a seed of `seeds.test`."""
+    found = [final for final in finals if final["role"] == role and metric in final["scores"]]
+    return [final for final in found if final.get("seed") is not None and not final.get("own")]
+
+
+def test_finals(finals: Sequence[Mapping[str, Any]], role: str, metric: str) -> list[Mapping[str, Any]]:
+    """What a role is worth on test: trained again with the test seeds where it was, else as the sweep made it."""
+    return retrained_finals(finals, role, metric) or own_finals(finals, role, metric)
 
 
 def leading(state: SweepState) -> RunState:
@@ -139,6 +190,9 @@ def plan(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[Cont
             run = state.runs[candidate["run"]]
             own = state.trials[run.trial].config
             contenders.append(Contender(role, candidate, own, folder=paths.root / candidate["checkpoint"]))
+            for other in candidate.get("others", ()):
+                seed, place = state.runs[other["run"]].seed, paths.root / other["checkpoint"]
+                contenders.append(Contender(role, candidate, own, seed, place, own=other["run"]))
             again = {**own, **run.changes}
             contenders += [Contender(role, candidate, again, seed, trains=run.trial) for seed in seeds]
         elif "config" in candidate:

@@ -2,7 +2,8 @@
 
 Two families of tests, each with its own Holm adjustment: every contestant against the best one gives the tied-best set,
 and every pair against each other gives the pairs' words. Trials at the end of their budget are compared where any are there,
-else those at the highest rung; a trial with several seeds is the mean of its seeds, item by item.
+else those at the highest rung; a trial with several seeds is the mean of its seeds, item by item, and the variance between
+them is part of every error (`sweeps.verdicts`).
 
 With several metrics there is one comparison a metric, of the same trials, and the Pareto front of all that stand as far
 (`sweeps.front`). Telemetry has no items: its values stand side by side, and no pair is judged. Any metric that the trials
@@ -18,14 +19,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from evaluators.base import Direction
-from evaluators.statistics import Paired, Side, holm, items_to_tell, paired
+from evaluators.statistics import Paired, Side, holm, items_to_tell
 from sweeps.board import ALPHA, Measured, Row
 from sweeps.effects import Effect, Trial, effects
 from sweeps.front import Front, find_front, numbered
-from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items
+from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items, trial_side
 from sweeps.ledger import StoredItems, number
 from sweeps.metrics import Metric
 from sweeps.state import SweepState
+from sweeps.verdicts import Side as Measurements
+from sweeps.verdicts import compare as compare_sides
 
 
 class CompareError(ValueError):
@@ -167,16 +170,7 @@ def compare_all(
     Raises:
         CompareError: when the sweeps have different metrics, or no trial has item scores of a metric that has items.
     """
-    if metrics:
-        _refuse_unreported(sources, metrics)
-        sources = [replace(source, plan=_Chosen(tuple(metrics), source.plan)) for source in sources]
-    asked = {source.plan.metrics for source in sources}
-    if len(asked) > 1:
-        said = ", ".join(f"{source.name} has {_names(source.plan.metrics)}" for source in sources)
-        raise CompareError(
-            f"sweeps with different metrics can't be compared: {said}; name one that both report: --metric"
-        )
-    [wanted] = asked
+    sources, wanted = with_metrics(sources, metrics)
     ranked = [(source, leaderboard(source.state, source.items, source.plan).trials) for source in sources]
     furthest = [(source, row) for source, trials in ranked for row in _furthest(trials, only)]
     rows = [entry for source in sources for entry in [e for e in furthest if e[0] is source][:top]]
@@ -194,6 +188,25 @@ def compare_all(
         return Comparisons(blocks, effects=axes)
     front, fronted = _front(sources, furthest, wanted, alpha)
     return Comparisons(blocks, front, fronted, axes)
+
+
+def with_metrics(sources: Sequence[Source], metrics: Sequence[Metric]) -> tuple[Sequence[Source], tuple[Metric, ...]]:
+    """The sweeps with the metrics that are asked for, or their own, and these.
+
+    Raises:
+        CompareError: when no trial reports one, or the sweeps have different metrics of their own.
+    """
+    if metrics:
+        _refuse_unreported(sources, metrics)
+        sources = [replace(source, plan=_Chosen(tuple(metrics), source.plan)) for source in sources]
+    asked = {source.plan.metrics for source in sources}
+    if len(asked) > 1:
+        said = ", ".join(f"{source.name} has {_names(source.plan.metrics)}" for source in sources)
+        raise CompareError(
+            f"sweeps with different metrics can't be compared: {said}; name one that both report: --metric"
+        )
+    [wanted] = asked
+    return sources, wanted
 
 
 def _refuse_unreported(sources: Sequence[Source], metrics: Sequence[Metric]) -> None:
@@ -253,21 +266,21 @@ def compare(sources: Sequence[Source], *, top: int = 8, alpha: float = ALPHA) ->
 
 
 def _compare(sources: Sequence[Source], rows: Sequence[tuple[Source, Row]], metric: Metric, alpha: float) -> Comparison:
-    found: list[tuple[Contestant, StoredItems]] = []
+    found: list[tuple[Contestant, Measurements]] = []
     left_out: list[tuple[str, str]] = []
     for source, row in rows:
         name = _label(sources, source, row)
-        stored = trial_items(row, source.items, metric.name)
-        if stored is None:
+        side = trial_side(row, source.items, metric.name)
+        if side is None:
             left_out.append((name, "its item scores are not stored"))
         else:
-            found.append((_contestant(name, source, row, metric), stored))
+            found.append((_contestant(name, source, row, metric), side))
     if not found:
         raise CompareError(f"nothing to compare: no trial has item scores of {metric.name} at a rung yet")
     found.sort(key=lambda entry: metric.sign * entry[0].score.value)
     same = [entry for entry in found if entry[1].item_set == found[0][1].item_set]
     why = f"it was scored on other items than {found[0][0].name}"
-    left_out += [(c.name, why) for c, stored in found if stored.item_set != found[0][1].item_set]
+    left_out += [(c.name, why) for c, side in found if side.item_set != found[0][1].item_set]
     contestants, pairs = _judge(same, metric.direction, alpha)
     return Comparison(metric.name, metric.direction, alpha, contestants, pairs, tuple(left_out))
 
@@ -313,10 +326,10 @@ def _furthest(trials: Sequence[Row], only: Sequence[str]) -> list[Row]:
 
 
 def _judge(
-    entries: Sequence[tuple[Contestant, StoredItems]], direction: Direction, alpha: float
+    entries: Sequence[tuple[Contestant, Measurements]], direction: Direction, alpha: float
 ) -> tuple[tuple[Contestant, ...], tuple[Pair, ...]]:
     couples = list(itertools.combinations(entries, 2))
-    results = [paired(a.values, b.values, a.item_set, alpha=alpha) for (_, a), (_, b) in couples]
+    results = [compare_sides(a, b, alpha).result for (_, a), (_, b) in couples]
     with_best = len(entries) - 1
     against = holm([result.p for result in results[:with_best]])
     pairs = [

@@ -11,6 +11,7 @@ from evaluators.statistics import Paired, items_to_tell
 from sweeps.board_text import aligned, score_text
 from sweeps.compare import Comparison, Comparisons, Contestant
 from sweeps.effects import lines
+from sweeps.methods import QUANTILES, Methods
 
 
 def all_to_json(comparisons: Comparisons) -> dict[str, Any]:
@@ -140,3 +141,51 @@ def _behind(result: Paired) -> str:
         return ""
     half = (result.high - result.low) / 2
     return f"{-result.difference:+.3g}" + ("" if math.isnan(half) else f" ± {half:.2g}")
+
+
+def methods_to_text(methods: Methods, width: int | None = None) -> str:
+    """A line a method: quantiles over its configurations, how many beat the baseline; then the means of further metrics."""
+    better = "lower" if methods.direction == "minimize" else "higher"
+    head = [methods.by, "configs", *QUANTILES, "beat baseline", "shown", "diverged"]
+    rows = [
+        [
+            one.value,
+            str(one.configurations),
+            *("-" if math.isnan(value) else f"{value:.4g}" for value in one.quantiles.values()),
+            _share(one.beats, one.compared),
+            _share(one.shown, one.compared),
+            str(one.diverged),
+        ]
+        for one in methods.methods
+    ]
+    lines = [f"{methods.metric} ({better} is better) over all configurations of each {methods.by}, best median first"]
+    lines += aligned(head, rows, width)
+    for sweep, score in methods.baselines.items():
+        name = f"baseline of {sweep}" if len(methods.baselines) > 1 else "baseline"
+        lines.append(f"{name}: {score_text(score)} (n={score.n}) on the same split")
+    if methods.baselines:
+        lines.append(
+            "beat baseline: of the configurations, diverged ones included; shown: paired on the same items, Holm over "
+            f"{sum(one.compared - one.diverged for one in methods.methods)}, α = {methods.alpha:g}"
+        )
+    failed = sum(one.failed for one in methods.methods)
+    if failed:
+        lines.append(f"{failed} configurations failed for reasons that are not theirs and count in configs alone")
+    lines += [f"note: {note}" for note in methods.notes]
+    return "\n\n".join(["\n".join(lines), *_means(methods, width)])
+
+
+def _share(count: int, n: int) -> str:
+    return f"{count}/{n} ({100 * count / n:.0f} %)" if n else "-"
+
+
+def _means(methods: Methods, width: int | None) -> list[str]:
+    """Further metrics, each with the error over configurations."""
+    names = list(dict.fromkeys(name for one in methods.methods for name in one.means))
+    if not names:
+        return []
+    rows = [
+        [one.value, *(score_text(one.means[n]) if n in one.means else "" for n in names)] for one in methods.methods
+    ]
+    title = "means over the configurations, with their errors over these"
+    return ["\n".join([title, *aligned([methods.by, *names], rows, width)])]

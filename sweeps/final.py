@@ -6,7 +6,8 @@ events of their own. What an earlier final step scored on the same weights and r
 
 Who is judged, on what and against whom stands in `sweeps.candidates`. With `seeds.test` the configurations of the baseline
 and of the winner (or of the front's runs) are trained again with each of these seeds, and their differences from the baseline
-are judged on those; the soup is made of the sweep's own runs and is judged against them.
+are judged on those; the soup is made of the sweep's own runs and is judged against them. With several tuning seeds the sweep's
+own runs of a configuration are all judged, and count as one: the mean, with the variance between them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,18 @@ from typing import TYPE_CHECKING, Any
 from evaluators import parse_evaluator
 from pipelines.finetune.checkpoint import content_hash, newest_whole
 from pipelines.stage import ModelSource
-from sweeps.candidates import Contender, freeze, judged_metrics, leading, pairs, plan, same_models, soup_candidate
+from sweeps.candidates import (
+    Contender,
+    freeze,
+    judged_metrics,
+    leading,
+    own_finals,
+    pairs,
+    plan,
+    retrained_finals,
+    same_runs,
+    soup_candidate,
+)
 from sweeps.engine import Backend, CallFailed
 from sweeps.fold import fold
 from sweeps.ledger import Event, Items, Ledger
@@ -121,8 +133,9 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
         return
     scored = {(final["role"], final.get("seed")) for final in state.finals}
     pending = [one for one in plan(loaded, state, paths) if (one.role, one.seed) not in scored]
-    same = same_models(state)
+    same = same_runs(state)
     pending = [one for one in _known(loaded, ledger, paths, state, pending, say) if one.role not in same]
+    _baseline_on_tune(loaded, ledger, paths, backend, say)
     if pending:
         if not has_split(loaded, backend, config, "test"):
             custom = config["type"] == "custom"
@@ -134,11 +147,39 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
         _open_once(loaded, ledger, by, ready, evaluators)
         for contender in ready:
             _score(loaded, ledger, backend, contender, evaluators, say)
-    for soup, single in same.items():
-        _take_over(ledger, soup, single, say)
+    for soup, (single, run) in same.items():
+        _take_over(ledger, soup, single, run, say)
     _compare(ledger, judged, say)
-    if not loaded.spec.seeds.test:
+    if not loaded.spec.seeds.test and len(loaded.spec.seeds.tune) == 1:
         say(f"final step: {DATA_ONLY}")
+
+
+def _baseline_on_tune(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Backend, say: Say) -> None:
+    """Score the baseline as trials are scored at their ends, once, so that each can be held against it (`compare --by`)."""
+    state = fold(ledger.events())
+    done = [(body["candidate"], body["seed"]) for body in state.baselines]
+    for one in plan(loaded, state, paths):
+        if one.role != "baseline" or (dict(one.candidate), one.seed) in done:
+            continue
+        testable = one.trains is None or has_split(loaded, backend, one.config, "test")
+        if not testable or not has_split(loaded, backend, one.config, "tune"):
+            continue
+        ready = _trained(loaded, paths, backend, one, say)
+        if ready is None:
+            continue
+        say(f"final step: scoring {ready.label} on tune")
+        try:
+            scores = evaluate(loaded, backend, ready.config, _source(ready), "tune", loaded.timetable.end, say)
+        except CallFailed as error:
+            if error.failure.kind not in ("user", "oom"):
+                raise
+            say(f"final step: {ready.label} could not be scored on tune: {error.failure.message}")
+            continue
+        owner = f"tune-{len(state.baselines) + 1}/{ready.label}"
+        body = {"candidate": dict(ready.candidate), "seed": ready.seed, "owner": owner}
+        body["scores"] = [score.record() for score in scores]
+        ledger.append([Event("baseline_scored", body)], [Items(owner, RESOURCE, score) for score in scores])
+        state = fold(ledger.events())
 
 
 def _known(
@@ -165,26 +206,32 @@ def _known(
             left.append(contender)
             continue
         say(f"final step: {contender.label} was scored on test before")
-        ledger.append([_copied(final, contender.role, contender.candidate, contender.seed)])
+        ledger.append([_copied(final, contender.role, contender.candidate, contender.seed, contender.own)])
     return left
 
 
-def _copied(final: Mapping[str, Any], role: str, candidate: Mapping[str, Any], seed: int | None) -> Event:
+def _copied(
+    final: Mapping[str, Any], role: str, candidate: Mapping[str, Any], seed: int | None, own: str | None = None
+) -> Event:
     """Scores that the ledger has already, as those of another candidate with the same weights."""
     scores = [score.record() for score in final["scores"].values()]
     body = {"role": role, "candidate": dict(candidate), "scores": scores, "seed": seed, "owner": items_owner(final)}
-    return Event("final_scored", body)
+    return Event("final_scored", body if own is None else {**body, "own": own})
 
 
-def _take_over(ledger: Ledger, soup: str, single: str, say: Say) -> None:
+def _take_over(ledger: Ledger, soup: str, single: str, run: str, say: Say) -> None:
     """Give a soup that is one run alone that run's scores, once."""
     state = fold(ledger.events())
-    finals = {final["role"]: final for final in state.finals if final.get("seed") is None}
-    if soup in finals or single not in finals:
+    finals = {
+        final.get("own") or final["candidate"].get("run"): final
+        for final in state.finals
+        if final["role"] == single and (final.get("seed") is None or final.get("own"))
+    }
+    if any(final["role"] == soup for final in state.finals) or run not in finals:
         return
     say(f"final step: the {'soup' if soup == 'soup' else f'soup {soup}'} is the {single} itself, and takes its scores")
     candidate = next(one for one in state.candidates if one["role"] == soup)
-    ledger.append([_copied(finals[single], soup, candidate, None)])
+    ledger.append([_copied(finals[run], soup, candidate, None)])
 
 
 def _identity(contender: Contender) -> str:
@@ -270,13 +317,14 @@ def _score(
         "scores": [score.record() for score in scores],
         "seed": contender.seed,
         "owner": owner,
+        **({} if contender.own is None else {"own": contender.own}),
     }
     ledger.append([Event("final_scored", body)], [Items(owner, RESOURCE, score) for score in scores])
     ledger.ship()
 
 
 def _source(contender: Contender) -> ModelSource:
-    content = contender.candidate.get("hash")
+    content = contender.content
     if contender.trains is not None and contender.folder is not None:
         content = content_hash(contender.folder)
     return model_source(contender.config, contender.folder, content)
@@ -305,15 +353,21 @@ def _compare(ledger: Ledger, judged: Sequence[Metric], say: Say) -> None:
 
 def _side(ledger: Ledger, state: SweepState, role: str, metric: str, retrained: bool) -> Side:
     """A role's scores of a metric: those of `seeds.test` where these are asked for and there, else the sweep's own."""
-    found = [final for final in state.finals if final["role"] == role and metric in final["scores"]]
-    own = [final for final in found if final.get("seed") is None]
-    again = [final for final in found if final.get("seed") is not None]
+    own, again = own_finals(state.finals, role, metric), retrained_finals(state.finals, role, metric)
     chosen = again if again and (retrained or not own) else own
     split, _, name = metric.partition("/")
-    seeds = [final.get("seed") for final in chosen]
+    repeated = len(chosen) > 1 or chosen == again
     return Side(
         role,
         tuple(final["scores"][metric] for final in chosen),
         tuple(ledger.items(items_owner(final), RESOURCE, name, split) for final in chosen),
-        tuple(seed for seed in seeds if seed is not None),
+        tuple(seed for final in chosen if (seed := _trained_with(state, final)) is not None) if repeated else (),
     )
+
+
+def _trained_with(state: SweepState, final: Mapping[str, Any]) -> int | None:
+    """The training seed behind a score."""
+    if final.get("seed") is not None:
+        return int(final["seed"])
+    run = state.runs.get(str(final["candidate"].get("run")))
+    return None if run is None else run.seed

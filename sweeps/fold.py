@@ -178,6 +178,10 @@ def _final_scored(state: SweepState, body: Mapping[str, Any], event: Event) -> N
     state.finals.append({**body, "scores": _scores(body["scores"])})
 
 
+def _baseline_scored(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.baselines.append({**body, "scores": _scores(body["scores"])})
+
+
 def _verdict(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.verdicts.append(dict(body))
 
@@ -239,6 +243,7 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "final_frozen": _final_frozen,
     "test_opened": _test_opened,
     "final_scored": _final_scored,
+    "baseline_scored": _baseline_scored,
     "verdict": _verdict,
     "soup_started": _soup_started,
     "soup_scored": _soup_scored,

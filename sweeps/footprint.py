@@ -79,7 +79,7 @@ def _held(loaded: LoadedSweep) -> tuple[int | None, int]:
     """Checkpoints that stay whatever the disk says (None: unknown), and those that stay while there is room."""
     spec, rule = loaded.spec, loaded.spec.early_terminate
     runs = None if loaded.trials is None else loaded.trials * len(spec.seeds.tune)
-    soup = 1 if spec.soup is None else spec.soup.top
+    soup = max(len(spec.seeds.tune), 1 if spec.soup is None else spec.soup.top)
     if isinstance(rule, ASHAConfig) and len(loaded.milestones) > 1:
         if runs is None:
             return None, 0

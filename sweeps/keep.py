@@ -1,7 +1,8 @@
 """Which checkpoints stay: `keep:`, across the sweep.
 
 * Protected whatever the disk says: the newest checkpoint of every run that waits, runs or will go again, and of the best
-  runs at the highest rung (finalists and soup ingredients).
+  runs at the highest rung (finalists and soup ingredients). Runs go by their configuration's mean over its seeds, and all
+  seeds of a finalist are protected.
 * With several metrics the runs of the Pareto front that the final step would judge are protected as well.
 * Kept while there is room: the newest of the best `keep.best` ended runs, and one older checkpoint of runs that go on, in
   case the newest is torn.
@@ -10,6 +11,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -122,7 +124,7 @@ class Keeper:
     def __init__(self, spec: SweepSpec, finalists: int, standings: Standings, checkpoints: Checkpoints) -> None:
         soup = spec.soup.top if spec.soup is not None else 1
         guaranteed = finalists if spec.early_terminate.type != "none" else 1
-        self._protected = max(soup, guaranteed)
+        self._protected = max(soup, guaranteed * len(spec.seeds.tune))
         self._best = max(spec.keep.best or soup, 1)
         self._limit = None if spec.keep.disk_gb is None else spec.keep.disk_gb * GIGABYTE
         self._ranked_by = standings.metrics.index(ingredient_metric(spec, standings.metrics))
@@ -147,6 +149,9 @@ class Keeper:
         if not self._changed:
             return []
         runs = self._standings.state.runs
+        if len(self._standings.seeds) > 1:
+            changed = {runs[run].trial for run in self._changed}
+            self._changed |= {run for run in self._held if runs[run].trial in changed}
         for run in self._changed:
             self._look(runs[run])
         all_of_them = self._limit is not None
@@ -184,13 +189,20 @@ class Keeper:
         vector = None if rung is None else self._standings.vector(run, rung)
         broken = vector is None or any(value != value for value in vector)
         oriented = None if vector is None or broken else self._standings.oriented_vector(vector)
-        score = float("inf") if oriented is None else oriented[self._ranked_by]
         whole = oriented is not None and all(map(finite, oriented))
         return Holding(
             found=tuple(found),
             live=live,
             finished=run.phase == "finished",
-            rank=(-(0 if rung is None else self._standings.level(run.trial, rung)), score),
+            rank=self._rank(run, rung, oriented),
             order=run.order,
             vector=oriented if self._standings.several and run.phase == "finished" and whole else None,
         )
+
+    def _rank(self, run: RunState, rung: int | None, oriented: tuple[float, ...] | None) -> tuple[float, ...]:
+        """By rung, how many seeds are there, their mean, trial, and the run's own value."""
+        if rung is None or oriented is None:
+            return (0.0, 0.0, math.inf, run.order, math.inf)
+        mean, seeds = self._standings.seed_mean(run.trial, rung, self._ranked_by)
+        own = oriented[self._ranked_by]
+        return (-self._standings.level(run.trial, rung), -seeds, mean, run.order, own)

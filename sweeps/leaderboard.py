@@ -3,12 +3,13 @@
 Order
     By rung reached, then score (with several metrics: then front, then the primary metric; `sweeps.front`); what could not
     be scored stands after what could, repeated configurations after both, failed trials last. A trial run with several
-    seeds stands at the highest rung that all its living runs have reached, with the mean of their scores.
+    seeds has the mean of its scores at its rung, and one with fewer seeds there stands behind those with more
+    (`sweeps.seeds`).
 
 Ties
     Every trial at the first one's rung is compared with the first on their stored items there, paired and clustered
-    (`evaluators.statistics.paired`), Holm over the trials compared; one that can't be told from it is marked. The first
-    is first because it was chosen for its score, so that "better" here is a screening: the verdict on `test` is the proof.
+    (`evaluators.statistics.paired`), with the variance between the seeds where there are several (`sweeps.verdicts`), Holm
+    over the trials compared; one that can't be told from it is marked. The first is first because it was chosen for its score, so that "better" here is a screening: the verdict on `test` is the proof.
 """
 
 from __future__ import annotations
@@ -16,23 +17,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, variance
 from typing import Any, Protocol
 
 import numpy as np
 
-from evaluators.base import Score
-from evaluators.statistics import holm, paired
+from evaluators.statistics import holm
 from sweeps.board import ALPHA, Leaderboard, Measured, Row
-from sweeps.candidates import same_models
+from sweeps.candidates import same_models, test_finals
 from sweeps.front import Front, find_front, numbered
 from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
+from sweeps.seeds import by_trial, combined, measured, standing
 from sweeps.state import RunState, SoupState, SweepState, TrialState
-from sweeps.verdicts import family, with_holm
+from sweeps.verdicts import Side, compare, family, with_holm
 
 PHASES = ("running", "interrupted", "waiting", "finished", "stopped", "failed")
 """A trial's state is the first of these that one of its runs is in; `failed` only when all are."""
+
+Level = tuple[int, int]
+"""Trials are ranked among those with as many rungs left (the first) and as many seeds there (minus the second)."""
 
 
 class Plan(Protocol):
@@ -70,7 +73,7 @@ def leaderboard(
     """
     primary, several = plan.metrics[0], len(plan.metrics) > 1
     rows = _trial_rows(state, plan, also)
-    left = {t.id: _rungs_left(rows[t.id], plan.milestones_of(t.config)) for t in state.trials.values()}
+    left = {t.id: _level(rows[t.id], plan.milestones_of(t.config)) for t in state.trials.values()}
     if several:
         _number_fronts(rows, left, state, plan)
     for trial in state.trials.values():
@@ -83,10 +86,10 @@ def leaderboard(
         unknown = math.isnan(value) or (several and row.front is None)
         front = 0 if unknown else row.front or 0
         score = 0.0 if unknown else primary.sign * value
-        return last, left[row.name], unknown, front, score, state.trials[row.name].order
+        return last, *left[row.name], unknown, front, score, state.trials[row.name].order
 
     ordered = [_with_test(row, state, plan) for row in sorted(rows.values(), key=place)]
-    ranked = [row for row in ordered if row.state not in ("duplicate", "failed") and not place(row)[2]]
+    ranked = [row for row in ordered if row.state not in ("duplicate", "failed") and not place(row)[3]]
     places = {row.name: i + 1 for i, row in enumerate(ranked)}
     ordered = [replace(row, rank=places.get(row.name)) for row in ordered]
     ordered = _mark_ties(ordered, items, plan, alpha)
@@ -118,9 +121,7 @@ def leaderboard(
 
 def _trial_rows(state: SweepState, plan: Plan, also: Sequence[str]) -> dict[str, Row]:
     """Each trial's row, by its id, with what its probe measured."""
-    runs: dict[str, list[RunState]] = {}
-    for run in state.runs.values():
-        runs.setdefault(run.trial, []).append(run)
+    runs = by_trial(state.runs)
     rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan, also) for trial in state.trials.values()}
     for name, found in runs.items():
         probed = next((state.probes[run.id] for run in found if run.id in state.probes), None)
@@ -129,9 +130,9 @@ def _trial_rows(state: SweepState, plan: Plan, also: Sequence[str]) -> dict[str,
     return rows
 
 
-def _number_fronts(rows: dict[str, Row], left: Mapping[str, int], state: SweepState, plan: Plan) -> None:
+def _number_fronts(rows: dict[str, Row], left: Mapping[str, Level], state: SweepState, plan: Plan) -> None:
     """Give each trial the front that it stands on among those that have got as far, in place."""
-    levels: dict[int, list[str]] = {}
+    levels: dict[Level, list[str]] = {}
     for name, row in rows.items():
         if row.rung is not None and row.state != "failed" and state.trials[name].duplicate_of is None:
             levels.setdefault(left[name], []).append(name)
@@ -140,7 +141,9 @@ def _number_fronts(rows: dict[str, Row], left: Mapping[str, int], state: SweepSt
             rows[name] = replace(rows[name], front=front)
 
 
-def _front(ranked: Sequence[Row], left: Mapping[str, int], items: ItemReader, plan: Plan, alpha: float) -> Front | None:
+def _front(
+    ranked: Sequence[Row], left: Mapping[str, Level], items: ItemReader, plan: Plan, alpha: float
+) -> Front | None:
     """Of the trials that have got as far as the first."""
     furthest = [row for row in ranked if left[row.name] == left[ranked[0].name]]
     known: dict[tuple[str, str], StoredItems | None] = {}
@@ -161,19 +164,13 @@ def trial_items(row: Row, items: ItemReader, metric: str) -> StoredItems | None:
     return _mean_items([items.items(f"{row.name}/seed-{seed}", row.rung, name, split) for seed in row.seeds])
 
 
-def combined(values: Sequence[Measured]) -> Measured:
-    """The mean over seeds; se² = (mean error over items)² + (variance between seeds) / k.
-
-    The seeds share their items, so that their errors over items do not average out: the mean of them bounds the error of
-    the mean.
-    """
-    if len(values) == 1:
-        return values[0]
-    mean = fmean(v.value for v in values)
-    between = variance([v.value for v in values]) if math.isfinite(mean) else math.nan
-    se = math.sqrt(fmean(v.se for v in values) ** 2 + between / len(values))
-    counts = [v.n for v in values if v.n is not None]
-    return Measured(mean, se, min(counts, default=None), max(v.unscored for v in values))
+def trial_side(row: Row, items: ItemReader, metric: str) -> Side | None:
+    """The same seed by seed, to be compared with what training adds; None as `trial_items`."""
+    split, _, name = metric.partition("/")
+    if row.rung is None or row.kind != "trial":
+        return None
+    found = [items.items(f"{row.name}/seed-{seed}", row.rung, name, split) for seed in row.seeds]
+    return None if _mean_items(found) is None else Side(row.name, (), tuple(found), row.seeds)
 
 
 def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Sequence[str]) -> Row:
@@ -181,26 +178,35 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Se
     if not runs:
         return row
     living = [run for run in runs if run.phase != "failed"]
-    standing = sorted(living or runs, key=lambda run: run.seed)
-    phase = min((run.phase for run in standing), key=PHASES.index)
+    asked = sorted(living or runs, key=lambda run: run.seed)
+    milestones = plan.milestones_of(trial.config)
+    place = standing(asked, milestones)
     row = replace(
         row,
-        seeds=tuple(run.seed for run in standing),
+        seeds=tuple(run.seed for run in (asked if place is None else place.runs)),
         resource=sum(max(run.reports) for run in runs if run.reports) or None,
         seconds=sum(run.seconds for run in runs) if any(run.reports for run in runs) else math.nan,
         cost=_cost(runs),
-        state=phase,
-        reason=_reason(runs, standing),
+        state=min((run.phase for run in asked), key=PHASES.index),
+        reason=_reason(runs, asked),
         changes={key: value for run in runs for key, value in run.changes.items()},
     )
-    reached = [m for m in plan.milestones_of(trial.config) if all(m in run.reports for run in standing)]
-    if not reached:
+    if place is None:
         return row
-    row = replace(row, rung=reached[-1], whole=reached[-1] == plan.milestones_of(trial.config)[-1])
-    scores = {m.name: combined([_measured(run, reached[-1], m.name) for run in standing]) for m in plan.metrics}
-    there = [name for name in also if all(name in run.reports[reached[-1]].scores for run in standing)]
-    more = {name: combined([_measured(run, reached[-1], name) for run in standing]) for name in there}
-    return replace(row, score=scores[plan.metrics[0].name], scores=scores, also=more)
+    there = [name for name in also if all(name in run.reports[place.resource].scores for run in place.runs)]
+
+    def mean(name: str) -> Measured:
+        return combined([measured(run, place.resource, name) for run in place.runs])
+
+    scores = {metric.name: mean(metric.name) for metric in plan.metrics}
+    return replace(
+        row,
+        rung=place.resource,
+        whole=place.left == 0,
+        score=scores[plan.metrics[0].name],
+        scores=scores,
+        also={name: mean(name) for name in there},
+    )
 
 
 def _reason(runs: Sequence[RunState], standing: Sequence[RunState]) -> str:
@@ -223,18 +229,6 @@ def _cost(runs: Sequence[RunState]) -> dict[str, float]:
     return total
 
 
-def _measured(run: RunState, resource: int, metric: str) -> Measured:
-    report = run.reports[resource]
-    score = report.scores.get(metric)
-    if score is not None:
-        return _of(score)
-    return Measured(report.telemetry.get(metric, math.nan))
-
-
-def _of(score: Score) -> Measured:
-    return Measured(score.value, score.se, score.n, score.unscored)
-
-
 def _mean_items(found: Sequence[StoredItems | None]) -> StoredItems | None:
     whole = [stored for stored in found if stored is not None]
     if not whole or len(whole) < len(found) or any(s.item_set != whole[0].item_set for s in whole[1:]):
@@ -244,8 +238,8 @@ def _mean_items(found: Sequence[StoredItems | None]) -> StoredItems | None:
     return StoredItems(whole[0].item_set, values.astype(np.float32))
 
 
-def _rungs_left(row: Row, milestones: Sequence[int]) -> int:
-    return sum(m > (row.rung or 0) for m in milestones)
+def _level(row: Row, milestones: Sequence[int]) -> Level:
+    return sum(m > (row.rung or 0) for m in milestones), 0 if row.rung is None else -len(row.seeds)
 
 
 def _duplicate(row: Row, first: Row | None) -> Row:
@@ -257,17 +251,17 @@ def _duplicate(row: Row, first: Row | None) -> Row:
 def _mark_ties(rows: Sequence[Row], items: ItemReader, plan: Plan, alpha: float) -> list[Row]:
     primary = plan.metrics[0]
     first = next((row for row in rows if row.rank == 1), None)
-    best = trial_items(first, items, primary.name) if first is not None else None
+    best = trial_side(first, items, primary.name) if first is not None else None
     if first is None or best is None:
         return list(rows)
     compared, results = [], []
     for row in rows:
         if row.rank is None or row is first or row.whole != first.whole or (not row.whole and row.rung != first.rung):
             continue
-        stored = trial_items(row, items, primary.name)
-        if stored is not None and stored.item_set == best.item_set:
+        side = trial_side(row, items, primary.name)
+        if side is not None and side.item_set == best.item_set:
             compared.append(row.name)
-            results.append(paired(stored.values, best.values, best.item_set, alpha=alpha))
+            results.append(compare(side, best, alpha).result)
     adjusted = holm([result.p for result in results])
     marks = {
         name: (result.better(primary.direction, p) == "neither", p)
@@ -283,13 +277,13 @@ def _with_test(row: Row, state: SweepState, plan: Plan) -> Row:
 
 
 def _tested(row: Row, state: SweepState, roles: Sequence[str], plan: Plan) -> Row:
-    """With the metrics on `test` of the candidates in these roles: means over test seeds."""
+    """With the metrics on `test` of the candidates in these roles: means over the test seeds, where these were trained."""
     tests: dict[str, Measured] = {}
     for metric in plan.metrics:
         key = f"test/{metric.bare}"
-        scores = [final["scores"][key] for final in state.finals if final["role"] in roles and key in final["scores"]]
+        scores = [final["scores"][key] for role in roles for final in test_finals(state.finals, role, key)]
         if metric.scored and scores:
-            tests[key] = combined([_of(score) for score in scores])
+            tests[key] = combined([Measured(one.value, one.se, one.n, one.unscored) for one in scores])
     return replace(row, test=tests.get(f"test/{plan.metrics[0].bare}"), tests=tests)
 
 

@@ -17,9 +17,10 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     run_ended         {run, state, reason}                             finished | stopped | failed
     checkpoint_deleted {run, attempt, resource, bytes}
     stop_requested    {by}                                             ctrl-c | command | budget | same-error
-    final_frozen      {candidates: [{role, run|soup|model, ...}]}
+    final_frozen      {candidates: [{role, run|soup|model, ...}]}     with several tuning seeds also `others`: [{run, ...}]
     test_opened       {by, candidates, metrics}
-    final_scored      {role, candidate, scores, seed, owner}           items under `owner` (default `final/<role>[/seed-s]`)
+    final_scored      {role, candidate, scores, seed, owner, own?}     items under `owner` (default `final/<role>[/seed-s]`)
+    baseline_scored   {candidate, scores, seed, owner}                 the baseline on tune, for what trials are worth against it
     verdict           {left, right, metric, difference, se, low, high, p, p_holm, n, clusters, dropped, better, covers, seeds, note}
     soup_started      {soup, method, settings, metric, ingredients: [{run, checkpoint, hash, score, resource, parameters}]}
     soup_scored       {soup, step, mixture: [[run, weight], ...], method, scale, seed, rank, energy, score, seen, failed}

@@ -7,6 +7,7 @@ from typing import Any
 
 from sweeps.standings import Standings
 from sweeps.state import RunState
+from sweeps.trial import finite
 
 
 class Pace:
@@ -17,7 +18,7 @@ class Pace:
         self._reached: dict[str, int] = {}
         self._tried: set[str] = set()
         self._done = 0
-        self._best: tuple[int, float, int, str] | None = None
+        self._best: dict[str, tuple[int, int, float, int, str]] = {}
         for run in standings.state.runs.values():
             for resource in sorted(run.reports):
                 self.reported(run, resource)
@@ -34,12 +35,16 @@ class Pace:
         if resource not in self._standings.milestones_of(run.trial):
             return
         self._tried.add(run.trial)
-        value = self._standings.value(run, resource)
-        if value is None or value != value:
-            return
-        entry = (-self._standings.level(run.trial, resource), self._standings.oriented(value), run.order, run.trial)
-        if self._best is None or entry < self._best:
-            self._best = entry
+        if finite(self._standings.value(run, resource)):
+            self._rank(run, resource)
+
+    def _rank(self, run: RunState, resource: int) -> None:
+        """Where the run's trial stands now: the mean over the seeds there, one with more of them before one with fewer."""
+        mean, seeds = self._standings.seed_mean(run.trial, resource)
+        entry = (-self._standings.level(run.trial, resource), -seeds, mean, run.order, run.trial)
+        known = self._best.get(run.trial)
+        if known is None or entry[:2] <= known[:2]:
+            self._best[run.trial] = entry
 
     def ended(self, run: RunState) -> None:
         """A run failed for good."""
@@ -53,8 +58,8 @@ class Pace:
         """
         total = self._standings.limit
         best = None
-        if self._best is not None:
-            resource, oriented, _, trial = self._best
+        if self._best:
+            resource, _, oriented, _, trial = min(self._best.values())
             best = {"trial": trial, "value": self._standings.oriented(oriented), "resource": -resource}
         return {
             "trials_done": len(self._tried) + self._standings.duplicates,

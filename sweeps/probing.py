@@ -12,6 +12,7 @@ from sweeps.scoring import Say, call, ranked
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
+    from sweeps.state import RunState
 
 PROBE = "sweeps.worker:probe"
 MOST = 5
@@ -31,8 +32,10 @@ def probe_latency(loaded: LoadedSweep, ledger: Ledger, backend: Backend, say: Sa
     if not isinstance(loaded.spec.pipeline, RagConfig):
         return
     state = fold(ledger.events())
-    best = [placed.run for placed in ranked(loaded, state)[:MOST]]
-    known = [(run.id, run.trial, dict(state.trials[run.trial].config)) for run in best]
+    best: dict[str, RunState] = {}
+    for placed in ranked(loaded, state):
+        best.setdefault(placed.run.trial, placed.run)
+    known = [(run.id, run.trial, dict(state.trials[run.trial].config)) for run in list(best.values())[:MOST]]
     baseline = loaded.resolve_baseline()
     if baseline is not None:
         known.append((BASELINE, "the baseline", baseline))

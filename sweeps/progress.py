@@ -11,11 +11,13 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from statistics import fmean
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from sweeps.eta import ahead, estimate
 from sweeps.glyphs import clean
+from sweeps.seeds import by_trial, combined, measured
 from sweeps.trial import finite
 from sweeps.words import describe_best, describe_trials, duration, share_done, unit_of
 
@@ -101,32 +103,37 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
 
 
 def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
-    """The best run among those that got furthest with a finite value, or None.
+    """The best configuration among those that got furthest with a finite value, or None; `seed` is its best run's.
 
-    Where runs are compared on the way, that is the highest milestone reached; elsewhere every finished run counts.
+    Where runs are compared on the way, that is the highest milestone reached; elsewhere every finished run counts. With
+    several tuning seeds value and error are of the mean over `seeds` of them, and more seeds come before fewer.
     """
     sign = 1.0 if loaded.direction == "minimize" else -1.0
     found = []
-    for run in state.runs.values():
-        report = _standing(run, loaded)
-        if report is None:
+    for runs in by_trial(state.runs).values():
+        stood = [(run, report) for run in runs if (report := _standing(run, loaded)) is not None]
+        scored = [(_far(report, loaded), report, run) for run, report in stood if _scored(report, loaded.metric)]
+        if not scored:
             continue
-        value, se, n = _value(report, loaded.metric)
-        if value is not None:
-            far = report.resource if loaded.spec.early_terminate.type != "none" else 0
-            found.append((-far, sign * value, run.order, run, report, value, se, n))
+        far = max(entry[0] for entry in scored)
+        there = [(run, report.resource) for reached, report, run in scored if reached == far]
+        value = combined([measured(run, resource, loaded.metric) for run, resource in there])
+        run, resource = min(there, key=lambda e: sign * measured(e[0], e[1], loaded.metric).value)
+        found.append((-far, -len(there), sign * value.value, run.order, run, resource, value))
     if not found:
         return None
-    *_, run, report, value, se, n = min(found, key=lambda entry: entry[:3])
+    *_, run, resource, value = min(found, key=lambda entry: entry[:4])
+    seeds = -min(found, key=lambda entry: entry[:4])[1]
     front = front_size(state, loaded)
     return {
         "trial": run.trial,
         "seed": run.seed,
         "metric": loaded.metric,
-        "value": value,
-        "se": se,
-        "n": n,
-        "resource": report.resource,
+        "value": value.value,
+        "se": value.se if finite(value.se) else None,
+        "n": value.n,
+        "resource": resource,
+        **({} if seeds == 1 else {"seeds": seeds}),
         **({} if front is None else {"front": front}),
     }
 
@@ -137,15 +144,25 @@ def front_size(state: SweepState, loaded: LoadedSweep) -> int | None:
         return None
     from sweeps.pareto import fronts
 
-    found: list[tuple[int, list[float]]] = []
-    for run in state.runs.values():
-        report = _standing(run, loaded)
-        values = [] if report is None else [report.value(metric.name) for metric in loaded.metrics]
-        vector = [m.sign * v for m, v in zip(loaded.metrics, values, strict=False) if v is not None and finite(v)]
-        if report is not None and len(vector) == len(loaded.metrics):
-            found.append((report.resource if loaded.spec.early_terminate.type != "none" else 0, vector))
-    furthest = max((far for far, _ in found), default=0)
-    return fronts([vector for far, vector in found if far == furthest]).count(0)
+    found: list[tuple[int, int, list[float]]] = []
+    for runs in by_trial(state.runs).values():
+        stood = [(run, report) for run in runs if (report := _standing(run, loaded)) is not None]
+        whole = [(run, r) for run, r in stood if all(_scored(r, metric.name) for metric in loaded.metrics)]
+        far = max((_far(report, loaded) for _, report in whole), default=None)
+        there = [(run, report.resource) for run, report in whole if _far(report, loaded) == far]
+        if far is not None:
+            means = [fmean(measured(run, at, metric.name).value for run, at in there) for metric in loaded.metrics]
+            found.append((far, len(there), [m.sign * v for m, v in zip(loaded.metrics, means, strict=True)]))
+    furthest = max((entry[:2] for entry in found), default=(0, 0))
+    return fronts([vector for *level, vector in found if tuple(level) == furthest]).count(0)
+
+
+def _far(report: ReportState, loaded: LoadedSweep) -> int:
+    return report.resource if loaded.spec.early_terminate.type != "none" else 0
+
+
+def _scored(report: ReportState, metric: str) -> bool:
+    return finite(report.value(metric))
 
 
 def _standing(run: RunState, loaded: LoadedSweep) -> ReportState | None:
@@ -154,15 +171,6 @@ def _standing(run: RunState, loaded: LoadedSweep) -> ReportState | None:
         return run.newest
     reached = [resource for resource in loaded.milestones if resource in run.reports]
     return run.reports[reached[-1]] if reached else None
-
-
-def _value(report: ReportState, metric: str) -> tuple[float | None, float | None, int | None]:
-    """Value, error and n of the metric; telemetry has neither error nor n."""
-    score = report.scores.get(metric)
-    if score is None:
-        value = report.telemetry.get(metric)
-        return (value if finite(value) else None), None, None
-    return (score.value if finite(score.value) else None), (score.se if finite(score.se) else None), score.n
 
 
 def _phase(state: SweepState) -> str:

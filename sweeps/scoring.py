@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from evaluators.base import Score, Split
@@ -21,6 +22,7 @@ from sweeps.loop import Pending
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN
+from sweeps.seeds import by_trial, measured, standing
 from sweeps.state import ReportState, RunState, SweepState
 from sweeps.trial import Attempt, Run, finite
 
@@ -35,17 +37,21 @@ EVALUATE = "sweeps.worker:evaluate"
 
 @dataclass(frozen=True)
 class Placed:
-    """A run with its result at the highest rung.
+    """A run with its result at the highest rung, and its configuration's.
 
     Attributes:
         run: the run.
         report: its report there.
         value: the metric that ranks it, there.
+        means: every metric of the sweep there, the means over the configuration's seeds.
+        seeds: how many those are.
     """
 
     run: RunState
     report: ReportState
     value: float
+    means: tuple[float, ...]
+    seeds: int
 
 
 def silent(text: str) -> None:
@@ -53,10 +59,12 @@ def silent(text: str) -> None:
 
 
 def ranked(loaded: LoadedSweep, state: SweepState, metric: Metric | None = None) -> list[Placed]:
-    """The runs that reached the highest rung with a finite metric, best first, the earlier trial first among equals.
+    """The runs at the highest rung with finite metrics, those of the best configuration first.
 
-    Where runs differ in length (never under asha) a rung is a share of the run's own total. With several metrics a run
-    counts where all of them are finite.
+    A configuration is ranked by its mean over the seeds that have reported there, one with fewer of them behind those with
+    more (`sweeps.seeds`), the earlier among equals first; within it the runs go by their own values. Where runs differ in
+    length (never under asha) a rung is a share of the run's own total. With several metrics a run counts where all of them
+    are finite.
 
     Args:
         loaded: the sweep.
@@ -64,34 +72,44 @@ def ranked(loaded: LoadedSweep, state: SweepState, metric: Metric | None = None)
         metric: what ranks them; default the primary metric.
     """
     by = metric or loaded.metrics[0]
-    found: list[tuple[float, float, int, int, Placed]] = []
-    for run in state.runs.values():
-        if run.phase == "failed":
+    found: list[tuple[tuple[float, ...], list[Placed]]] = []
+
+    def counts(run: RunState, resource: int) -> bool:
+        return all(finite(run.reports[resource].value(one.name)) for one in loaded.metrics)
+
+    for trial, runs in by_trial(state.runs).items():
+        milestones = loaded.milestones_of(state.trials[trial].config)
+        place = standing([run for run in runs if run.phase != "failed"], milestones, counts)
+        if place is None:
             continue
-        config = state.trials[run.trial].config
-        milestones = loaded.milestones_of(config)
-        for resource in milestones:
-            report = run.reports.get(resource)
-            if report is not None and all(finite(report.value(one.name)) for one in loaded.metrics):
-                value = report.value(by.name) or 0.0
-                share = resource / milestones[-1]
-                found.append((-share, by.sign * value, run.order, run.seed, Placed(run, report, value)))
+        means = tuple(
+            fmean(measured(run, place.resource, one.name).value for run in place.runs) for one in loaded.metrics
+        )
+        placed = [
+            Placed(run, report, report.value(by.name) or 0.0, means, len(place.runs))
+            for run in place.runs
+            for report in (run.reports[place.resource],)
+        ]
+        share, mean = place.resource / milestones[-1], fmean(one.value for one in placed)
+        placed.sort(key=lambda one: (by.sign * one.value, one.run.seed))
+        found.append(((-share, -len(place.runs), by.sign * mean, runs[0].order), placed))
     if not found:
         return []
-    highest = min(entry[0] for entry in found)
-    return [entry[4] for entry in sorted(found, key=lambda entry: entry[:4]) if entry[0] == highest]
+    found.sort(key=lambda entry: entry[0])
+    return [one for key, placed in found for one in placed if key[0] == found[0][0][0]]
 
 
 def front_runs(loaded: LoadedSweep, placed: Sequence[Placed], most: int | None) -> list[Placed]:
-    """The runs that none of the others dominates, one a trial, in their order.
+    """The first run of each configuration that none of those with as many seeds dominates, in their order.
 
     Args:
         loaded: the sweep.
-        placed: runs, best on the primary metric first.
+        placed: runs, as `ranked` has them.
         most: how many at most; more are thinned to an even spread that keeps the first.
     """
-    vectors = [[metric.sign * (one.report.value(metric.name) or 0.0) for metric in loaded.metrics] for one in placed]
-    return [placed[i] for i in pareto.representatives(vectors, [one.run.trial for one in placed], most)]
+    equal = [one for one in placed if one.seeds == placed[0].seeds]
+    vectors = [[metric.sign * mean for metric, mean in zip(loaded.metrics, one.means, strict=True)] for one in equal]
+    return [equal[i] for i in pareto.representatives(vectors, [one.run.trial for one in equal], most)]
 
 
 def checkpoint_folder(paths: SweepPaths, run: RunState, report: ReportState) -> Path | None:

@@ -203,6 +203,14 @@ class Standings:
         report = run.reports.get(resource)
         return None if report is None else report.value(self.metrics[0].name)
 
+    def seed_mean(self, trial: str, resource: int, metric: int = 0) -> tuple[float, int]:
+        """A metric (by its place) of a trial at a resource, smaller better: the mean over the seeds there, and their number."""
+        runs = [run for run in (self._run(trial, seed) for seed in self.seeds) if run is not None]
+        vectors = [vector for run in runs if (vector := self.vector(run, resource)) is not None and _finite(vector)]
+        if not vectors:
+            return math.inf, 0
+        return fmean(self.oriented_vector(vector)[metric] for vector in vectors), len(vectors)
+
     def vector(self, run: RunState, resource: int) -> Vector | None:
         """All metrics of a run at a resource, in order; None where it has not reported them all."""
         report = run.reports.get(resource)

@@ -136,6 +136,8 @@ class SweepState:
     """frozen by the final step: [{role, ...}]"""
     finals: list[dict[str, Any]] = field(default_factory=list)
     """final_scored bodies with typed `scores`"""
+    baselines: list[dict[str, Any]] = field(default_factory=list)
+    """baseline_scored bodies with typed `scores`: the baseline on the split that decides"""
     probes: dict[str, dict[str, Any]] = field(default_factory=dict)
     """run id, or `baseline` -> body of its `probed` event"""
     verdicts: list[dict[str, Any]] = field(default_factory=list)

@@ -42,6 +42,11 @@ class Side:
     stored: tuple[StoredItems | None, ...]
     seeds: tuple[int, ...] = ()
 
+    @property
+    def item_set(self) -> ItemSet | None:
+        """Of its first measurement."""
+        return None if not self.stored or self.stored[0] is None else self.stored[0].item_set
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -58,13 +63,13 @@ class Comparison:
     note: str = ""
 
 
-def compare(left: Side, right: Side) -> Comparison:
+def compare(left: Side, right: Side, alpha: float = ALPHA) -> Comparison:
     """Compare two sides on the items that both scored; without common items, by their errors alone."""
     item_set, note = _common(left, right)
     if item_set is None:
         return Comparison(_unpaired(left, right), "data", note)
     a, b = _stack(left), _stack(right)
-    base = paired(a.mean(axis=0), b.mean(axis=0), item_set, alpha=ALPHA)
+    base = paired(a.mean(axis=0), b.mean(axis=0), item_set, alpha=alpha)
     trained = [values for values in (a, b) if len(values) > 1]
     if not trained or not math.isfinite(base.se):
         return Comparison(base, "data", note)

@@ -43,7 +43,8 @@ def describe_best(found: Mapping[str, Any] | None) -> str:
         return "no result yet"
     error = f" ± {found['se']:.2g}" if found.get("se") is not None else ""
     front = f", {found['front']} on the front" if "front" in found else ""
-    return f"best {found['metric']} {found['value']:.4g}{error} ({found['trial']} at {found['resource']}){front}"
+    seeds = f", {found['seeds']} seeds" if "seeds" in found else ""
+    return f"best {found['metric']} {found['value']:.4g}{error} ({found['trial']} at {found['resource']}{seeds}){front}"
 
 
 def describe_trials(shot: Mapping[str, Any]) -> str:

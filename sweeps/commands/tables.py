@@ -40,14 +40,15 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    """The best trials of one sweep or of several, paired on their stored item scores."""
+    """The best trials of one sweep or of several, paired on their stored item scores; with `--by` all, method by method."""
     from sweeps import compare as comparing
-    from sweeps.compare_text import all_to_json, all_to_text
     from sweeps.fold import fold
     from sweeps.ledger import Ledger
     from sweeps.load import load_resolved
 
-    if arguments.top < 2:
+    if arguments.by is not None and (arguments.top is not None or arguments.trial):
+        raise UsageError("--by takes all configurations; leave out --top and --trial")
+    if arguments.top is not None and arguments.top < 2:
         raise UsageError(f"--top must be at least 2 to compare anything, but got {arguments.top}")
     sweeps = [find_sweep(name, arguments.storage) for name in arguments.names]
     if len({paths.root for paths in sweeps}) < len(sweeps):
@@ -60,16 +61,31 @@ def compare(arguments: argparse.Namespace) -> int:
             stack.callback(ledger.close)
             sources.append(comparing.Source(paths.name, fold(ledger.events()), ledger, plan))
         try:
-            asked = _asked(arguments, plans)
-            only = _only(arguments, sources)
-            comparison = comparing.compare_all(sources, metrics=asked, only=only, top=arguments.top)
+            record, text = _compared(arguments, plans, sources)
         except comparing.CompareError as error:
             raise UsageError(str(error)) from error
-    if arguments.json:
-        print(json.dumps(all_to_json(comparison), indent=2, allow_nan=False))
-    else:
-        print(all_to_text(comparison, _width()))
+    print(json.dumps(record, indent=2, allow_nan=False) if arguments.json else text)
     return 0
+
+
+def _compared(
+    arguments: argparse.Namespace, plans: Sequence[LoadedSweep], sources: Sequence[Source]
+) -> tuple[dict[str, Any], str]:
+    """The comparison as JSON and as text.
+
+    Raises:
+        CompareError: when there is nothing to compare.
+    """
+    from sweeps.compare import compare_all
+    from sweeps.compare_text import all_to_json, all_to_text, methods_to_text
+    from sweeps.methods import robustness
+
+    asked = _asked(arguments, plans)
+    if arguments.by is not None:
+        methods = robustness(sources, arguments.by, metrics=asked)
+        return methods.record(), methods_to_text(methods, _width())
+    comparison = compare_all(sources, metrics=asked, only=_only(arguments, sources), top=arguments.top or 8)
+    return all_to_json(comparison), all_to_text(comparison, _width())
 
 
 def _asked(arguments: argparse.Namespace, plans: Sequence[LoadedSweep]) -> list[Metric]:

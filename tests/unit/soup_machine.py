@@ -201,24 +201,25 @@ class Stage:
         self.ledger.append([Event("driver_started", {"pid": 1, "host": "here", "version": "0"})])
         self.runs = [self.add(order, noise) for order, noise in enumerate(noises)]
 
-    def add(self, order: int, noise: float, resource: int = 30, **config: Any) -> str:
-        """One trial that reported at every milestone up to `resource`."""
+    def add(self, order: int, noise: float, resource: int = 30, seed: int = 0, **config: Any) -> str:
+        """One run that reported at every milestone up to `resource`; its trial is suggested with its seed 0."""
         parameters = {"learning_rate": 1e-4 * (order + 1)}
         resolved = self.loaded.resolve(parameters)
         trial = f"{order:04d}-abcdef00"
-        run = f"{trial}/seed-0"
+        run = f"{trial}/seed-{seed}"
         suggested = {"trial": trial, "order": order, "config": resolved, "parameters": parameters, "choices": {}}
-        lease = {"lease": trial, "run": run, "attempt": 0, "from_resource": 0, "milestones": [10, 30]}
-        self.ledger.append([Event("suggested", suggested), Event("lease_started", lease)])
+        lease = {"lease": run, "run": run, "attempt": 0, "from_resource": 0, "milestones": [10, 30]}
+        began = [] if seed else [Event("suggested", suggested)]
+        self.ledger.append([*began, Event("lease_started", lease)])
         for milestone in (m for m in self.loaded.milestones if m <= resource):
             folder = self.paths.root / "trials" / run / "attempt-0" / f"checkpoint-{milestone}"
-            write_adapter(folder, order + 1, noise, **config)
+            write_adapter(folder, order + 1 + 100 * seed, noise, **config)
             model = {"base_model": "org/model", "adapter": str(folder)}
             payload = {"model": model, "split": "tune"}
             due = [entry["type"] for entry in self.loaded.timetable.rung]
             scores = [score for name in due for score in self.backend.scores(payload, name)]
             body = {
-                "lease": trial,
+                "lease": run,
                 "run": run,
                 "attempt": 0,
                 "resource": milestone,

@@ -54,7 +54,7 @@ def test_baseline_winner_and_soup(tmp_path: Path) -> None:
     assert state.candidates[1]["run"] == stage.runs[1]
     assert not Path(state.candidates[1]["checkpoint"]).is_absolute()
     kinds = [kind for kind, _ in stage.facts() if not kind.startswith("soup_")]
-    assert kinds == ["final_frozen", "test_opened", *["final_scored"] * 3, *["verdict"] * 3]
+    assert kinds == ["final_frozen", "baseline_scored", "test_opened", *["final_scored"] * 3, *["verdict"] * 3]
     (opened,) = stage.bodies("test_opened")
     assert opened == {
         "by": "final",
@@ -142,10 +142,12 @@ def test_a_baseline_of_its_own_is_trained(tmp_path: Path) -> None:
 def test_no_test_split_opens_nothing(tmp_path: Path) -> None:
     stage = Stage(tmp_path, NOISES, test="")
     final(stage)
-    assert [kind for kind, _ in stage.facts()] == ["final_frozen"]
-    assert stage.said == ["final step: pipeline.datasets.test is not given, so test was not opened and nothing judged"]
+    assert [kind for kind, _ in stage.facts()] == ["final_frozen", "baseline_scored"]
+    assert stage.said[1:] == [
+        "final step: pipeline.datasets.test is not given, so test was not opened and nothing judged"
+    ]
     final(stage)
-    assert [kind for kind, _ in stage.facts()] == ["final_frozen"]
+    assert [kind for kind, _ in stage.facts()] == ["final_frozen", "baseline_scored"]
 
 
 def test_nothing_to_judge(tmp_path: Path) -> None:

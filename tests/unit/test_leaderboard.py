@@ -13,9 +13,10 @@ from evaluators.base import Direction, ItemSet, Score, summarise
 from sweeps.board import Leaderboard, Measured, to_csv, to_json
 from sweeps.board_text import aligned, score_text, to_text
 from sweeps.fold import fold
-from sweeps.leaderboard import combined, leaderboard, trial_items
+from sweeps.leaderboard import leaderboard, trial_items
 from sweeps.ledger import Event, StoredItems, number
 from sweeps.metrics import Metric
+from sweeps.seeds import combined
 
 ITEMS = ItemSet(tuple(f"i{i}" for i in range(60)), groups=tuple(f"g{i // 2}" for i in range(60)))
 BASE = np.random.default_rng(0).normal(2.0, 0.5, 60)
@@ -235,17 +236,45 @@ def test_runs_of_different_lengths_rank_by_score_at_their_own_end() -> None:
 
 
 class TestSeeds:
-    def test_a_trial_is_the_mean_of_its_seeds_at_their_common_rung(self) -> None:
+    def test_a_trial_is_the_mean_of_its_seeds_at_its_rung(self) -> None:
         sweep = Sweep()
         trial = sweep.trial()
-        for seed, reached, shift in ((0, 30, 0.2), (1, 8, 0.4)):
-            sweep.ran_run(sweep.lease(trial, seed), shift, reached, noise=0)
+        for seed, shift in ((0, 0.2), (1, 0.4)):
+            sweep.ran_run(sweep.lease(trial, seed), shift, 8, noise=0)
         [row] = sweep.board().rows
-        assert (row.seeds, row.rung, row.resource, row.seconds) == ((0, 1), 8, 38, 30.0)
+        assert (row.seeds, row.rung, row.resource, row.seconds) == ((0, 1), 8, 16, 20.0)
         assert row.score.value == pytest.approx(BASE.mean() + 0.3, abs=1e-6)
         stored = trial_items(row, sweep, "tune/loss")
         assert stored is not None
         np.testing.assert_allclose(stored.values, BASE + 0.3, atol=1e-6)
+
+    def test_only_seeds_that_have_reported_at_the_rung_count(self) -> None:
+        sweep = Sweep()
+        trial = sweep.trial()
+        sweep.ran_run(sweep.lease(trial, 0), 0.2, 30, noise=0)
+        sweep.ran_run(sweep.lease(trial, 1), 0.4, 8, noise=0)
+        sweep.lease(trial, 2)
+        [row] = sweep.board().rows
+        assert (row.seeds, row.rung) == ((0,), 30)
+        assert row.score.value == pytest.approx(BASE.mean() + 0.2, abs=1e-6)
+
+    def test_fewer_seeds_stand_behind_more(self) -> None:
+        sweep = Sweep()
+        lucky, solid = sweep.trial(), sweep.trial()
+        sweep.ran_run(sweep.lease(lucky, 0), -1.0)
+        for seed in (0, 1):
+            sweep.ran_run(sweep.lease(solid, seed), 0.0)
+        assert names(sweep.board()) == [solid, lucky]
+
+    def test_the_spread_of_seeds_keeps_a_tie_that_rows_alone_would_break(self) -> None:
+        sweep = Sweep()
+        first, second = sweep.trial(), sweep.trial()
+        for trial, shifts in ((first, (-0.4, 0.4)), (second, (-0.25, 0.65))):
+            for seed, shift in enumerate(shifts):
+                sweep.ran_run(sweep.lease(trial, seed), shift, noise=0.01)
+        board = sweep.board()
+        assert names(board) == [first, second]
+        assert board.rows[1].tie is True
 
     def test_the_error_has_the_seeds_in_it(self) -> None:
         score = combined([Measured(1.0, 0.3, 50, 1), Measured(2.0, 0.3, 49, 2)])
