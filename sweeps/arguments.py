@@ -193,6 +193,11 @@ def _add_report(add: Add) -> None:
     report = add("report", "one self-contained page about a sweep, or a live one")
     _name(report)
     report.add_argument("-o", "--output", metavar="FILE.html", help="where to write it (default: the sweep's folder)")
+    report.add_argument(
+        "--checklist",
+        metavar="FILE.md",
+        help="where to write the reproducibility checklist (default: checklist.md in the sweep's folder)",
+    )
     report.add_argument("--watch", action="store_true", help="serve it here and follow a running sweep, until Ctrl-C")
     report.add_argument("--port", type=_port, metavar="P", help="of --watch (default: a free one)")
     report.add_argument("--host", metavar="H", help="of --watch (default 127.0.0.1: nobody else can see it)")

@@ -36,6 +36,51 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A mean with its error and interval, over rows and, where there are several, training seeds."""
+
+    value: float
+    se: float
+    low: float
+    high: float
+    n: int
+    seeds: tuple[int, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        numbers = {name: number(getattr(self, name)) for name in ("value", "se", "low", "high")}
+        return {**numbers, "n": self.n, "seeds": list(self.seeds)}
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A judged candidate on what chose it and on test (`sweeps.gap`).
+
+    Attributes:
+        role: `winner`, `front-<k>`, `soup` or a soup's id.
+        name: the trial's or the soup's.
+        chosen_on: full name of the metric that chose it.
+        tested_on: full name on test.
+        tuned: the score that chose it.
+        tested: the score on test.
+        worse: by how much test is worse; positive where the choice flattered it.
+    """
+
+    role: str
+    name: str
+    chosen_on: str
+    tested_on: str
+    tuned: Interval
+    tested: Interval
+    worse: Interval
+
+    def record(self) -> dict[str, Any]:
+        """JSON-ready."""
+        whole = {name: getattr(self, name).record() for name in ("tuned", "tested", "worse")}
+        return {**self.__dict__, **whole}
+
+
+@dataclass(frozen=True)
 class Row:
     """One line.
 
@@ -123,6 +168,8 @@ class Leaderboard:
         same: role of each judged soup that is one run alone -> the role of that run.
         earlier: final steps before the sweep was given another budget, oldest first.
         test_openings: how often `test` was opened.
+        tuned_after: reports of trials that came in after `test` was first opened; 0 in a sweep that only tuned before it.
+        gaps: of each judged candidate that something chose, what chose it beside test.
         finished: whether the sweep is over.
         metrics: all of them, the primary one first.
         front: with several metrics, the Pareto front of the trials that got furthest; None before there is one.
@@ -141,6 +188,8 @@ class Leaderboard:
     same: Mapping[str, str] = field(default_factory=dict)
     earlier: tuple[Round, ...] = ()
     test_openings: int = 0
+    tuned_after: int = 0
+    gaps: tuple[Gap, ...] = ()
     finished: bool = False
     metrics: tuple[Metric, ...] = ()
     front: Front | None = None
@@ -186,6 +235,8 @@ def to_json(board: Leaderboard) -> dict[str, Any]:
             {"trials": done.trials, "finals": _finals(done.finals), "verdicts": done.verdicts} for done in board.earlier
         ],
         "test_openings": board.test_openings,
+        "tuned_after_test": board.tuned_after,
+        "gaps": [gap.record() for gap in board.gaps],
     }
 
 

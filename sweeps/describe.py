@@ -6,6 +6,7 @@ from typing import Any
 
 from sweeps.load import LoadedSweep
 from sweeps.searchers.cover import division
+from sweeps.seeds import runs_at
 from sweeps.soup_spec import SoupConfig, SparseSoupConfig
 from sweeps.spec import ASHAConfig
 
@@ -14,21 +15,22 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
     """What a sweep would run, for `stockpot check` (JSON).
 
     `rungs` says for each milestone how many runs are expected to reach it: one in eta goes on, and at least the
-    finalists. `resource` sums what they train.
+    finalists, with all their seeds; of the others the first seed alone. `resource` sums what they train.
     """
     seeds = len(loaded.spec.seeds.tune)
     rungs: list[dict[str, Any]] | None = None
     resource: int | None = None
     if loaded.trials is not None:
-        rungs, resource, before = [], 0, 0
-        runs = loaded.trials * seeds
-        rule = loaded.spec.early_terminate
-        for index, milestone in enumerate(loaded.milestones):
-            if index and isinstance(rule, ASHAConfig):
-                runs = min(runs, max(1, runs // rule.eta, loaded.finalists))
-            rungs.append({"resource": milestone, "runs": runs})
-            resource += runs * (milestone - before)
-            before = milestone
+        trials, rule = [loaded.trials], loaded.spec.early_terminate
+        for _ in loaded.milestones[1:]:
+            here = trials[-1]
+            trials.append(
+                min(here, max(1, here // rule.eta, loaded.finalists)) if isinstance(rule, ASHAConfig) else here
+            )
+        counts = zip(loaded.milestones, runs_at(trials, seeds), strict=True)
+        rungs = [{"resource": milestone, "runs": runs} for milestone, runs in counts]
+        steps = zip([0, *loaded.milestones], rungs, strict=False)
+        resource = sum(rung["runs"] * (rung["resource"] - before) for before, rung in steps)
     return {
         "name": loaded.spec.name,
         "folder": str(loaded.paths.root),

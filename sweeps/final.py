@@ -176,8 +176,8 @@ def _baseline_on_tune(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, ba
             say(f"final step: {ready.label} could not be scored on tune: {error.failure.message}")
             continue
         owner = f"tune-{len(state.baselines) + 1}/{ready.label}"
-        body = {"candidate": dict(ready.candidate), "seed": ready.seed, "owner": owner}
-        body["scores"] = [score.record() for score in scores]
+        told = [score.record() for score in scores]
+        body = {"candidate": dict(ready.candidate), "seed": ready.seed, "owner": owner, "scores": told}
         ledger.append([Event("baseline_scored", body)], [Items(owner, RESOURCE, score) for score in scores])
         state = fold(ledger.events())
 

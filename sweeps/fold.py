@@ -110,6 +110,7 @@ def _reported(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     if body["attempt"] < run.attempt or body["resource"] in run.reports:
         return
     run.heard = event.time
+    state.tuned_after_test += state.test_openings > 0
     run.seconds += body.get("worker_seconds") or 0.0
     run.reports[body["resource"]] = ReportState(
         resource=body["resource"],

@@ -1,8 +1,8 @@
 """Which checkpoints stay: `keep:`, across the sweep.
 
 * Protected whatever the disk says: the newest checkpoint of every run that waits, runs or will go again, and of the best
-  runs at the highest rung (finalists and soup ingredients). Runs go by their configuration's mean over its seeds, and all
-  seeds of a finalist are protected.
+  runs at the highest rung (finalists and soup ingredients). Runs go by their configuration's mean over its seeds, all seeds
+  of a finalist are protected, and a run goes on living while another seed of its configuration does, or is still to begin.
 * With several metrics the runs of the Pareto front that the final step would judge are protected as well.
 * Kept while there is room: the newest of the best `keep.best` ended runs, and one older checkpoint of runs that go on, in
   case the newest is torn.
@@ -43,7 +43,7 @@ class Holding:
 
     Attributes:
         found: newest first.
-        live: whether the run waits, runs or will go again.
+        live: whether the run, or another seed of its trial, waits, runs or will go again.
         finished: whether it reached the highest rung.
         rank: sort key among ended runs, smaller is better.
         order: its trial's order, the tie-break.
@@ -184,7 +184,7 @@ class Keeper:
         return self._sizes[checkpoint.folder]
 
     def _holding(self, run: RunState, found: Sequence[Sized]) -> Holding:
-        live = run.phase in ("waiting", "running", "interrupted")
+        live = self._standings.unsettled(run.trial)
         rung = self._standings.rung(run)
         vector = None if rung is None else self._standings.vector(run, rung)
         broken = vector is None or any(value != value for value in vector)

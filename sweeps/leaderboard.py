@@ -25,6 +25,7 @@ from evaluators.statistics import holm
 from sweeps.board import ALPHA, Leaderboard, Measured, Row
 from sweeps.candidates import same_models, test_finals
 from sweeps.front import Front, find_front, numbered
+from sweeps.gap import gaps
 from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
 from sweeps.seeds import by_trial, combined, measured, standing
@@ -115,6 +116,8 @@ def leaderboard(
         same=same_models(state),
         earlier=tuple(state.earlier),
         test_openings=state.test_openings,
+        tuned_after=state.tuned_after_test,
+        gaps=tuple(gaps(state, ordered, plan.metrics, items, alpha)),
         finished=state.finished is not None,
     )
 

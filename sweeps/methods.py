@@ -266,10 +266,9 @@ def _judged(tried: Sequence[_Tried], baselines: Mapping[str, Side], metric: Metr
     adjusted = dict(zip(results, holm([result.p for result in results.values()]), strict=True))
     judged = []
     for place, one in enumerate(tried):
-        result = results.get(place)
-        if result is not None:
-            shown = result.better(metric.direction, adjusted[place]) == "left"
-            judged.append(replace(one, better=metric.sign * result.difference < 0, shown=shown))
+        if place in results:
+            shown = results[place].better(metric.direction, adjusted[place]) == "left"
+            judged.append(replace(one, better=metric.sign * results[place].difference < 0, shown=shown))
         else:
             judged.append(replace(one, better=False if one.diverged and one.source.name in baselines else None))
     return judged

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from sweeps.seeds import runs_at
 from sweeps.standings import Standings
 from sweeps.state import RunState
 from sweeps.trial import finite
@@ -75,7 +76,9 @@ class Pace:
 
     def _expected(self, trials: tuple[int, ...]) -> int:
         before, spent = 0, 0
-        for milestone, count in zip(self._standings.milestones, trials, strict=True):
-            spent += (milestone - before) * count * len(self._standings.seeds)
+        for milestone, runs in zip(
+            self._standings.milestones, runs_at(trials, len(self._standings.seeds)), strict=True
+        ):
+            spent += (milestone - before) * runs
             before = milestone
         return spent

@@ -64,6 +64,11 @@ class SweepPaths:
         return self.root / "report.html"
 
     @property
+    def checklist(self) -> Path:
+        """The reproducibility checklist."""
+        return self.root / "checklist.md"
+
+    @property
     def logs(self) -> Path:
         """Folder of logs."""
         return self.root / "logs"

@@ -161,9 +161,11 @@ class Seeds(Config):
     """Seeds of tuning and, disjoint from them, of the final step."""
 
     tune: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-    """Each configuration is run with each of these."""
+    """A configuration is scored by its mean over these. The first leads: under early termination the others begin once a
+    configuration is let go on from its rung, so that a hopeless one costs one run; without it each is run with all."""
     test: tuple[Seed, ...] = ()
-    """The winner and the baseline are retrained with these; empty: the interval then covers data, not training."""
+    """The winner and the baseline are retrained with these; empty: the interval then covers data, and training only where
+    there are several tuning seeds."""
 
     @model_validator(mode="after")
     def no_seed_serves_twice(self) -> Seeds:

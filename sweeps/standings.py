@@ -262,6 +262,14 @@ class Standings:
                 return seed, goal
         return None
 
+    def unsettled(self, trial: str) -> bool:
+        """Whether a run of a trial still has a way to go, or another seed is still to follow its lead to the total."""
+        runs = [run for run in (self._run(trial, seed) for seed in self.seeds) if run is not None]
+        if any(run.phase in ("waiting", "running", "interrupted") for run in runs):
+            return True
+        lead = self._run(trial, self.seeds[0])
+        return lead is not None and lead.phase == "finished" and self.following(trial) is not None
+
     def owing(self) -> tuple[str, int, int] | None:
         """(trial, seed, resource) of a trial whose lead has reached the total and whose other seeds have not started to."""
         for trial in self._owing:

@@ -144,6 +144,8 @@ class SweepState:
     earlier: list[Round] = field(default_factory=list)
     """final steps of earlier budgets; the three above are the present one's"""
     test_openings: int = 0
+    tuned_after_test: int = 0
+    """reports of trials after the first opening"""
     drivers: int = 0
     driver: Mapping[str, Any] = field(default_factory=dict)
     """the newest driver, as `driver_started` tells it"""

@@ -65,7 +65,7 @@ class Comparison:
 
 def compare(left: Side, right: Side, alpha: float = ALPHA) -> Comparison:
     """Compare two sides on the items that both scored; without common items, by their errors alone."""
-    item_set, note = _common(left, right)
+    item_set, note = common_items(left, right)
     if item_set is None:
         return Comparison(_unpaired(left, right), "data", note)
     a, b = _stack(left), _stack(right)
@@ -139,7 +139,30 @@ def side(result: Paired, direction: Direction) -> str:
     return "left" if (result.difference > 0) == (direction == "maximize") else "right"
 
 
-def _common(left: Side, right: Side) -> tuple[ItemSet | None, str]:
+@dataclass(frozen=True)
+class Part:
+    """A part of a variance, with its degrees of freedom."""
+
+    variance: float
+    freedom: int
+
+
+def limits(value: float, parts: Sequence[Part], alpha: float = ALPHA) -> tuple[float, float, float]:
+    """(se, low, high): Student's t with Satterthwaite's degrees of freedom; NaN where a part is unknown."""
+    whole = sum(part.variance for part in parts)
+    if not math.isfinite(whole):
+        return math.nan, math.nan, math.nan
+    se = math.sqrt(whole)
+    half = float(special.stdtrit(freedom(parts), 1 - alpha / 2)) * se if se > 0 else 0.0
+    return se, value - half, value + half
+
+
+def freedom(parts: Sequence[Part]) -> float:
+    """Satterthwaite's degrees of freedom of a sum of variances; at least one must be above 0."""
+    return sum(p.variance for p in parts) ** 2 / sum(p.variance**2 / max(p.freedom, 1) for p in parts if p.variance > 0)
+
+
+def common_items(left: Side, right: Side) -> tuple[ItemSet | None, str]:
     """The items of both sides; None, with the reason, where they can't be paired."""
     sets = [stored.item_set for stored in (*left.stored, *right.stored) if stored is not None]
     if not sets or len(sets) < len(left.stored) + len(right.stored):
@@ -159,18 +182,15 @@ def _stack(one: Side) -> Items:
 
 
 def _with_training(base: Paired, trained: Sequence[Items], scored: NDArray[np.bool_], item_set: ItemSet) -> Paired:
-    parts = [(base.se**2, base.clusters - 1)]
+    parts = [Part(base.se**2, base.clusters - 1)]
     for values in trained:
         means = [summarise("m", "test", "minimize", item_set, np.where(scored, row, np.nan)).value for row in values]
-        parts.append((float(np.var(means, ddof=1)) / len(means), len(means) - 1))
-    variance = sum(part for part, _ in parts)
-    if variance == 0:
+        parts.append(Part(float(np.var(means, ddof=1)) / len(means), len(means) - 1))
+    if sum(part.variance for part in parts) == 0:
         return base
-    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts if part > 0)
-    se = math.sqrt(variance)
-    half = float(special.stdtrit(freedom, 1 - base.alpha / 2)) * se
-    p = 2 * float(special.stdtr(freedom, -abs(base.difference) / se))
-    return replace(base, se=se, low=base.difference - half, high=base.difference + half, p=p)
+    se, low, high = limits(base.difference, parts, base.alpha)
+    p = 2 * float(special.stdtr(freedom(parts), -abs(base.difference) / se))
+    return replace(base, se=se, low=low, high=high, p=p)
 
 
 def _unpaired(left: Side, right: Side) -> Paired:

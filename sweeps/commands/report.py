@@ -24,22 +24,28 @@ def report(arguments: argparse.Namespace) -> int:
         return 0
     from sweeps.report.write import write_report
 
-    out = None if arguments.output is None else Path(arguments.output).expanduser()
+    out, listed = (
+        None if given is None else Path(given).expanduser() for given in (arguments.output, arguments.checklist)
+    )
     try:
-        place = write_report(paths, out)
+        place = write_report(paths, out, listed)
     except OSError as error:
-        raise UsageError(f"the report can't be written to {out or paths.report}: {error.strerror or error}") from error
+        named = error.filename or out or paths.report
+        raise UsageError(f"the report can't be written to {named}: {error.strerror or error}") from error
     print(f"report: {place} ({place.stat().st_size / 1e6:.2f} MB)")
+    if out is None or listed is not None:
+        print(f"checklist: {(listed or paths.checklist).absolute()}")
     if arguments.open:
         _open(place.as_uri())
     return 0
 
 
 def _refuse_mixtures(arguments: argparse.Namespace) -> None:
-    if arguments.watch and (arguments.json or arguments.output is not None):
-        raise UsageError("--watch serves the page; it goes with neither --json nor -o")
-    if arguments.json and (arguments.output is not None or arguments.open):
-        raise UsageError("--json prints the page's record and writes no page; leave out -o and --open")
+    written = arguments.output is not None or arguments.checklist is not None
+    if arguments.watch and (arguments.json or written):
+        raise UsageError("--watch serves the page; it goes with none of --json, -o and --checklist")
+    if arguments.json and (written or arguments.open):
+        raise UsageError("--json prints the page's record and writes no page; leave out -o, --checklist and --open")
     if not arguments.watch and (arguments.port is not None or arguments.host is not None):
         raise UsageError("--port and --host are for --watch")
 

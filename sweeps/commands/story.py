@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +152,7 @@ def final_lines(board: Leaderboard, width: int | None = None) -> list[str]:
         board: the leaderboard.
         width: columns that the table of scores may take; a wider one has a line a metric instead of one a candidate.
     """
-    lines = _scores(board.finals, width)
+    lines = [*tuned_after(board), *_scores(board.finals, width), *gap_lines(board, width)]
     if any(str(final["role"]).startswith("front-") for final in board.finals):
         lines.append("there is no single winner: no run of the front is better than another on every metric")
     lines += [verdict_line(verdict, board.tests, board.alpha) for verdict in board.verdicts]
@@ -168,6 +169,68 @@ def final_lines(board: Leaderboard, width: int | None = None) -> list[str]:
             "means"
         )
     return [*lines, *earlier_lines(board)]
+
+
+def tuned_after(board: Leaderboard) -> list[str]:
+    """A warning where tuning went on after `test` had been opened; empty where it did not."""
+    if not board.tuned_after:
+        return []
+    reports = "1 report" if board.tuned_after == 1 else f"{board.tuned_after} reports"
+    return [
+        f"WARNING: tuning went on after test was first opened ({reports} of trials came in since): whoever saw test may have "
+        "led what was tuned later, and test is no fair judge of it any more"
+    ]
+
+
+def gap_lines(board: Leaderboard, width: int | None = None) -> list[str]:
+    """What chose each candidate beside what it is worth on test, with intervals, and how these are made."""
+    from sweeps.board import Measured
+    from sweeps.board_text import aligned, score_text
+
+    if not board.gaps:
+        return []
+    percent = f"{100 * (1 - board.alpha):g} %"
+    rows = []
+    for gap in board.gaps:
+        tuned, tested, worse = gap.tuned, gap.tested, gap.worse
+        half = (worse.high - worse.low) / 2
+        shown = score_text(Measured(tested.value, tested.se, tested.n))
+        limits = (
+            ""
+            if tested.low != tested.low
+            else f" ({_limit(tested.low, tested.se)} to {_limit(tested.high, tested.se)})"
+        )
+        rows.append(
+            [
+                role(gap.role) + ("" if gap.role.startswith("soup") or gap.role == gap.name else f" {gap.name}"),
+                gap.chosen_on,
+                score_text(Measured(tuned.value, tuned.se, tuned.n)),
+                str(len(tuned.seeds) or 1),
+                gap.tested_on,
+                shown + limits,
+                str(len(tested.seeds) or 1),
+                f"{worse.value:+.3g}" + ("" if half != half else f" ± {half:.2g}"),
+            ]
+        )
+    head = [
+        "chosen and tested",
+        "on",
+        "score",
+        "seeds",
+        "on",
+        f"score ({percent})",
+        "seeds",
+        f"test is worse by ({percent})",
+    ]
+    return [
+        *aligned(head, rows, width),
+        "these intervals cover the rows (clustered) and, where there are several, the training seeds: Student's t, Satterthwaite",
+    ]
+
+
+def _limit(value: float, se: float) -> str:
+    """A limit of an interval, to as many digits as its error has."""
+    return f"{value:.{min(8, max(0, 1 - math.floor(math.log10(se))))}f}" if se > 0 else f"{value:.4g}"
 
 
 def earlier_lines(board: Leaderboard) -> list[str]:
@@ -191,7 +254,11 @@ def _scores(finals: Sequence[Mapping[str, Any]], width: int | None) -> list[str]
     keys = list(dict.fromkeys(key for final in finals for key in final["scores"]))
     rows = []
     for final in finals:
-        seed = f" (seed {final['seed']})" if final.get("seed") is not None else ""
+        seed = ""
+        if final.get("seed") is not None:
+            seed = f" ({'tuning ' if final.get('own') else ''}seed {final['seed']})"
+        elif (final.get("candidate") or {}).get("others"):
+            seed = f" (tuning {str(final['candidate']['run']).partition('/')[2].replace('-', ' ')})"
         scores = [final["scores"].get(key) for key in keys]
         cells = [score_text(Measured(s.value, s.se, s.n)) if s is not None else "" for s in scores]
         run = (final.get("candidate") or {}).get("run") if str(final["role"]).startswith("front-") else None

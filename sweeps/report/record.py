@@ -1,7 +1,7 @@
 """The report's record: everything that its page shows, folded from the ledger. JSON, no secrets, no file but the sweep's.
 
 Keys: name, phase, metric, metrics, cards, also, direction, unit, headline, totals, milestones, axes, trials (in the leaderboard's
-order), importance, front, verdicts, finals, openings, soups, timeline, data, reproduction, notes, etag. Times are seconds since
+order), importance, front, verdicts, finals, gaps, openings, checklist, soups, timeline, data, reproduction, notes, etag. Times are seconds since
 the epoch, durations seconds, unknown numbers null, infinite ones the texts `inf` and `-inf`.
 """
 
@@ -22,6 +22,7 @@ from sweeps.leaderboard import leaderboard
 from sweeps.load import LoadedSweep
 from sweeps.paths import SweepPaths
 from sweeps.report.axes import axes_of, same
+from sweeps.report.checklist import checklist
 from sweeps.report.facts import data_facts, reproduction
 from sweeps.report.importance import importance
 from sweeps.report.redact import redact
@@ -77,7 +78,9 @@ def build_record(source: Source) -> dict[str, Any]:
         "importance": _importance(trials, axes),
         "verdicts": verdict_records(board),
         "finals": _finals(board),
+        "gaps": [gap.record() for gap in board.gaps],
         "openings": board.test_openings,
+        "checklist": checklist(source, board, axes, facts),
         "soups": [_soup(soup) for soup in state.soups.values()],
         "timeline": timeline(source.events, driven),
         "data": data_facts(source, trials),
@@ -145,6 +148,7 @@ def _finals(board: Leaderboard) -> list[dict[str, Any]]:
         {
             "role": final["role"],
             "seed": final.get("seed"),
+            "own": bool(final.get("own")),
             "scores": {key: score.record() for key, score in final["scores"].items()},
         }
         for final in board.finals

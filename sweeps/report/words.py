@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeps.board import Leaderboard, Measured, Row
 from sweeps.board_text import score_text
-from sweeps.commands.story import number, role, verdict_line
+from sweeps.commands.story import number, role, tuned_after, verdict_line
 from sweeps.state import SweepState
 
 NAMES = {"winner": "the best single model", "baseline": "the baseline", "soup": "the soup"}
@@ -17,11 +17,21 @@ NAMES = {"winner": "the best single model", "baseline": "the baseline", "soup": 
 def headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any]:
     """`title`, `tone` (decided | open | none) and `lines` of a sweep; JSON-ready.
 
+    Where tuning went on after test had been opened, title and first line say so before everything else.
+
     Args:
         state: the folded ledger.
         board: its leaderboard.
         phase: as `Source.phase`.
     """
+    found = _headline(state, board, phase)
+    if not board.tuned_after:
+        return found
+    title = f"Test was opened before the tuning had ended. {found['title']}"
+    return {**found, "title": title, "lines": [*tuned_after(board), *found["lines"]]}
+
+
+def _headline(state: SweepState, board: Leaderboard, phase: str) -> dict[str, Any]:
     if phase == "empty":
         return {"title": "Nothing has been tried yet.", "tone": "none", "lines": []}
     primary = _primary(board)

@@ -1,4 +1,4 @@
-"""Writing the page: aside, then moved to its place, so that a reader never sees half of one."""
+"""Writing the page and the checklist: aside, then moved to its place, so that a reader never sees half of one."""
 
 from __future__ import annotations
 
@@ -9,32 +9,41 @@ from pathlib import Path
 from sweeps.paths import SweepPaths
 
 
-def write_report(paths: SweepPaths, out: Path | None = None) -> Path:
-    """Write the report of a sweep in any state.
+def write_report(paths: SweepPaths, out: Path | None = None, checklist: Path | None = None) -> Path:
+    """Write the report of a sweep in any state, and its reproducibility checklist as Markdown.
 
     Args:
         paths: the sweep's.
         out: where to; default `<sweep>/report.html`.
+        checklist: where the checklist goes; default `<sweep>/checklist.md`, and nowhere where `out` is given alone.
 
     Returns:
-        Where it is.
+        Where the page is.
 
     Raises:
         LedgerError: when the ledger can't be read.
         OSError: when the file can't be written.
     """
+    from sweeps.report.checklist import to_markdown
     from sweeps.report.page import build_page
     from sweeps.report.record import report_record
 
     place = (out or paths.report).absolute()
-    page = build_page(report_record(paths))
+    record = report_record(paths)
+    _place(place, build_page(record))
+    if checklist is not None or out is None:
+        _place((checklist or paths.checklist).absolute(), to_markdown(record["name"], record["checklist"]))
+    return place
+
+
+def _place(place: Path, text: str) -> None:
+    """Write a text aside, and move it to its place."""
     aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(page, encoding="utf-8", newline="\n")
+        aside.write_text(text, encoding="utf-8", newline="\n")
         aside.replace(place)
     finally:
         aside.unlink(missing_ok=True)
-    return place
 
 
 def try_report(paths: SweepPaths, say: Callable[[str], None]) -> Path | None:

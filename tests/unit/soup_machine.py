@@ -253,5 +253,5 @@ class Stage:
 
     def facts(self) -> list[tuple[str, Any]]:
         """Everything after the sweep itself, without times."""
-        kinds = ("soup_", "final_", "test_", "verdict")
+        kinds = ("soup_", "final_", "test_", "baseline_", "verdict")
         return [(event.kind, event.body) for event in self.ledger.events() if event.kind.startswith(kinds)]

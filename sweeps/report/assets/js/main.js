@@ -1,13 +1,13 @@
 // Puts the page together, keeps its colours, prints it, and follows a running sweep.
 
-const SECTIONS = [["verdict", "Verdict"], ["verdicts", "On test"], ["curves", "Learning curves"], ["parameters", "Parameters"], ["importance", "What mattered"], ["front", "Score and cost"], ["leaderboard", "Leaderboard"], ["endings", "Endings"], ["soups", "Soup"], ["time", "Time and cost"], ["data", "Data"], ["reproduce", "Make it again"]];
+const SECTIONS = [["verdict", "Verdict"], ["verdicts", "On test"], ["curves", "Learning curves"], ["parameters", "Parameters"], ["importance", "What mattered"], ["front", "Score and cost"], ["leaderboard", "Leaderboard"], ["endings", "Endings"], ["soups", "Soup"], ["time", "Time and cost"], ["data", "Data"], ["checklist", "Checklist"], ["reproduce", "Make it again"]];
 
 function show(record) {
   store.record = record;
   const ids = new Set(record.trials.map((trial) => trial.id));
   if (store.selected) applyBrushQuietly();
   for (const id of [...board.open]) if (!ids.has(id)) board.open.delete(id);
-  for (const part of [showHead, showVerdicts, showCurves, showParameters, showImportance, showFront, showBoard, showEndings, showSoups, showTime, showData, showReproduction]) part(record);
+  for (const part of [showHead, showVerdicts, showCurves, showParameters, showImportance, showFront, showBoard, showEndings, showSoups, showTime, showData, showChecklist, showReproduction]) part(record);
   fill("rail-list", SECTIONS.filter(([id]) => !$(id).hidden).map(([id, title]) => h("li", {}, h("a", { href: `#${id}` }, title))));
   fill("footer", `Made by Stockpot ${record.reproduction.versions ? record.reproduction.versions.stockpot || "" : ""} from the sweep's ledger${record.totals.updated_at ? ` as of ${when(record.totals.updated_at)}` : ""}. This page holds everything it shows and asks for nothing from anywhere. Charts: Apache ECharts.`);
   markSection();

@@ -65,9 +65,14 @@ function showVerdicts(record) {
     h("tbody", {}, record.verdicts.map((one) => h("tr", {}, h("td", { class: "nowrap" }, `${bare(one.left)} minus ${bare(one.right)}`), h("td", {}, one.metric), h("td", { class: "num" }, withError(one.difference, one.se)[0]),
       h("td", { class: "num" }, isNumber(one.low) ? `${limit(one.low, one.se)} to ${limit(one.high, one.se)}` : "–"), h("td", { class: "num" }, pText(one.p)), h("td", { class: "num" }, pText(one.p_holm)), h("td", { class: "num" }, one.clusters !== one.n ? `${one.n} in ${one.clusters} groups` : one.n),
       h("td", { class: "wide" }, one.words, one.note ? `; ${one.note}` : "", one.covers === "data and training" ? `; ${plural(new Set([...one.seeds.left, ...one.seeds.right]).size, "training seed")}` : ""))))));
+  const spread = (one) => (isNumber(one.low) ? `${limit(one.low, one.se)} to ${limit(one.high, one.se)}` : "–");
+  const seeds = (one) => one.seeds.length || 1;
+  fill("gaps-table", !record.gaps.length ? null : h("table", {}, h("caption", {}, "What chose each, beside what it is worth on test. Intervals (95 %) cover the rows, clustered, and the training seeds where there are several: Student's t with Satterthwaite's degrees of freedom."),
+    h("thead", {}, h("tr", {}, ["chosen", "on", "score", "seeds", "on", "score", "95 % interval", "seeds", "test is worse by", "95 % interval"].map((name, i) => h("th", { scope: "col", class: [2, 3, 5, 6, 7, 8, 9].includes(i) ? "num" : "" }, name)))),
+    h("tbody", {}, record.gaps.map((one) => h("tr", {}, h("td", { class: "nowrap" }, bare(one.role)), h("td", {}, one.chosen_on), h("td", { class: "num" }, score(one.tuned)), h("td", { class: "num" }, seeds(one.tuned)), h("td", {}, one.tested_on), h("td", { class: "num" }, score(one.tested)), h("td", { class: "num" }, spread(one.tested)), h("td", { class: "num" }, seeds(one.tested)), h("td", { class: "num" }, withError(one.worse.value, one.worse.se)[0]), h("td", { class: "num" }, spread(one.worse)))))));
   const keys = [...new Set(record.finals.flatMap((one) => Object.keys(one.scores)))];
   fill("finals-table", !record.finals.length ? null : h("table", {}, h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "scored on test"), keys.map((key) => h("th", { scope: "col", class: "num" }, key)))),
-    h("tbody", {}, record.finals.map((one) => h("tr", {}, h("td", {}, bare(one.role), one.seed !== null ? ` (seed ${one.seed})` : ""), keys.map((key) => h("td", { class: "num" }, score(one.scores[key]))))))));
+    h("tbody", {}, record.finals.map((one) => h("tr", {}, h("td", {}, bare(one.role), one.seed !== null ? ` (${one.own ? "tuning " : ""}seed ${one.seed})` : ""), keys.map((key) => h("td", { class: "num" }, score(one.scores[key]))))))));
 }
 
 const limit = (value, se) => { const text = withError(value, se)[0]; return Number(text.replace("−", "-")) === 0 && value !== 0 ? plain(value, 2) : text; };

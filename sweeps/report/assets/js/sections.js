@@ -67,3 +67,14 @@ function showReproduction(record) {
     facts_.hashes.length ? fold("hashes", "Hashes (SHA-256)", facts_.hashes.length, h("div", { class: "scroll", role: "region", tabindex: "0", "aria-label": "Hashes" }, h("table", {}, h("tbody", {}, facts_.hashes.map((one) => h("tr", {}, h("td", {}, one.what), h("td", { class: "hash" }, one.hash))))))) : null,
     fold("events", "Events of the ledger", ledger.events, facts(Object.entries(ledger.kinds).map(([kind, times]) => [words(kind), times]))));
 }
+
+// The reproducibility checklist: every item with its answer.
+function showChecklist(record) {
+  const items = record.checklist || [];
+  $("checklist").hidden = !items.length || record.phase === "empty";
+  if ($("checklist").hidden) return;
+  fill("checklist-lead", "The items of Eimer et al. (ICML 2023), filled in from the ledger; the sweep's folder has them as checklist.md.");
+  const groups = [...new Set(items.map((one) => one.group))];
+  fill("checklist-table", h("table", {}, groups.map((group) => [h("thead", {}, h("tr", {}, h("th", { scope: "col" }, group), h("th", { scope: "col" }, ""), h("th", { scope: "col" }, ""))),
+    h("tbody", {}, items.filter((one) => one.group === group).map((one) => h("tr", {}, h("td", {}, one.item), h("td", { class: "nowrap" }, one.answer), h("td", { class: "wide" }, one.said))))])));
+}
