@@ -162,7 +162,8 @@ def test_the_engine_its_keeper_and_the_ranking_mean_the_same(tmp_path: Path) -> 
 
     def curve(config: Mapping[str, Any], resource: int, seed: int) -> float:
         x = config["kwargs"]["x"]
-        return noise("f", x) + 2.0 * noise("s", x, seed) + 10.0
+        lucky = (-9.0 if seed == 1 else 9.0) if x < 0.3 else 0.0
+        return noise("f", x) + noise("s", x, seed) + 10.0 + lucky
 
     sweep = plan(trials=50, total=1, stop="none", seeds={"tune": [0, 1, 2]}, keep={"best": 1}, space=LINE)
     root = tmp_path / "s"
