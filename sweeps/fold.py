@@ -23,7 +23,8 @@ from typing import Any
 
 from evaluators.base import Score
 from sweeps.budget import with_budget
-from sweeps.failures import Failure
+from sweeps.failures import Failure, halved
+from sweeps.fitting import TooLarge
 from sweeps.ledger import Event
 from sweeps.searchers.base import Suggestion
 from sweeps.state import ReportState, Round, RunState, SoupState, SweepState, TrialState, from_number
@@ -105,6 +106,11 @@ def _lease_started(state: SweepState, body: Mapping[str, Any], event: Event) -> 
     run.changes = dict(body.get("changes") or {})
 
 
+def _adjusted(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    run = _run(state, body["run"])
+    run.changes, run.adjusted = dict(body["changes"]), body["reason"]
+
+
 def _reported(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     run = state.runs[body["run"]]
     if body["attempt"] < run.attempt or body["resource"] in run.reports:
@@ -141,6 +147,10 @@ def _lease_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> No
 
 def _failed(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     run = _run(state, body["run"])
+    config = {**state.trials[run.trial].config, **run.changes}
+    if body["kind"] == "oom" and "micro_batch_size" in config:
+        goes_on = (body.get("changes") or halved(config) or {"micro_batch_size": 1})["micro_batch_size"]
+        state.too_large.append(TooLarge(run.id, config, goes_on))
     run.failures.append(Failure(body["kind"], body["message"], body.get("traceback", "")))
     run.phase = "failed" if body["final"] else "interrupted"
     run.lease, run.reason = None, body["message"]
@@ -232,6 +242,7 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "driver_started": _driver_started,
     "budget_changed": _budget_changed,
     "suggested": _suggested,
+    "adjusted": _adjusted,
     "lease_started": _lease_started,
     "reported": _reported,
     "decided": _decided,

@@ -213,7 +213,7 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Se
 
 
 def _reason(runs: Sequence[RunState], standing: Sequence[RunState]) -> str:
-    said = list(dict.fromkeys(run.reason for run in standing if run.reason))
+    said = list(dict.fromkeys(told for run in standing for told in (run.adjusted, run.reason) if told))
     lost = [run for run in runs if run not in standing]
     said += [f"seed {run.seed} failed: {run.reason}" for run in lost]
     return "; ".join(said)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sweeps.checkpoints import Checkpoint, Checkpoints, newest_whole
 from sweeps.failures import Failure, classify
+from sweeps.fitting import lowered
 from sweeps.journal import Journal
 from sweeps.keep import Keeper
 from sweeps.rulings import Promotion, follower, promotion
@@ -163,6 +164,7 @@ class LeaseDesk:
         )
 
     def _grant(self, run: Run, attempt: int, target: int, start: Checkpoint | None, now: float, why: str) -> Held:
+        self._adjust(run)
         state = self._standings.state.runs.get(run.id)
         changes = state.changes if state is not None else {}
         config = self._standings.state.trials[run.trial].config
@@ -194,3 +196,15 @@ class LeaseDesk:
             why=why,
         )
         return Held(lease, start, now)
+
+    def _adjust(self, run: Run) -> None:
+        """Begin smaller where a run that needs no more memory had too little; one with a report has shown that it fits."""
+        state = self._standings.state
+        found = state.runs.get(run.id)
+        if self._plan.spec.on_failure.oom == "stop" or (found is not None and found.reports):
+            return
+        changes = found.changes if found is not None else {}
+        less = lowered({**state.trials[run.trial].config, **changes}, state.too_large)
+        if less is not None:
+            body = {"run": run.id, "changes": {**changes, **less.changes}, "after": less.after}
+            self._journal.stage("adjusted", **body, reason=less.reason)

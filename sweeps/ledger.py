@@ -9,6 +9,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     driver_started    {pid, host, version, slots, cpus, gpus, address} one a driver: submit, resume; cpus and gpus a trial's
     budget_changed    {budget, trials, finalists, before}              after the driver_started of a `resume --budget`
     suggested         {trial, order, config, parameters, choices, distributions, attributes, duplicate_of}
+    adjusted          {run, changes, after, reason}                    it begins smaller, as `after` ran out of memory
     lease_started     {lease, run, attempt, from_resource, from_checkpoint, milestones, changes}
     reported          {lease, run, attempt, resource, scores, telemetry, checkpoint, worker_seconds}
     decided           {run, resource, action, reason}                  same transaction as the report or lease it answers

@@ -83,6 +83,11 @@ def _failed(body: Mapping[str, Any]) -> Told:
     return f"{number(body['run'])} {again} ({body['kind']}): {first}", "bad"
 
 
+def _adjusted(body: Mapping[str, Any]) -> Told:
+    changes = ", ".join(f"{name} {value}" for name, value in body["changes"].items())
+    return f"{number(body['run'])} begins with {changes}: {body['reason']}", "plain"
+
+
 def _leased(body: Mapping[str, Any]) -> Told:
     if body.get("why") != "promoted":
         return None
@@ -129,6 +134,7 @@ def _frozen(body: Mapping[str, Any]) -> Told:
 
 _TELL = {
     "failed": _failed,
+    "adjusted": _adjusted,
     "lease_started": _leased,
     "decided": _decided,
     "stop_requested": _stop,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sweeps.fitting import lowered
 from sweeps.ledger import Event
 from sweeps.rulings import follower, on_report, promotion
 from sweeps.schedulers import build_scheduler
@@ -51,6 +52,8 @@ class _Replay:
                 self._suggestion(event)
             elif event.kind == "decided":
                 self._decision(event)
+            elif event.kind == "adjusted":
+                self._adjustment(event)
             elif event.kind == "lease_started":
                 self._lease(event)
             elif self._due is not None and event.kind != "reported":
@@ -109,7 +112,21 @@ class _Replay:
         elif "checkpoint" not in body:
             self._say(event, "a decision without a report")
 
+    def _adjustment(self, event: Event) -> None:
+        state = self._standings.state
+        run, _, _ = event.body["run"].partition("/seed-")
+        before = state.runs[event.body["run"]].changes if event.body["run"] in state.runs else {}
+        less = lowered({**state.trials[run].config, **before}, state.too_large)
+        if less is None or (less.after, {**before, **less.changes}) != (event.body["after"], event.body["changes"]):
+            self._say(event, f"adjusted {dict(event.body)}, again {less}")
+
     def _lease(self, event: Event) -> None:
+        state, name = self._standings.state, event.body["run"]
+        if self._plan.spec.on_failure.oom != "stop" and not (name in state.runs and state.runs[name].reports):
+            config = state.trials[name.partition("/seed-")[0]].config
+            less = lowered({**config, **(event.body.get("changes") or {})}, state.too_large)
+            if less is not None:
+                self._say(event, f"{name} begins larger than what {less.after} ran out of memory with")
         if event.body.get("why") == "seed":
             chosen = promotion(self._standings, self._scheduler) or follower(self._standings)
             if chosen is None or (chosen.run.id, chosen.target) != (event.body["run"], event.body["target"]):

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from evaluators.base import Score
 from sweeps.failures import Failure
+from sweeps.fitting import TooLarge
 from sweeps.searchers.base import Suggestion
 
 Phase = Literal["waiting", "running", "finished", "stopped", "failed", "interrupted"]
@@ -51,6 +52,8 @@ class RunState:
     reports: dict[int, ReportState] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     changes: dict[str, Any] = field(default_factory=dict)
+    adjusted: str = ""
+    """why it began with less than its configuration says"""
     reason: str = ""
     seconds: float = 0.0
     heard: float = 0.0
@@ -131,6 +134,8 @@ class SweepState:
     spec: Mapping[str, Any] = field(default_factory=dict)
     trials: dict[str, TrialState] = field(default_factory=dict)
     runs: dict[str, RunState] = field(default_factory=dict)
+    too_large: list[TooLarge] = field(default_factory=list)
+    """what ran out of memory, in order"""
     soups: dict[str, SoupState] = field(default_factory=dict)
     candidates: list[dict[str, Any]] = field(default_factory=list)
     """frozen by the final step: [{role, ...}]"""

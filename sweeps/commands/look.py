@@ -202,6 +202,9 @@ def logs(arguments: argparse.Namespace) -> int:
         return _follow(paths, paths.log(name), lines)
     if arguments.trial is None:
         logged = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
+        for run in _in_order(state.runs.values()):
+            if run.adjusted:
+                print(_adjusted(run))
         failed = [(run, failure) for run in _in_order(state.runs.values()) for failure in run.failures]
         for run, failure in failed:
             print(f"{run.id}: {failure.kind}: {failure.message}")
@@ -214,6 +217,8 @@ def logs(arguments: argparse.Namespace) -> int:
     shown = _print_log(paths.log(trial), lines)
     for run in _in_order(run for run in state.runs.values() if run.trial == trial):
         print(f"{run.id}: {run.phase}{f' ({run.reason})' if run.reason else ''}, {max(run.reports, default=0)} done")
+        if run.adjusted:
+            print(_adjusted(run))
         for failure in run.failures:
             shown = True
             print(f"--- {failure.kind}: {failure.message}")
@@ -221,6 +226,11 @@ def logs(arguments: argparse.Namespace) -> int:
     if not shown:
         print("nothing was logged and nothing failed")
     return 0
+
+
+def _adjusted(run: RunState) -> str:
+    changes = ", ".join(f"{name} {value}" for name, value in run.changes.items())
+    return f"{run.id}: began with {changes}: {run.adjusted}"
 
 
 def _follow(paths: SweepPaths, log: Path, lines: int) -> int:
