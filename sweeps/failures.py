@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import traceback as tb
 from collections.abc import Mapping, Sequence
@@ -59,8 +60,11 @@ def classify(error: BaseException) -> Failure:
         kind, message = "user", lines[0] if lines else message
     elif "Diverged" in names:
         kind, message = "nan", lines[0] if lines else message
-    elif names & {"OutOfMemory", "OutOfMemoryError", "MemoryError"} or (
-        "RuntimeError" in names and ("out of memory" in low or "can't allocate memory" in low)
+    elif (
+        names & {"OutOfMemory", "OutOfMemoryError", "MemoryError"}
+        or ("RuntimeError" in names and ("out of memory" in low or "can't allocate memory" in low))
+        or getattr(error, "errno", None) == errno.ENOMEM
+        or "NODE_OUT_OF_MEMORY" in str(error)  # Ray ended the worker, as its node had hardly any left
     ):
         kind = "oom"
     elif names & {"RayActorError", "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError"}:

@@ -19,7 +19,7 @@ GROWS = frozenset({"sequence_len", "eval_batch_size", "lora_r", "lora_dropout"})
 """Numbers of which more never needs less memory."""
 FREE = frozenset({
     "learning_rate", "lr_scheduler", "warmup_ratio", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
-    "lora_alpha", "use_rslora", "max_steps", "num_epochs", "seed_data", "loss_multiple",
+    "adam_epsilon", "prodigy_d_coef", "lora_alpha", "use_rslora", "max_steps", "num_epochs", "seed_data", "loss_multiple",
 })  # fmt: skip
 """Keys that leave memory alone."""
 _BATCH = frozenset({"micro_batch_size", "gradient_accumulation_steps"})

@@ -73,10 +73,10 @@ def build_items(
     Args:
         rows: the training set.
         seed: the run's seed.
-        batch: items of a micro batch.
+        batch: items of an optimizer step, so that halving the micro batch leaves the order as it is.
         room: tokens of a packed sequence.
         packed: pack rows into sequences.
-        grouped: micro batches of rows of similar length.
+        grouped: steps, and micro batches in them, of rows of similar length.
     """
     items = TrainItems(rows.rows, pack(rows.lengths, room, seed) if packed else None)
     if grouped:

@@ -83,7 +83,7 @@ class FineTuneConfig(Config):
     sequence_len: int = Field(default=1024, ge=8)
     """Tokens a row at most; longer rows are cut at the end and counted."""
     group_by_length: bool = False
-    """Put rows of similar length into one micro batch, which saves padding."""
+    """Put rows of similar length into one step and micro batch, which saves padding."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """`bf16` and `fp16` are autocast over fp32 weights; `fp16` scales the loss, and is for GPUs without bf16."""
     gradient_checkpointing: bool = False

@@ -90,7 +90,7 @@ class TokenObjective:
         self.items, self.sampler = build_items(
             rows,
             seed=seed,
-            batch=config.micro_batch_size,
+            batch=config.micro_batch_size * config.gradient_accumulation_steps,
             room=config.sequence_len,
             packed=config.packs,
             grouped=config.group_by_length,

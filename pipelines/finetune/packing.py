@@ -22,7 +22,7 @@ Order = NDArray[np.int64]
 WINDOW = 4096
 """Rows that are packed together; a larger window pads less and mixes less."""
 GROUPED = 50
-"""Micro batches whose rows are sorted by length together."""
+"""Batches whose rows are sorted by length together."""
 
 
 def best_fit_decreasing(lengths: Sequence[int], room: int) -> list[list[int]]:
@@ -77,12 +77,12 @@ def epoch_order(count: int, seed: int, epoch: int) -> Order:
 def grouped_order(lengths: NDArray[np.int32], batch: int, seed: int, epoch: int) -> Order:
     """An epoch's order in which each `batch` rows in a row are of similar length; what is left over comes last.
 
-    Rows are shuffled, sorted by length within windows of `GROUPED` micro batches, and the micro batches shuffled again,
-    so that long ones don't stand together.
+    Rows are shuffled, sorted by length within windows of `GROUPED` batches, and the batches shuffled again, so that long
+    ones don't stand together. Rows of a batch stay sorted: parts of it are of similar length too.
 
     Args:
         lengths: tokens of each row, (rows,).
-        batch: rows of a micro batch.
+        batch: rows of an optimizer step.
         seed: the run's seed.
         epoch: the epoch, from 0.
 

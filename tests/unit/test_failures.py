@@ -25,6 +25,8 @@ class ActorDiedError(Exception):
         (MemoryError(), "oom", "MemoryError"),
         (RuntimeError("CUDA out of memory. Tried 2 GiB"), "oom", "RuntimeError: CUDA out of memory. Tried 2 GiB"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "oom", None),
+        (OSError(12, "Cannot allocate memory"), "oom", "OSError: [Errno 12] Cannot allocate memory"),
+        (ActorDiedError("Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: ..."), "oom", None),
         (ActorDiedError("gone"), "node", "ActorDiedError: gone"),
         (ModuleNotFoundError("No module named 'x'"), "user", None),
         (TypeError("f() takes 0"), "user", None),

@@ -97,7 +97,10 @@ def test_the_smallest_that_was_gone_on_with_counts():
 
 
 LENGTHS = Space(
-    (Axis("sequence_len", "sequence_len", Choice((256, 128, 512))), Axis("learning_rate", "learning_rate", Choice((1, 2))))
+    (
+        Axis("sequence_len", "sequence_len", Choice((256, 128, 512))),
+        Axis("learning_rate", "learning_rate", Choice((1, 2))),
+    )
 )
 
 
