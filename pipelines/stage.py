@@ -86,6 +86,7 @@ class Task:
         replay: report the start checkpoint's stored report first: it was written but never reached the ledger.
         services: memo, hosts, secrets, cache.
         judge: the sweep's `judge:` (JSON), for evaluators that ask one.
+        energy: the sweep's `resources.energy` (JSON), for pipelines that measure theirs (`pipelines.energy.open_meter`).
     """
 
     config: Mapping[str, Any]
@@ -104,6 +105,7 @@ class Task:
     replay: bool = False
     services: Services = Services()
     judge: Mapping[str, Any] | None = None
+    energy: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ LATENCY = "latency"
 """Telemetry of RAG configurations: mean seconds a question, as they were when its calls were computed."""
 LATENCY_TITLE = "s/question"
 PER_QUESTION = ("tokens", "price")
+ENERGY = ("joules", "co2_grams")
+ESTIMATED = "estimated_joules"
 
 
 def to_text(board: Leaderboard, width: int = WIDTH) -> str:
@@ -50,6 +52,8 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
             said = f"{LATENCY_TITLE}: median (95 % within), probed without the memo; ~ mean of stored times"
             shared = [column.title for column in columns if column.title in PER_QUESTION]
             lines.append(said + (f"; {' and '.join(shared)}: of a question" if shared else ""))
+        if any(_cost(row, name).startswith("~") for row in board.rows for name in ENERGY):
+            lines.append("~ of joules and CO2: an estimate from the watts that the file states, not measured")
         lines += board.front.lines() if board.front is not None else []
         dropped = [title for title in dropped if title != "reason"]
         if dropped:
@@ -128,7 +132,8 @@ def _columns(board: Leaderboard) -> list[_Column]:
         columns.append(_Column(LATENCY_TITLE, _latency, 1))
         columns += [_Column(name, _per_question(name), 1) for name in PER_QUESTION if _any(rows, name)]
         costs -= {LATENCY, *PER_QUESTION}
-    columns += [_Column(name, lambda row, name=name: _text(row.cost.get(name)), 6) for name in sorted(costs)]  # type: ignore[misc]
+    costs -= {ESTIMATED, *(name for name in ENERGY if not any(_text(row.cost.get(name)) for row in rows))}
+    columns += [_Column(name, lambda row, name=name: _cost(row, name), 6) for name in sorted(costs)]  # type: ignore[misc]
     if any(len(row.seeds) > 1 for row in rows):
         columns.append(_Column("seeds", lambda row: str(len(row.seeds)) if row.seeds else "", 5))
     columns.append(_Column("state", lambda row: row.state))
@@ -179,6 +184,12 @@ def _latency(row: Row) -> str:
 
 def _per_question(name: str) -> Callable[[Row], str]:
     return lambda row: _text(row.cost.get(name))
+
+
+def _cost(row: Row, name: str) -> str:
+    """A cost; energy that comes in part from watts which the file states is marked."""
+    text = _text(row.cost.get(name))
+    return f"~{text}" if text and name in ENERGY and row.cost.get(ESTIMATED) else text
 
 
 def _any(rows: Sequence[Row], name: str) -> bool:
@@ -239,7 +250,7 @@ def _text(value: Any) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text.partition(" ")[0].rstrip("="))
+        float(text.partition(" ")[0].strip("=~"))
     except ValueError:
         return False
     return True

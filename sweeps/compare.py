@@ -21,6 +21,7 @@ from typing import Any
 from evaluators.base import Direction
 from evaluators.statistics import Paired, Side, holm, items_to_tell
 from sweeps.board import ALPHA, Measured, Row
+from sweeps.costs import CostAxis, cost_axes
 from sweeps.effects import Effect, Trial, effects
 from sweeps.front import Front, find_front, numbered
 from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items, trial_side
@@ -136,6 +137,8 @@ class Comparisons:
     """Who is on the front, or possibly so."""
     effects: tuple[tuple[str, str, tuple[Effect, ...]], ...] = ()
     """(sweep, metric, effects of its axes), for every metric with items."""
+    costs: tuple[tuple[str, str, tuple[CostAxis, ...]], ...] = ()
+    """(sweep, metric, what its axes cost), for every `cost/` metric."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +187,17 @@ def compare_all(
         _compare(sources, rows, metric, alpha) if metric.scored else _side_by_side(sources, rows, metric, alpha)
         for metric in wanted
     )
+    costs = tuple(
+        (source.name, metric.name, priced)
+        for source in sources
+        for metric in wanted
+        if metric.name.startswith("cost/")
+        and (priced := cost_axes(source.state, source.plan, metric.name, alpha=alpha))
+    )
     if len(wanted) == 1:
-        return Comparisons(blocks, effects=axes)
+        return Comparisons(blocks, effects=axes, costs=costs)
     front, fronted = _front(sources, furthest, wanted, alpha)
-    return Comparisons(blocks, front, fronted, axes)
+    return Comparisons(blocks, front, fronted, axes, costs)
 
 
 def with_metrics(sources: Sequence[Source], metrics: Sequence[Metric]) -> tuple[Sequence[Source], tuple[Metric, ...]]:

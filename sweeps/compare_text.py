@@ -20,10 +20,14 @@ def all_to_json(comparisons: Comparisons) -> dict[str, Any]:
         {"sweep": sweep, "metric": metric, "effects": [effect.record() for effect in found]}
         for sweep, metric, found in comparisons.effects
     ]
+    costs = [
+        {"sweep": sweep, "metric": metric, "axes": [axis.record() for axis in found]}
+        for sweep, metric, found in comparisons.costs
+    ]
     if len(comparisons.blocks) == 1:
-        return {**to_json(comparisons.blocks[0]), "axes": axes}
+        return {**to_json(comparisons.blocks[0]), "axes": axes, "costs": costs}
     front = None if comparisons.front is None else comparisons.front.record()
-    return {"axes": axes, "metrics": [to_json(block) for block in comparisons.blocks], "front": front}
+    return {"axes": axes, "costs": costs, "metrics": [to_json(block) for block in comparisons.blocks], "front": front}
 
 
 def all_to_text(comparisons: Comparisons, width: int | None = None) -> str:
@@ -36,6 +40,9 @@ def all_to_text(comparisons: Comparisons, width: int | None = None) -> str:
             f"what each axis of {sweep} is worth on {metric}, averaged over the rest, on the items that all answered"
         )
         blocks.append("\n".join([title, *aligned(head, lines(found, metric), width)]))
+    for sweep, metric, costs in comparisons.costs:
+        title = f"what each axis of {sweep} costs in {metric}: means ± standard deviations of whole runs (Welch, Holm)"
+        blocks.append("\n".join([title, *(line for axis in costs for line in axis.lines())]))
     return "\n\n".join(blocks)
 
 

@@ -189,13 +189,15 @@ def _default(about: Schema) -> str:
     value = about.get("default")
     if value is None:
         return UNSET
-    if isinstance(value, dict):
-        inner = {key: item for key, item in value.items() if item is not None}
-        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in inner.items()) + "}" if inner else UNSET
+    if isinstance(value, dict) and all(item is None for item in value.values()):
+        return UNSET
     return _yaml(value)
 
 
 def _yaml(value: Any) -> str:
+    if isinstance(value, dict):
+        inner = {key: item for key, item in value.items() if item is not None}
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in inner.items()) + "}"
     if isinstance(value, str):
         return json.dumps(value) if value == "" or value.strip() != value or "\n" in value else value
     return f"{value:g}" if isinstance(value, float) else json.dumps(value)

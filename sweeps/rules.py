@@ -73,6 +73,8 @@ def apply_rules(draft: Draft) -> Verdicts:
         _moot(draft, verdicts)
         _half_precision(draft, verdicts)
         _eight_bits(draft)
+    if draft.sound("pipeline", "resources"):
+        _energy(draft, verdicts)
     if draft.sound("early_terminate"):
         verdicts.total, verdicts.milestones = check_rungs(draft, verdicts.metrics)
     if draft.sound("pipeline", "soup", "early_terminate", "keep", "budget", "method"):
@@ -251,6 +253,11 @@ def _eight_bits(draft: Draft) -> None:
             place,
             "'adamw_8bit' needs the package bitsandbytes, which is not installed: pip install 'stockpot[bitsandbytes]'",
         )
+
+
+def _energy(draft: Draft, verdicts: Verdicts) -> None:
+    if isinstance(draft.spec.pipeline, RagConfig) and "energy" in draft.spec.resources.model_fields_set:
+        verdicts.warnings.append("resources.energy has no effect: RAG trials ask models that all of them share")
 
 
 def _half_precision(draft: Draft, verdicts: Verdicts) -> None:

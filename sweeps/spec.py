@@ -11,6 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from evaluators.config import AnyEvaluatorConfig
 from pipelines.config import Config, PipelineConfig, wrong
+from pipelines.energy import EnergyConfig
 from pipelines.rag.models import JudgeConfig
 from sweeps.soup_spec import Seed, SoupConfig
 
@@ -185,6 +186,8 @@ class Resources(Config):
     """CPU threads; `auto` shares the machine's evenly among the trials that run at once."""
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """GPUs, a fraction shares one; `auto` is one where the cluster has one."""
+    energy: EnergyConfig = EnergyConfig()
+    """How the energy of a fine-tune is measured, in joules and grams of CO2."""
 
     @model_validator(mode="after")
     def gpus_are_a_fraction_or_whole(self) -> Resources:

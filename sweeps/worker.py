@@ -119,6 +119,7 @@ def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup
         replay=lease.replay,
         services=services(setup, lease.id),
         judge=loaded.judge,
+        energy=loaded.spec.resources.energy.model_dump(),
     )
 
 

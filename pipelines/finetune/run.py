@@ -9,6 +9,7 @@ from typing import Any
 
 from evaluators.base import Report, Score
 from pipelines.config import FineTuneConfig
+from pipelines.energy import EnergyConfig, added, open_meter, telemetry
 from pipelines.finetune import adapters
 from pipelines.finetune.checkpoint import placing, write_complete
 from pipelines.finetune.devices import peak_memory
@@ -62,6 +63,8 @@ class Run:
         self.report = report
         self.score = score
         self.clock = time.monotonic()
+        self.energy = EnergyConfig(**(task.energy or {}))
+        self.meter = open_meter(self.energy, task.devices)
         self.trainer = Trainer(
             model,
             loaded.tokenizer,
@@ -79,7 +82,8 @@ class Run:
         if not self.task.milestones:
             return
         self.clock = time.monotonic()
-        self.trainer.go(None if self.task.start is None else Path(self.task.start))
+        with self.meter:
+            self.trainer.go(None if self.task.start is None else Path(self.task.start))
 
     def after_step(self, step: int) -> None:
         """Report where a milestone or an extra report is due."""
@@ -106,6 +110,7 @@ class Run:
         self.report(done)
         set_random_state(random)
         self.clock = time.monotonic()
+        self.meter.lap()  # of waiting, which is nobody's
 
     def write_weights(self, folder: Path) -> None:
         """The adapter, or all weights with what is needed to load them as a base model."""
@@ -146,11 +151,13 @@ class Run:
             "cost/tokens": float(counted.tokens),
             "cost/tokens_per_second": counted.tokens / counted.train_seconds if counted.train_seconds else float("nan"),
             "cost/peak_memory_bytes": peak_memory(self.device),
+            **telemetry(counted.energy, self.energy),
         }
 
     def lap(self, *, training: bool) -> None:
-        """Book the seconds since the last call."""
+        """Book the seconds and the joules since the last call."""
         now = time.monotonic()
+        self.trainer.progress.energy = added(self.trainer.progress.energy, self.meter.lap())
         if training:
             self.trainer.progress.train_seconds += now - self.clock
         else:

@@ -26,6 +26,7 @@ from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from pipelines.config import FineTuneConfig
+from pipelines.energy import UNKNOWN, Spent
 from pipelines.finetune.batches import EpochSampler
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.optimizer_kinds import build_optimizer
@@ -60,6 +61,7 @@ class Progress:
         evaluation_seconds: seconds of evaluations and checkpoints.
         first_loss: the loss of the run's first step.
         skipped_steps: fp16 steps that were left out because their gradients overflowed.
+        energy: joules, as `pipelines.energy.Spent`.
     """
 
     tokens: int = 0
@@ -68,6 +70,7 @@ class Progress:
     evaluation_seconds: float = 0.0
     first_loss: float | None = None
     skipped_steps: int = 0
+    energy: Spent = field(default_factory=dict)
 
 
 @dataclass
@@ -180,7 +183,7 @@ class Trainer(SFTTrainer):
         """Train to the total, from a checkpoint's state where there is one; the weights are in the model already."""
         if start is not None:
             self._state_to_load = json.loads((start / STATE).read_text(encoding="utf-8"))
-            self.progress = Progress(**self._state_to_load["progress"])
+            self.progress = Progress(**{"energy": UNKNOWN, **self._state_to_load["progress"]})
         self.train(resume_from_checkpoint=None if start is None else str(start))
 
     def compute_loss(

@@ -16,7 +16,9 @@ import numpy as np
 
 from pipelines.soups.base import Blend
 from sweeps.board import Leaderboard
+from sweeps.board_text import ENERGY
 from sweeps.cards import card_line, cards_of
+from sweeps.costs import energy_sentences
 from sweeps.describe import describe
 from sweeps.leaderboard import leaderboard
 from sweeps.load import LoadedSweep
@@ -70,7 +72,7 @@ def build_record(source: Source) -> dict[str, Any]:
         "front": None if board.front is None else {**board.front.record(), "lines": board.front.lines()},
         "unit": unit_of(plan.spec.pipeline.type if isinstance(plan, LoadedSweep) else "custom"),
         "alpha": board.alpha,
-        "headline": headline(state, board, source.phase),
+        "headline": _headline(source, board),
         "totals": _totals(source, trials),
         "milestones": list(plan.milestones),
         "axes": axes,
@@ -91,6 +93,12 @@ def build_record(source: Source) -> dict[str, Any]:
     shown: dict[str, Any] = redact(record)
     shown["reproduction"] = {**redact(facts), "yaml": text}
     return shown
+
+
+def _headline(source: Source, board: Leaderboard) -> dict[str, Any]:
+    """What can be decided, and what of the energy may be claimed."""
+    found = headline(source.state, board, source.phase)
+    return {**found, "lines": [*found["lines"], *energy_sentences(source.state, source.plan)]}
 
 
 CARD = ("label", "spearman", "spearman_interval", "ceiling", "n", "coverage", "made_at")
@@ -119,9 +127,10 @@ def _totals(source: Source, trials: Sequence[Mapping[str, Any]]) -> dict[str, An
     for trial in trials:
         states[trial["state"]] = states.get(trial["state"], 0) + 1
     costs: dict[str, float] = {}
+    unknown = {name for trial in trials for name in ENERGY if trial["cost"].get(name, 0.0) is None}
     for trial in trials:
         for name, value in trial["cost"].items():
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and name not in unknown:
                 before = costs.get(name, 0.0)
                 costs[name] = max(before, value) if "peak" in name else before + value
     best = next((trial for trial in trials if trial["rank"] == 1), None)

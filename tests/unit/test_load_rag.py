@@ -238,3 +238,9 @@ def test_sources_of_other_sweeps_are_found_in_nested_places(folder: Path) -> Non
     said = problems(text(pipeline=generate), folder)
     assert "there is no sweep 'nothing'" in said
     assert "pipeline.generate.base_model" in said
+
+
+def test_energy_of_trials_that_share_their_models_is_not_measured_and_that_is_told(folder: Path) -> None:
+    warnings = load_text(text(rest="resources: {energy: {cpu_watts: 10}}"), folder).warnings
+    assert "resources.energy has no effect: RAG trials ask models that all of them share" in warnings
+    assert not any("energy" in warning for warning in load_text(text(), folder).warnings)

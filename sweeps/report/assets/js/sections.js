@@ -19,7 +19,16 @@ function showHead(record) {
     best ? figure(`Best ${record.metric}`, score(best), `${best.n !== null && best.n !== undefined ? `n = ${best.n}` : "telemetry, no error"}, at ${best.rung} ${record.unit}${totals.tied ? `, ${totals.tied} tied` : ""}`) : figure(`Best ${record.metric}`, "–", "no result yet"),
     record.cards.map((card) => figure(`${card.metric} against people`, isNumber(card.spearman) ? plain(card.spearman, 2) : "–", cardText(card))),
     figure("Time", duration(totals.seconds), totals.started_at ? `since ${when(totals.started_at).slice(0, 16)}` : ""),
-    figure("Workers", duration(totals.worker_seconds), record.unit === "steps" && isNumber(tokens) ? `${costText("tokens", tokens)} tokens trained on` : `${totals.resource}${totals.expected ? ` of ${totals.expected}` : ""} ${record.unit}`));
+    figure("Workers", duration(totals.worker_seconds), record.unit === "steps" && isNumber(tokens) ? `${costText("tokens", tokens)} tokens trained on` : `${totals.resource}${totals.expected ? ` of ${totals.expected}` : ""} ${record.unit}`),
+    isNumber(totals.costs.joules) ? figure("Energy", energyText(totals.costs.joules), energyNote(totals.costs)) : null);
+}
+
+const energyText = (joules) => (joules >= 360000 ? `${plain(joules / 3600000)} kWh` : `${plain(joules)} J`);
+
+// What stands under the energy of all trials: where it is from, and its CO2.
+function energyNote(costs) {
+  const source = !costs.estimated_joules ? "measured" : costs.estimated_joules < costs.joules ? "in part an estimate from stated watts" : "an estimate from stated watts";
+  return isNumber(costs.co2_grams) ? `${source}; ${plain(costs.co2_grams)} g of CO2` : source;
 }
 
 // What stands under the rank correlation of a metric with people.
