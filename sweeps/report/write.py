@@ -37,11 +37,14 @@ def write_report(paths: SweepPaths, out: Path | None = None, checklist: Path | N
 
 
 def _place(place: Path, text: str) -> None:
-    """Write a text aside, and move it to its place."""
+    """Write a text aside, and move it to its place; an OSError names that."""
     aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
         aside.write_text(text, encoding="utf-8", newline="\n")
         aside.replace(place)
+    except OSError as error:
+        error.filename = str(place)
+        raise
     finally:
         aside.unlink(missing_ok=True)
 
