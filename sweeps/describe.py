@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sweeps.load import LoadedSweep
 from sweeps.searchers.cover import division
-from sweeps.seeds import runs_at
 from sweeps.soup_spec import SoupConfig, SparseSoupConfig
 from sweeps.spec import ASHAConfig
 
@@ -52,6 +52,12 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         "soup": None if loaded.spec.soup is None else _soup(loaded.spec.soup),
         "warnings": list(loaded.warnings),
     }
+
+
+def runs_at(trials: Sequence[int], seeds: int) -> list[int]:
+    """Runs that reach each milestone when so many trials do: one a trial, and all seeds of those that go on or are at the total."""
+    beyond = [*trials[1:], trials[-1]] if trials else []
+    return [here + (seeds - 1) * on for here, on in zip(trials, beyond, strict=True)]
 
 
 def _soup(soup: SoupConfig) -> dict[str, Any]:

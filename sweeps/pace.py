@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sweeps.seeds import runs_at
+from sweeps.describe import runs_at
 from sweeps.standings import Standings
 from sweeps.state import RunState
 from sweeps.trial import finite

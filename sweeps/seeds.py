@@ -80,9 +80,3 @@ def measured(run: RunState, resource: int, metric: str) -> Measured:
     if score is not None:
         return Measured(score.value, score.se, score.n, score.unscored)
     return Measured(report.telemetry.get(metric, math.nan))
-
-
-def runs_at(trials: Sequence[int], seeds: int) -> list[int]:
-    """Runs that reach each milestone when so many trials do: one a trial, and all seeds of those that go on or are at the total."""
-    beyond = [*trials[1:], trials[-1]] if trials else []
-    return [here + (seeds - 1) * on for here, on in zip(trials, beyond, strict=True)]

@@ -227,9 +227,19 @@ def test_the_soups_story_names_every_decision(tmp_path: Path) -> None:
 def test_many_openings_of_test_are_told() -> None:
     items = ItemSet(("a", "b"))
     scores = {"test/loss": summarise("loss", "test", "minimize", items, [1.0, 2.0])}
-    finals = ({"role": "winner", "candidate": "x", "seed": None, "scores": scores},)
+    finals = ({"role": "winner", "candidate": {"run": "x"}, "seed": None, "scores": scores},)
     verdicts = ({**VERDICT, "covers": "data", "note": "compared unpaired"},)
-    board = SimpleNamespace(finals=finals, verdicts=verdicts, tests=3, same={}, earlier=(), test_openings=2, alpha=0.05)
+    board = SimpleNamespace(
+        finals=finals,
+        verdicts=verdicts,
+        tests=3,
+        same={},
+        earlier=(),
+        test_openings=2,
+        alpha=0.05,
+        gaps=(),
+        tuned_after=0,
+    )
     lines = final_lines(board)  # type: ignore[arg-type]
     assert lines[0].split() == ["final", "step", "n", "test/loss"]
     assert lines[1].split() == ["best", "single", "2", "1.50", "±", "0.50"]
