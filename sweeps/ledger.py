@@ -56,8 +56,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.base import ItemSet, Score
+from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database
+from sweeps.ledger_file import LedgerError as LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
+from sweeps.seals import event_seal, items_seal
 from sweeps.segments import Segments, SegmentsDamaged, SegmentSource, restore
 
 SHIP_SECONDS = 2.0
@@ -65,18 +68,6 @@ SHIP_SECONDS = 2.0
 SHIP_EVENTS = 100
 """A segment is written as soon as this many events wait."""
 _PAGE = 1000
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (seq INTEGER PRIMARY KEY, time REAL NOT NULL, kind TEXT NOT NULL, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS item_sets (hash TEXT PRIMARY KEY, seq INTEGER NOT NULL, body TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS items (
-    owner TEXT NOT NULL, resource INTEGER NOT NULL, name TEXT NOT NULL, split TEXT NOT NULL,
-    seq INTEGER NOT NULL, item_set TEXT NOT NULL, scores BLOB NOT NULL,
-    PRIMARY KEY (owner, resource, name, split)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS items_by_seq ON items (seq);
-CREATE INDEX IF NOT EXISTS item_sets_by_seq ON item_sets (seq);
-"""
 
 
 @dataclass(frozen=True)
@@ -106,10 +97,6 @@ class StoredItems:
     values: NDArray[np.float32] = field(compare=False)
 
 
-class LedgerError(RuntimeError):
-    """The ledger can't be opened, is held by another driver, or is damaged; the message says what to do."""
-
-
 class Ledger:
     """Open with `create`, `open` (a driver, takes the lock) or `read` (any number of readers, no lock).
 
@@ -126,10 +113,13 @@ class Ledger:
         self._held = lock
         self._segments = segments
         self._guard = threading.RLock()
-        self._seq: int = database.execute("SELECT coalesce(max(seq), 0) FROM events").fetchone()[0]
+        columns = {row[1] for row in self._select("PRAGMA table_info(events)")}
+        self._seal = "seal" if "seal" in columns else "NULL"
+        self._examined = False
+        self._seq = int(self._select("SELECT coalesce(max(seq), 0) FROM events")[0][0])
         self._shipped = 0 if lock is None else segments.last
         self._shipped_at = time.monotonic()
-        self._known_sets = {row[0] for row in database.execute("SELECT hash FROM item_sets")}
+        self._known_sets = {row[0] for row in self._select("SELECT hash FROM item_sets")}
 
     @classmethod
     def create(cls, root: Path, *, durable: bool = True) -> Ledger:
@@ -146,7 +136,7 @@ class Ledger:
         root.mkdir(parents=True, exist_ok=True)
         lock = _take(paths)
         try:
-            database = _connect(paths.ledger, durable)
+            database = open_database(paths.ledger, durable)
             ledger = cls(root, database, lock, Segments(paths.segments))
             if ledger._seq or ledger._segments.numbers():
                 database.close()
@@ -171,7 +161,7 @@ class Ledger:
             raise LedgerError(f"there is no sweep in {root}")
         lock = _take(paths)
         try:
-            database = _connect(paths.ledger, durable)
+            database = open_database(paths.ledger, durable)
             _restore(segments, database, paths)
             return cls(root, database, lock, segments)
         except BaseException:
@@ -192,15 +182,18 @@ class Ledger:
                 database = sqlite3.connect(
                     f"{paths.ledger.as_uri()}?mode=ro", uri=True, timeout=10, check_same_thread=False
                 )
-                return cls(root, database, None, segments)
-            except sqlite3.Error as error:
-                if str(error).startswith("no such table"):  # its driver has made the file and not yet the tables
-                    raise LedgerError(f"the sweep in {root} is just beginning; ask again in a moment") from None
-                raise LedgerError(f"{paths.ledger} can't be read: {error}") from error
+                ledger = cls(root, database, None, segments)
+                if ledger._seq < segments.last:  # what its driver would put back first
+                    raise damaged(paths.ledger, f"it ends at event {ledger._seq}, and {segments.last} were written")
+                return ledger
+            except SegmentsDamaged as error:
+                raise LedgerError(f"{paths.segments}: {error}") from error
+            except DAMAGE as error:
+                raise damaged(paths.ledger, str(error)) from error
         if not segments.numbers():
             raise LedgerError(f"there is no sweep in {root}")
         database = sqlite3.connect(":memory:", check_same_thread=False)
-        database.executescript(_SCHEMA)
+        database.executescript(SCHEMA)
         _restore(segments, database, paths)
         return cls(root, database, None, segments)
 
@@ -228,13 +221,13 @@ class Ledger:
         with self._guard:
             now = self.clock()
             stored = [Event(event.kind, event.body, self._seq + 1 + i, now) for i, event in enumerate(events)]
-            rows = [(event.seq, now, event.kind, _dumps(event.body)) for event in stored]
+            rows = [_row(event.seq, now, event.kind, _dumps(event.body)) for event in stored]
             sets, values = self._rows(items, stored[-1].seq)
             with self._writing():
-                self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?)", rows)
+                self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
                 if values:
                     self._database.executemany("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", sets)
-                    self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+                    self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
             self._seq = stored[-1].seq
             self._known_sets.update(row[0] for row in sets)
             return stored
@@ -252,31 +245,78 @@ class Ledger:
             ) from error
 
     def events(self, after: int = 0) -> Iterator[Event]:
-        """Events with seq > after, in order. No read transaction stays open between pages, so writers are never held up."""
+        """Events with seq > after, in order. No read transaction stays open between pages, so writers are never held up.
+
+        Raises:
+            LedgerError: when one is not what was written, or one is missing.
+        """
         while True:
             with self._guard:
-                rows = self._database.execute(
-                    "SELECT seq, time, kind, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, _PAGE)
-                ).fetchall()
-            for seq, when, kind, body in rows:
+                rows = self._select(
+                    f"SELECT seq, time, kind, body, {self._seal} FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+                    (after, _PAGE),
+                )
+            for seq, when, kind, body, seal in rows:
+                if seq != after + 1 or seal not in (None, event_seal(seq, when, kind, body)):
+                    raise damaged(
+                        SweepPaths(self.root).ledger,
+                        f"event {after + 1} is {'not what was written' if seq == after + 1 else 'missing'}",
+                    )
                 yield Event(kind, json.loads(body), seq, when)
                 after = seq
             if len(rows) < _PAGE:
                 return
 
     def items(self, owner: str, resource: int, name: str, split: str) -> StoredItems | None:
-        """The item scores behind a score, or None."""
+        """The item scores behind a score, or None.
+
+        Raises:
+            LedgerError: when they are not what was written.
+        """
         with self._guard:
-            row = self._database.execute(
-                "SELECT s.body, i.scores FROM items i JOIN item_sets s ON s.hash = i.item_set"
+            rows = self._select(
+                f"SELECT s.hash, s.body, i.scores, {'i.seal' if self._seal == 'seal' else 'NULL'} FROM items i JOIN item_sets s ON s.hash = i.item_set"
                 " WHERE i.owner = ? AND i.resource = ? AND i.name = ? AND i.split = ?",
                 (owner, resource, name, split),
-            ).fetchone()
-        if row is None:
+            )
+        if not rows:
+            self._examine()
             return None
-        ids, weights, groups = json.loads(row[0])
-        item_set = ItemSet(tuple(ids), _tuple(weights), _tuple(groups))
-        return StoredItems(item_set, np.frombuffer(row[1], dtype="<f4").astype(np.float32))
+        key, body, scores, seal = rows[0]
+        try:
+            ids, weights, groups = json.loads(body)
+            item_set = ItemSet(tuple(ids), _tuple(weights), _tuple(groups))
+            sound = item_set.hash == key
+        except (ValueError, TypeError):
+            sound = False
+        if not sound or seal not in (None, items_seal(owner, resource, name, split, key, scores)):
+            raise damaged(
+                SweepPaths(self.root).ledger, f"the item scores of {owner} at {resource} are not what was written"
+            )
+        return StoredItems(item_set, np.frombuffer(scores, dtype="<f4").astype(np.float32))
+
+    def _examine(self) -> None:
+        """Look through the file once, before it is believed that something was never written: a damaged key is not found.
+
+        Raises:
+            LedgerError: when something is not what was written.
+        """
+        if self._examined or self._seal == "NULL":
+            return
+        with self._guard:
+            [(sound,)] = self._select("PRAGMA quick_check(1)")
+            rows = self._select("SELECT owner, resource, name, split, item_set, scores, seal FROM items")
+        if sound != "ok" or any(row[-1] not in (None, items_seal(*row[:-1])) for row in rows):
+            raise damaged(SweepPaths(self.root).ledger, "item scores are not what was written")
+        self._examined = True
+
+    def _select(self, query: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except DAMAGE as error:
+            if str(error).startswith("no such table"):  # its driver has made the file and not yet the tables
+                raise LedgerError(f"the sweep in {self.root} is just beginning; ask again in a moment") from None
+            raise damaged(SweepPaths(self.root).ledger, str(error)) from error
 
     def ship(self, force: bool = False) -> None:
         """Write the next segment when it is due: 100 events wait, or the oldest for 2 s. `force` writes what there is."""
@@ -314,7 +354,8 @@ class Ledger:
                 body = [score.item_set.ids, score.item_set.weights, score.item_set.groups]
                 sets[key] = (key, seq, _dumps(body))
             blob = np.ascontiguousarray(score.items, dtype="<f4").tobytes()
-            values.append((entry.owner, entry.resource, score.name, score.split, seq, key, blob))
+            named = (entry.owner, entry.resource, score.name, score.split)
+            values.append((*named, seq, key, blob, items_seal(*named, key, blob)))
         return list(sets.values()), values
 
 
@@ -325,26 +366,13 @@ def number(value: float) -> float | str | None:
     return None if math.isnan(value) else ("inf" if value > 0 else "-inf")
 
 
-def _connect(path: Path, durable: bool) -> sqlite3.Connection:
-    try:
-        database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
-        database.executescript(_SCHEMA)
-    except sqlite3.Error as error:
-        raise LedgerError(
-            f"{path} is damaged ({error}): move it away and resume; it is rebuilt from the segments in {path.with_suffix('')}/"
-        ) from error
-    return database
-
-
 def _restore(segments: Segments, database: sqlite3.Connection, paths: SweepPaths) -> None:
     try:
         restore(segments, database)
     except SegmentsDamaged as error:
         database.close()
         raise LedgerError(f"{paths.segments}: {error}") from error
-    except sqlite3.Error as error:
+    except DAMAGE as error:
         database.close()
         raise LedgerError(f"{paths.ledger} is damaged ({error}): move it away and resume") from error
 
@@ -357,6 +385,10 @@ def _take(paths: SweepPaths) -> DriverLock:
             f"sweep {paths.name} is driven by pid {held.holder.get('pid')} on {held.holder.get('host')} since "
             f"{held.holder.get('started')}: wait for it, or `stockpot stop {paths.name}`"
         ) from held
+
+
+def _row(seq: int, time: float, kind: str, body: str) -> tuple[Any, ...]:
+    return seq, time, kind, body, event_seal(seq, time, kind, body)
 
 
 def _dumps(body: Any) -> str:

@@ -1,7 +1,7 @@
 """Immutable numbered segments of a ledger: `<sweep>/ledger/NNNNNN.jsonl`, written aside and moved.
 
-The first line is a header with the range of event numbers; then come item sets, item scores and events, one a line.
-All of them together rebuild the live file.
+The first line is a header with the range of event numbers; then come item sets, item scores and events, one a line, and last
+the SHA-256 of all lines before. All segments together rebuild the live file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+from sweeps.seals import event_seal, items_seal, text_seal
+
+FORMAT = 2
+UNSEALED = 1
+"""An older format, without the last line."""
 
 
 class SegmentsDamaged(RuntimeError):
@@ -38,7 +42,8 @@ class SegmentSource:
         ):
             yield {"item_set": key, "seq": seq, "body": json.loads(body)}
         for owner, resource, name, split, seq, item_set, scores in self.database.execute(
-            "SELECT * FROM items WHERE seq > ? AND seq <= ? ORDER BY seq, owner, resource, name, split", bounds
+            "SELECT owner, resource, name, split, seq, item_set, scores FROM items WHERE seq > ? AND seq <= ? ORDER BY seq, owner, resource, name, split",
+            bounds,
         ):
             yield {
                 "items": [owner, resource, name, split],
@@ -84,7 +89,7 @@ class Segments:
         try:
             with self.path(number).open(encoding="utf-8") as file:
                 header = json.loads(file.readline())
-            if header["format"] != FORMAT:
+            if header["format"] not in (FORMAT, UNSEALED):
                 raise SegmentsDamaged(
                     f"{self.path(number).name} has format {header['format']}, this version reads {FORMAT}"
                 )
@@ -99,9 +104,10 @@ class Segments:
             self._next = max(self.numbers(), default=0) + 1
         path = self.path(self._next)
         aside = path.with_name(f".{path.name}.tmp")
+        head = {"format": FORMAT, "after": source.after, "until": source.until}
+        text = "".join(_dumps(line) + "\n" for line in (head, *source.lines()))
         with aside.open("w", encoding="utf-8") as file:
-            file.write(_dumps({"format": FORMAT, "after": source.after, "until": source.until}) + "\n")
-            file.writelines(_dumps(line) + "\n" for line in source.lines())
+            file.write(text + _dumps({"sha256": text_seal(text)}) + "\n")
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
@@ -119,13 +125,17 @@ class Segments:
         Raises:
             SegmentsDamaged: if a line can't be read.
         """
+        name = self.path(number).name
         try:
-            with self.path(number).open(encoding="utf-8") as file:
-                file.readline()
-                for line in file:
-                    yield json.loads(line)
+            text = self.path(number).read_text(encoding="utf-8")
+            found = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
         except (OSError, ValueError) as error:
-            raise SegmentsDamaged(f"{self.path(number).name} can't be read: {error}") from error
+            raise SegmentsDamaged(f"{name} can't be read: {error}") from error
+        if found[0]["format"] == FORMAT:
+            body, _, _ = text[:-1].rpartition("\n")
+            if found.pop() != {"sha256": text_seal(body + "\n")}:
+                raise SegmentsDamaged(f"{name} is not what was written")
+        yield from found[1:]
 
 
 def restore(segments: Segments, database: sqlite3.Connection) -> int:
@@ -165,12 +175,15 @@ def _insert(lines: Iterator[dict[str, Any]], database: sqlite3.Connection, after
         if seq <= after:
             continue
         if "event" in line:
-            event = (seq, line["time"], line["event"], _dumps(line["body"]))
-            database.execute("INSERT INTO events VALUES (?, ?, ?, ?)", event)
+            event = (seq, float(line["time"]), line["event"], _dumps(line["body"]))
+            database.execute("INSERT INTO events VALUES (?, ?, ?, ?, ?)", (*event, event_seal(*event)))
             put += 1
         elif "items" in line:
-            items = (*line["items"], seq, line["item_set"], base64.b64decode(line["scores"]))
-            database.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", items)
+            scores = base64.b64decode(line["scores"])
+            owner, resource, name, split = line["items"]
+            seal = items_seal(owner, resource, name, split, line["item_set"], scores)
+            items = (owner, resource, name, split, seq, line["item_set"], scores, seal)
+            database.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", items)
         else:
             item_set = (line["item_set"], seq, _dumps(line["body"]))
             database.execute("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", item_set)

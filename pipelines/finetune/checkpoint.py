@@ -1,7 +1,7 @@
 """Checkpoints: safetensors and JSON, `complete.json` last, with sizes and hashes. No torch, no pickle.
 
 A folder without a matching `complete.json` does not exist. `complete.json` also keeps the report that was made at the
-checkpoint, items included, so that a report lost between the disk and the ledger can be made again.
+checkpoint, items included, so that a report lost between the disk and the ledger can be made again, and its own hash.
 
 Example:
     >>> with placing(attempt / "checkpoint-30") as folder:
@@ -32,7 +32,9 @@ from evaluators.base import ItemSet, Report, Score
 from pipelines.hashes import file_hash, record_hash
 
 COMPLETE = "complete.json"
-FORMAT = 1
+FORMAT = 2
+UNSEALED = 1
+"""An older format of `complete.json`, without its own hash."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -80,9 +82,8 @@ def write_complete(folder: Path, report: Report) -> None:
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_hash(path)}
     for inner in sorted(path for path in folder.rglob("*") if path.is_dir()):
         _sync(inner)
-    body = json.dumps(
-        {"format": FORMAT, "files": files, "report": report_record(report)}, indent=1, allow_nan=False, sort_keys=True
-    )
+    record = {"format": FORMAT, "files": files, "report": report_record(report)}
+    body = json.dumps({**record, "seal": record_hash(record)}, indent=1, allow_nan=False, sort_keys=True)
     aside = folder / f".{COMPLETE}.tmp"
     with aside.open("w", encoding="utf-8") as file:
         file.write(body)
@@ -195,7 +196,11 @@ def _read_complete(folder: Path) -> dict[str, Any] | None:
         record = json.loads((folder / COMPLETE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if isinstance(record, dict) and record.get("format") == FORMAT else None
+    if not isinstance(record, dict):
+        return None
+    if record.get("format") == FORMAT:
+        return record if record.pop("seal", None) == record_hash(record) else None
+    return record if record.get("format") == UNSEALED else None
 
 
 def _files(folder: Path) -> list[Path]:

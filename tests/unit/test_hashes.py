@@ -65,7 +65,7 @@ def test_a_soup_s_folder_hashes_as_the_checkpoint_it_becomes(folder: Path) -> No
     (folder / "optimizer.safetensors").unlink()
     before = arithmetic.folder_hash(folder)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in CONTENTS.items()}
-    record = {"format": checkpoint.FORMAT, "files": {name: {"sha256": value} for name, value in hashes.items()}}
+    record = {"format": checkpoint.UNSEALED, "files": {name: {"sha256": value} for name, value in hashes.items()}}
     (folder / "complete.json").write_text(json.dumps(record))
     assert checkpoint.content_hash(folder) == before
 

@@ -204,8 +204,8 @@ def test_segments_are_due_by_count_or_time(tmp_path, monkeypatch):
     ledger.append([Event("n", {})])
     ledger.ship()
     first = (root / "ledger" / "000001.jsonl").read_text().splitlines()
-    assert json.loads(first[0]) == {"format": 1, "after": 0, "until": 100}
-    assert len(first) == 101
+    assert json.loads(first[0]) == {"format": 2, "after": 0, "until": 100}
+    assert len(first) == 102
     ledger.append([Event("n", {})])
     ledger.ship()
     assert not (root / "ledger" / "000002.jsonl").exists()
