@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ def apply_rules(draft: Draft) -> Verdicts:
         _comparable(draft, verdicts)
         _moot(draft, verdicts)
         _half_precision(draft, verdicts)
+        _remote_code(draft, verdicts)
         _eight_bits(draft)
     if draft.sound("pipeline", "resources"):
         _energy(draft, verdicts)
@@ -266,6 +267,24 @@ def _half_precision(draft: Draft, verdicts: Verdicts) -> None:
     if asked and draft.sound("resources") and draft.spec.resources.gpus == 0:
         verdicts.warnings.append(
             "precision: fp16 is for GPUs; most CPUs are many times slower in it than in fp32 or bf16"
+        )
+
+
+def _trusted(value: Any) -> Iterator[str]:
+    """Models whose own code a configuration trusts."""
+    if isinstance(value, Mapping):
+        if value.get("trust_remote_code") is True:
+            yield str(value.get("base_model") or value.get("model"))
+        for inner in value.values():
+            yield from _trusted(inner)
+
+
+def _remote_code(draft: Draft, verdicts: Verdicts) -> None:
+    """Foreign code runs by the file's own word alone, and never unsaid."""
+    models = {name for _, config in draft.configs for name in _trusted(config.model_dump(mode="json"))}
+    if models:
+        verdicts.warnings.append(
+            f"trust_remote_code: Python that comes with {' and '.join(sorted(models))} will run here, as you"
         )
 
 

@@ -29,7 +29,10 @@ parameters: {kwargs.x: [0, 1, 2, 4]}
 method: grid
 metric: loss
 resources: {cpus: 1, gpus: 0}
+env: {PLANTED: "${PLANTED}"}
 """
+PLANTED = "planted-7d1f2c"
+"""A secret that the file names; the head has it, the submitting machine has not."""
 SECONDS = 300
 
 
@@ -50,7 +53,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     (folder / "home").mkdir()
     token = make_token(folder / "home" / ".stockpot" / "ray-token")
     nodes = LocalNodes(token, cpus=2, dashboard=free_port())
-    nodes.start(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PLANTED", PLANTED)
+        nodes.start(1)
     try:
         yield folder, f"http://127.0.0.1:{nodes.dashboard}"
     finally:
@@ -93,6 +98,14 @@ def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(place: t
     assert "away" in twice.stderr
     again = stockpot(folder, "resume", "away", "--budget", "trials=4", "--json")
     assert "nothing to" in again.stdout + again.stderr, "it is asked of the cluster, which has nothing to do"
+    for path in [path for path in shared.rglob("*") if path.is_file()]:
+        assert PLANTED.encode() not in path.read_bytes(), path
+    token = (folder / "home" / ".stockpot" / "ray-token").read_text()
+    asked = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        known = answer.read()
+    assert b"sweeps.away" in known, "these are the jobs"
+    assert PLANTED.encode() not in known, "and what Ray tells of them holds no secret"
     if os.geteuid() == 0:
         shown = blind(folder, "show", "away", "--json")
         assert shown.returncode == 0, shown.stderr

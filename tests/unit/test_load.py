@@ -404,6 +404,14 @@ def test_rows_that_cannot_be_read_are_a_mistake_of_the_file(tmp_path):
         check_data(load(tmp_path, SFT.replace("data/train", "data/bad")))
 
 
+def test_code_that_comes_with_a_model_is_told(tmp_path):
+    assert not any("trust_remote_code" in text for text in load(tmp_path, SFT).warnings)
+    trusting = SFT + "parameters: {trust_remote_code: [false, true]}\n"
+    told = [text for text in load(tmp_path, trusting).warnings if text.startswith("trust_remote_code")]
+    assert len(told) == 1
+    assert "will run here, as you" in told[0]
+
+
 def test_check_data_adds_the_warnings_of_the_splits(tmp_path):
     loaded = check_data(load(tmp_path, SFT))
     assert any("tune" in warning for warning in loaded.warnings)
