@@ -136,6 +136,10 @@ class FineTuneConfig(Config):
         """Whether rows are packed into sequences."""
         return False
 
+    def _given(self, name: str) -> bool:
+        """Whether a key has a value of its own: a resolved file names every key, most with its default."""
+        return name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default
+
     def moot(self) -> dict[str, str]:
         """Keys that were given a value but have no effect, and why."""
         found: dict[str, str] = {}
@@ -146,7 +150,7 @@ class FineTuneConfig(Config):
         if self.group_by_length and self.micro_batch_size == 1:
             found["group_by_length"] = "micro_batch_size is 1"
         unused = UNUSED.get(self.optimizer, ()) + (() if self.optimizer == "prodigy" else ("prodigy_d_coef",))
-        found |= {name: f"optimizer is {self.optimizer}" for name in unused if name in self.model_fields_set}
+        found |= {name: f"optimizer is {self.optimizer}" for name in unused if self._given(name)}
         flat = self.lr_scheduler == "constant" and self.optimizer != "schedule_free_adamw"
         if flat and "warmup_ratio" in self.model_fields_set and self.warmup_ratio:
             found["warmup_ratio"] = "lr_scheduler is constant; constant_with_warmup warms up"
