@@ -157,6 +157,7 @@ def _judge(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Back
 def _baseline_on_tune(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, backend: Backend, say: Say) -> None:
     """Score the baseline as trials are scored at their ends, once, so that each can be held against it (`compare --by`)."""
     state = fold(ledger.events())
+    evaluators = [*loaded.timetable.rung, *loaded.timetable.end]
     done = [(body["candidate"], body["seed"]) for body in state.baselines]
     for one in plan(loaded, state, paths):
         if one.role != "baseline" or (dict(one.candidate), one.seed) in done:
@@ -169,7 +170,7 @@ def _baseline_on_tune(loaded: LoadedSweep, ledger: Ledger, paths: SweepPaths, ba
             continue
         say(f"final step: scoring {ready.label} on tune")
         try:
-            scores = evaluate(loaded, backend, ready.config, _source(ready), "tune", loaded.timetable.end, say)
+            scores = evaluate(loaded, backend, ready.config, _source(ready), "tune", evaluators, say)
         except CallFailed as error:
             if error.failure.kind not in ("user", "oom"):
                 raise

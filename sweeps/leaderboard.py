@@ -28,7 +28,7 @@ from sweeps.front import Front, find_front, numbered
 from sweeps.gap import gaps
 from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
-from sweeps.seeds import by_trial, combined, measured, standing
+from sweeps.seeds import CAUGHT_UP, by_trial, combined, measured, standing
 from sweeps.state import RunState, SoupState, SweepState, TrialState
 from sweeps.verdicts import Side, compare, family, with_holm
 
@@ -213,7 +213,9 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Se
 
 
 def _reason(runs: Sequence[RunState], standing: Sequence[RunState]) -> str:
-    said = list(dict.fromkeys(told for run in standing for told in (run.adjusted, run.reason) if told))
+    said = list(
+        dict.fromkeys(told for run in standing for told in (run.adjusted, run.reason) if told not in ("", CAUGHT_UP))
+    )
     lost = [run for run in runs if run not in standing]
     said += [f"seed {run.seed} failed: {run.reason}" for run in lost]
     return "; ".join(said)

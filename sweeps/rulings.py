@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sweeps.schedulers.base import Decision, Scheduler
+from sweeps.seeds import CAUGHT_UP
 from sweeps.standings import Standings
 from sweeps.state import RunState
 from sweeps.trial import Run
@@ -59,7 +60,7 @@ def on_report(standings: Standings, scheduler: Scheduler, run: RunState, resourc
     if resource < run.target:
         return Ruling(True, "on its way")
     if run.seed != standings.seeds[0]:
-        return Ruling(False, "this seed has caught up")
+        return Ruling(False, CAUGHT_UP)
     decisions = scheduler.on_report(
         Run(run.trial, run.seed), resource, standings.reported_view(Run(run.trial, run.seed))
     )

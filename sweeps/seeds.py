@@ -15,6 +15,9 @@ from statistics import fmean, variance
 from sweeps.board import Measured
 from sweeps.state import RunState
 
+CAUGHT_UP = "this seed has caught up"
+"""Why a seed that follows its trial's first one ended where that waits."""
+
 
 @dataclass(frozen=True)
 class Standing:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sweeps.trial import finite
 
 if TYPE_CHECKING:
-    from sweeps.board import Leaderboard
+    from sweeps.board import Interval, Leaderboard
     from sweeps.state import SoupState
 
 VERDICT_WORDS = {"left": "{left} is better", "right": "{right} is better", "neither": "no difference shown"}
@@ -184,53 +184,37 @@ def tuned_after(board: Leaderboard) -> list[str]:
 
 def gap_lines(board: Leaderboard, width: int | None = None) -> list[str]:
     """What chose each candidate beside what it is worth on test, with intervals, and how these are made."""
-    from sweeps.board import Measured
-    from sweeps.board_text import aligned, score_text
+    from sweeps.board_text import aligned
 
     if not board.gaps:
         return []
     percent = f"{100 * (1 - board.alpha):g} %"
     rows = []
     for gap in board.gaps:
-        tuned, tested, worse = gap.tuned, gap.tested, gap.worse
-        half = (worse.high - worse.low) / 2
-        shown = score_text(Measured(tested.value, tested.se, tested.n))
-        limits = (
-            ""
-            if tested.low != tested.low
-            else f" ({_limit(tested.low, tested.se)} to {_limit(tested.high, tested.se)})"
-        )
+        half = (gap.worse.high - gap.worse.low) / 2
         rows.append(
             [
-                role(gap.role) + ("" if gap.role.startswith("soup") or gap.role == gap.name else f" {gap.name}"),
-                gap.chosen_on,
-                score_text(Measured(tuned.value, tuned.se, tuned.n)),
-                str(len(tuned.seeds) or 1),
-                gap.tested_on,
-                shown + limits,
-                str(len(tested.seeds) or 1),
-                f"{worse.value:+.3g}" + ("" if half != half else f" ± {half:.2g}"),
+                role(gap.role) + (f" {gap.name}" if gap.role.startswith("front-") else ""),
+                f"{gap.chosen_on} {_spread(gap.tuned)}",
+                str(len(gap.tuned.seeds) or 1),
+                _spread(gap.tested),
+                str(len(gap.tested.seeds) or 1),
+                f"{gap.worse.value:+.3g}" + (f" ± {half:.2g}" if math.isfinite(half) else ""),
             ]
         )
-    head = [
-        "chosen and tested",
-        "on",
-        "score",
-        "seeds",
-        "on",
-        f"score ({percent})",
-        "seeds",
-        f"test is worse by ({percent})",
-    ]
+    head = ["chosen and tested", f"chosen by ({percent})", "seeds", f"test ({percent})", "seeds", "worse on test by"]
     return [
         *aligned(head, rows, width),
-        "these intervals cover the rows (clustered) and, where there are several, the training seeds: Student's t, Satterthwaite",
+        "these intervals cover the rows (clustered) and the training seeds, where there are several: Student's t",
     ]
 
 
-def _limit(value: float, se: float) -> str:
-    """A limit of an interval, to as many digits as its error has."""
-    return f"{value:.{min(8, max(0, 1 - math.floor(math.log10(se))))}f}" if se > 0 else f"{value:.4g}"
+def _spread(one: Interval) -> str:
+    """`5.287 (5.272 to 5.301)`, to as many digits as the error has; a value whose error is unknown stands alone."""
+    if not math.isfinite(one.se):
+        return f"{one.value:.4g}"
+    digits = min(8, max(0, 1 - math.floor(math.log10(one.se)))) if one.se > 0 else 4
+    return f"{one.value:.{digits}f} ({one.low:.{digits}f} to {one.high:.{digits}f})"
 
 
 def earlier_lines(board: Leaderboard) -> list[str]:

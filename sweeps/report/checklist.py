@@ -99,7 +99,8 @@ def _untouched(facts: _Facts) -> Answer:
     if not openings:
         return "yes", "test was never opened"
     told = "; ".join(f"by {one['by']} for {', '.join(one['candidates']) or 'nothing'}" for one in openings)
-    return "yes", f"opened {len(openings)} times, always after the last report of a trial: {told}"
+    times = "once" if len(openings) == 1 else f"{len(openings)} times"
+    return "yes", f"opened {times}, and no trial reported after that: {told}"
 
 
 def _package(facts: _Facts) -> Answer:
@@ -249,7 +250,8 @@ def _hardware(facts: _Facts) -> Answer:
     known = {key: driver.get(key) for key in ("slots", "cpus", "gpus") if driver.get(key) is not None}
     if not known:
         return "unknown", "no driver said on what it ran"
-    said = f"{known.get('slots', '?')} trials at a time, each with {known.get('cpus', '?')} CPUs and {known.get('gpus', 0):g} GPUs"
+    slots = known.get("slots", "an unknown number of")
+    said = f"{'one trial' if slots == 1 else f'{slots} trials'} at a time, each with {known.get('cpus', '?')} CPUs and {known.get('gpus', 0):g} GPUs"
     return (
         "partly",
         f"{said}, driven from {driver.get('host') or 'a host that was not recorded'}; models of CPU and GPU are not recorded",

@@ -13,11 +13,13 @@ from soup_machine import Killed, Stage
 
 from evaluators.statistics import paired
 from sweeps.commands.story import final_lines
+from sweeps.compare import Source
 from sweeps.engine import CallFailed
 from sweeps.failures import Failure
 from sweeps.final import DATA_ONLY, judge_soup, open_test, run_final
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
+from sweeps.methods import robustness
 from sweeps.soup import make_soup
 from sweeps.soup_spec import parse_soup
 
@@ -55,6 +57,15 @@ def test_baseline_winner_and_soup(tmp_path: Path) -> None:
     assert not Path(state.candidates[1]["checkpoint"]).is_absolute()
     kinds = [kind for kind, _ in stage.facts() if not kind.startswith("soup_")]
     assert kinds == ["final_frozen", "baseline_scored", "test_opened", *["final_scored"] * 3, *["verdict"] * 3]
+    (tuned,) = stage.bodies("baseline_scored")
+    assert [score["name"] for score in tuned["scores"]] == ["loss", "exact_match"]
+    assert stage.ledger.items(tuned["owner"], 0, "loss", "tune") is not None
+    methods = robustness([Source("small", state, stage.ledger, stage.loaded)], "type")
+    base = next(score["value"] for score in tuned["scores"] if score["name"] == "loss")
+    losses = [state.runs[run].reports[30].scores["tune/loss"].value for run in stage.runs]
+    [one] = methods.methods
+    assert (one.value, one.beats, one.compared) == ("sft", sum(loss < base for loss in losses), 3)
+    assert 0 < one.beats < 3
     (opened,) = stage.bodies("test_opened")
     assert opened == {
         "by": "final",

@@ -38,7 +38,7 @@ def test_of_a_finished_sweep(over: SweepPaths) -> None:
     assert "kwargs.optimizer.beta2: one of 0.95, 0.98, 0.999 (where optimizer = adamw)" in space
     assert said["How many tuning seeds, and which?"] == "yes 1: 0"
     assert said["How many test seeds, and which?"].startswith("no none: seeds.test is empty")
-    assert said["Was the test setting left alone while tuning?"].startswith("yes opened 1 times")
+    assert said["Was the test setting left alone while tuning?"].startswith("yes opened once")
     assert "best single" in said["Which configurations were chosen in the end?"]
     assert "method type random" in said["Which package and which method tuned?"]
 
