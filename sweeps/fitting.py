@@ -1,8 +1,8 @@
 """What ran out of memory, remembered: whoever needs at least as much begins with the micro batch that was gone on with.
 
-A configuration needs at least as much as one that failed when it has the same model, data and settings, and of what only
-adds memory no less: tokens a row, rows at once, trained weights. Keys that leave memory alone may differ; a key that is not
-known here must be equal, so that nothing is ever held back by a guess. Decisions follow from the ledger alone.
+A configuration needs at least as much as one that failed when it has the same model, data and settings, and no less of
+what only adds memory: tokens a row, rows at once, trained weights. Keys that leave memory alone may differ; a key that is
+not known here must be equal, so that nothing is held back by a guess. Decisions follow from the ledger alone.
 
 Example:
     >>> lowered(config, state.too_large).changes
@@ -107,6 +107,8 @@ def needs_as_much(config: Mapping[str, Any], failed: Mapping[str, Any]) -> bool:
 def _no_less(key: str, value: Any, other: Any) -> bool:
     if value == other:
         return True
+    if key in ("loss", "hidden") and isinstance(value, Mapping) and isinstance(other, Mapping):
+        return _kind(value) == _kind(other)
     if key in GROWS:
         return isinstance(value, int | float) and isinstance(other, int | float) and value > other
     if key == "lora_target_modules":
@@ -116,3 +118,8 @@ def _no_less(key: str, value: Any, other: Any) -> bool:
     if key == "gradient_checkpointing":
         return not value
     return key == "use_dora" and bool(value)
+
+
+def _kind(term: Mapping[str, Any]) -> dict[str, Any]:
+    """A term of the loss without its weights, temperatures and the like."""
+    return {key: value for key, value in term.items() if not isinstance(value, float)}

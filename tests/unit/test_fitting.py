@@ -28,6 +28,7 @@ BASE = {
     "sequence_len": 256,
     "precision": "fp32",
     "learning_rate": 1e-3,
+    "loss": {"type": "sigmoid", "beta": 0.1},
     "gradient_checkpointing": True,
 }
 
@@ -47,6 +48,8 @@ def with_(**changed):
         ({"lora_target_modules": ["q_proj", "v_proj"]}, True),
         ({"gradient_checkpointing": False}, True),
         ({"use_dora": True}, True),
+        ({"loss": {"type": "sigmoid", "beta": 0.5}}, True),
+        ({"loss": {"type": "simpo", "beta": 0.1}}, False),
         ({"sequence_len": 255}, False),
         ({"micro_batch_size": 4}, False),
         ({"lora_r": 4}, False),
