@@ -8,13 +8,26 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from evaluators.base import PreferenceModel
+
 if TYPE_CHECKING:
-    from evaluators.base import Evaluator, Example, Generation, GenerationRequest, LanguageModel, RowLoss, Score, Split
+    from evaluators.base import (
+        Evaluator,
+        Example,
+        Generation,
+        GenerationRequest,
+        LanguageModel,
+        Preference,
+        RowLoss,
+        Score,
+        Split,
+    )
     from evaluators.config import EvaluatorConfig
 
 EVALUATORS: dict[str, str] = {
     "loss": "evaluators.perplexity:LossEvaluator",
     "perplexity": "evaluators.perplexity:PerplexityEvaluator",
+    "preference": "evaluators.preference:PreferenceEvaluator",
     "exact_match": "evaluators.exact:ExactMatchEvaluator",
     "json_fields": "evaluators.exact:JSONFieldsEvaluator",
     "retrieval": "evaluators.retrieval:RetrievalEvaluator",
@@ -74,7 +87,7 @@ def evaluate_all(
     Raises:
         ValueError: if two different entries report the same metric.
     """
-    shared = _Shared(model)
+    shared = _SharedPreferences(model) if isinstance(model, PreferenceModel) else _Shared(model)
     scores: dict[str, Score] = {}
     seen: list[EvaluatorConfig] = []
     for config in configs:
@@ -117,6 +130,22 @@ class _Shared:
     def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
         """See `LanguageModel`."""
         return _once(rows, _row_key, self._model.token_losses, self._losses)
+
+
+class _SharedPreferences(_Shared):
+    """The same of a model that is tuned by preferences: rows that were asked about together are asked about once."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self._preferring: PreferenceModel = model
+        self._preferences: dict[tuple[str, ...], list[Preference]] = {}
+
+    def preferences(self, rows: Sequence[Example]) -> list[Preference]:
+        """See `PreferenceModel`."""
+        key = tuple(row.id for row in rows)
+        if key not in self._preferences:
+            self._preferences[key] = self._preferring.preferences(rows)
+        return self._preferences[key]
 
 
 def _once(

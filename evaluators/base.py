@@ -140,13 +140,17 @@ class Example:
         id: stable: hash of the row's content, the same in every trial.
         group: the unit splits and errors go by: hash of the prompt, or of the `group_by` field.
         prompt: text, or the chat messages before the answer; None for plain text rows.
-        completion: the reference answer, or the whole text for plain text rows.
+        completion: the reference answer, or the whole text for plain text rows; the chosen answer of a pair.
+        rejected: the worse answer of a pair; None for other rows.
+        label: whether the completion is a good one, of an unpaired preference; None for other rows.
     """
 
     id: str
     group: str
     prompt: str | Messages | None
     completion: str
+    rejected: str | None = None
+    label: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,20 @@ class RowLoss:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Preference:
+    """What a preference loss makes of a row: a pair, or an answer with a label.
+
+    Attributes:
+        loss: of the row.
+        margin: reward of the chosen answer minus that of the rejected one, scaled as the loss has it; of an answer with a
+            label its reward, with the other sign where it is a bad one. NaN where nothing is left of an answer.
+    """
+
+    loss: float
+    margin: float
+
+
 @runtime_checkable
 class LanguageModel(Protocol):
     """What an evaluator may ask of a model. Batches are the model's business; a batch's neighbours never change an answer."""
@@ -191,6 +209,15 @@ class LanguageModel(Protocol):
 
     def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
         """Loss of each row as it is trained on; a row without any trained-on token has `tokens` 0."""
+        ...
+
+
+@runtime_checkable
+class PreferenceModel(Protocol):
+    """A language model that is tuned by preferences."""
+
+    def preferences(self, rows: Sequence[Example]) -> list[Preference]:
+        """What the loss makes of each row."""
         ...
 
 

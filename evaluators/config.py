@@ -8,8 +8,9 @@ from typing import Annotated, ClassVar, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 Direction = Literal["minimize", "maximize"]
-Subject = Literal["model", "retrieval", "answer"]
-"""What an evaluator scores: a model on rows (SFT), what was retrieved for questions, or answers to questions (RAG)."""
+Subject = Literal["model", "preference", "retrieval", "answer"]
+"""What an evaluator scores: a model on rows (fine-tunes), its preferences, what was retrieved for questions, or answers to
+questions (RAG)."""
 
 
 class EvaluatorConfig(BaseModel):
@@ -39,7 +40,7 @@ class EvaluatorConfig(BaseModel):
 
 
 class LossConfig(EvaluatorConfig):
-    """Mean negative log-likelihood a trained-on token, in nats."""
+    """What training minimises: mean negative log-likelihood a trained-on token, in nats; of preference tuning, its loss a pair."""
 
     metrics: ClassVar[dict[str, Direction]] = {"loss": "minimize"}
 
@@ -52,6 +53,15 @@ class PerplexityConfig(EvaluatorConfig):
     metrics: ClassVar[dict[str, Direction]] = {"perplexity": "minimize"}
 
     type: Literal["perplexity"] = "perplexity"
+
+
+class PreferenceConfig(EvaluatorConfig):
+    """Share of pairs whose chosen answer has the higher reward (a tie counts one half), and by how much; in every `dpo` sweep."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"reward_accuracy": "maximize", "reward_margin": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("preference",)
+
+    type: Literal["preference"] = "preference"
 
 
 class ExactMatchConfig(EvaluatorConfig):
@@ -219,6 +229,7 @@ class ContextRecallConfig(EvaluatorConfig):
 AnyEvaluatorConfig = Annotated[
     LossConfig
     | PerplexityConfig
+    | PreferenceConfig
     | ExactMatchConfig
     | JSONFieldsConfig
     | RetrievalConfig

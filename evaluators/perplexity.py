@@ -7,14 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from evaluators import first_rows
-from evaluators.base import Direction, Example, ItemSet, LanguageModel, Score, Split, summarise
+from evaluators.base import Direction, Example, ItemSet, LanguageModel, PreferenceModel, Score, Split, summarise
 from evaluators.config import LossConfig, PerplexityConfig
+from evaluators.preference import preference_losses
 
 
 class LossEvaluator:
-    """Mean negative log-likelihood in nats a trained-on token.
+    """What training minimises: the mean negative log-likelihood in nats a trained-on token, or the mean preference loss.
 
-    An item is a row's own mean, its weight the row's tokens, so that the weighted mean of the items is the token mean. A
+    Of a likelihood an item is a row's own mean, its weight the row's tokens, so that the weighted mean of the items is the token mean. A
     row without a trained-on token (an empty completion, or one that `sequence_len` cut away) is unscored.
 
     Example:
@@ -29,6 +30,8 @@ class LossEvaluator:
 
     def evaluate(self, model: LanguageModel, rows: Sequence[Example], split: Split) -> tuple[Score, ...]:
         """One score, `loss`."""
+        if isinstance(model, PreferenceModel):
+            return (preference_losses(model, first_rows(rows, self.config.limit), split),)
         return (row_losses("loss", model, first_rows(rows, self.config.limit), split),)
 
 

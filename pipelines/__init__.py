@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 PIPELINES: dict[str, str] = {
     "sft": "pipelines.finetune.sft:SFTPipeline",
     "retrain_pruned": "pipelines.finetune.sft:SFTPipeline",
+    "dpo": "pipelines.finetune.preference:DPOPipeline",
     "rag": "pipelines.rag.pipeline:RagPipeline",
     "custom": "pipelines.custom:load_custom",
 }

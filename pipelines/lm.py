@@ -85,7 +85,7 @@ class LocalLanguageModel:
     def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
         """See `LanguageModel`."""
         encoded = [encode(row, self._tokenizer, self._sequence_len) for row in rows]
-        return [RowLoss(nats, tokens) for nats, tokens, _ in self._score(encoded)]
+        return [RowLoss(nats, tokens) for nats, tokens, _ in self.score(encoded)]
 
     def next_logits(self, prompts: Sequence[str | Messages], tokens: Sequence[int]) -> list[list[float]]:
         """For each prompt, the logits of these tokens as the first one of the answer, in fp32."""
@@ -123,15 +123,15 @@ class LocalLanguageModel:
             Encoded(list(p.ids), [IGNORED] * p.start + list(p.scored), cut=False)
             for p in map(pieces.__getitem__, alone)
         ]
-        results = dict(zip(alone, self._score(rows), strict=True))
+        results = dict(zip(alone, self.score(rows), strict=True))
         with self._computing():
             results |= score_shared(
                 self._model, pieces, groups, pad_token=self._tokenizer.pad_token_id, batch_size=self._batch_size
             )
         return [results[place] for place in range(len(pieces))]
 
-    def _score(self, rows: Sequence[Encoded]) -> list[Totals]:
-        """For each row: summed nats, trained-on tokens, and whether each of them is the likeliest."""
+    def score(self, rows: Sequence[Encoded]) -> list[Totals]:
+        """For each row of tokens: summed nats, trained-on tokens, and whether each of them is the likeliest."""
         results: list[Totals] = [(0.0, 0, True)] * len(rows)
         wanted = [place for place, row in enumerate(rows) if row.trained]
         with self._computing():

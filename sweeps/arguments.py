@@ -103,8 +103,9 @@ def _add_convert(add: Add) -> None:
 
 
 def _rows(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--type", metavar="TYPE", help="of the rows: prompt_completion, chat, text (default: seen)")
-    for field in ("prompt", "completion", "messages", "text"):
+    kinds = "prompt_completion, chat, text, preference, unpaired_preference"
+    command.add_argument("--type", metavar="TYPE", help=f"of the rows: {kinds} (default: seen)")
+    for field in ("prompt", "completion", "messages", "text", "chosen", "rejected", "label"):
         command.add_argument(f"--field-{field}", metavar="COLUMN", help=f"column of the {field} (default: seen)")
 
 

@@ -43,7 +43,7 @@ WORKER_BYTES = 70 * 2**20
 _MATTERS = {
     "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "unfrozen_parameters",
     "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",
-    "group_by_length", "precision", "gradient_checkpointing", "max_steps", "optimizer",
+    "group_by_length", "precision", "gradient_checkpointing", "max_steps", "optimizer", "reference",
 }  # fmt: skip
 """Keys of the pipeline that move a trial's memory."""
 
@@ -183,7 +183,7 @@ def first_rows(data: DataFile, most: int = SAMPLED_ROWS) -> list[Example]:
     """The first sound rows of a data set whose files are text; nothing of others, which take long to open."""
     from pipelines.data import build_reader
     from pipelines.data.base import BadRow
-    from pipelines.data.examples import build_row, needed_columns
+    from pipelines.data.examples import build_row, needed_columns, optional_columns
     from pipelines.data.files import find_files, format_of, is_hub_id
     from pipelines.stage import UserError
 
@@ -195,7 +195,8 @@ def first_rows(data: DataFile, most: int = SAMPLED_ROWS) -> list[Example]:
             kind = format_of(file, data.ds_type)
             if kind not in TEXT_FORMATS:
                 break
-            for record in build_reader(kind, file, tuple(needed_columns(data))).records():
+            wanted = (*needed_columns(data), *optional_columns(data))
+            for record in build_reader(kind, file, wanted).records():
                 if len(rows) >= most:
                     return rows
                 with contextlib.suppress(BadRow):

@@ -24,7 +24,7 @@ from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
 from sweeps.fields import model_at, overlay
 from sweeps.judge_rules import unearned
-from sweeps.local import SWEEP, absolute
+from sweeps.local import MODEL_KEYS, SWEEP, absolute
 from sweeps.local_rag import absolute_rag, rag_values, replaced_sources
 from sweeps.metrics import Metric, Timetable, timetable
 from sweeps.overrides import apply_sets, write_out
@@ -241,7 +241,7 @@ def _inner(document: Document) -> Document:
 def _find_sources(draft: Draft) -> dict[str, Source]:
     """What every `sweep://` name of the file means."""
     found: dict[str, Source] = {}
-    places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path.rpartition(".")[2] == "base_model"}
+    places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path.rpartition(".")[2] in MODEL_KEYS}
     for path, value in _base_models(draft.written):
         if not draft.swept(path):
             places[("pipeline", *path.split("."))] = value
@@ -259,7 +259,7 @@ def _find_sources(draft: Draft) -> dict[str, Source]:
 
 def _base_models(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if pipeline.get("type") != "rag":
-        return [("base_model", pipeline.get("base_model"))]
+        return [(key, pipeline.get(key)) for key in MODEL_KEYS]
     return [(path, value) for path, value in rag_values(pipeline) if path.rpartition(".")[2] == "base_model"]
 
 

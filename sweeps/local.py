@@ -16,6 +16,8 @@ from sweeps.problems import close, show
 
 PACKAGE, SWEEP, HUB_DATA = "package://", "sweep://", "hf://datasets/"
 SPLITS = ("train", "tune", "select", "test")
+MODEL_KEYS = ("base_model", "reference")
+"""Keys of a fine-tune that name a model."""
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?\Z")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
@@ -30,8 +32,9 @@ def absolute(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     datasets = config.get("datasets")
     if isinstance(datasets, Mapping):
         config["datasets"] = {name: _split(value, folder) for name, value in datasets.items()}
-    if isinstance(config.get("base_model"), str):
-        config["base_model"] = absolute_model(config["base_model"], folder)
+    for key in MODEL_KEYS:
+        if isinstance(config.get(key), str):
+            config[key] = absolute_model(config[key], folder)
     return config
 
 
@@ -97,7 +100,7 @@ def path_problem(path: str, value: Any, folder: Path, pipeline: Any = None) -> s
         return rag_problem(path, value, folder)
     if not isinstance(value, str):
         return None
-    if path == "base_model":
+    if path in MODEL_KEYS:
         return model_problem(value, folder)
     if path == "import_path":
         return _module_problem(value, folder)
@@ -113,8 +116,8 @@ def disk_values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
         yield from rag_values(config)
         return
-    for key in ("base_model", "import_path"):
-        if key in config:
+    for key in (*MODEL_KEYS, "import_path"):
+        if config.get(key) is not None:
             yield key, config[key]
     datasets = config.get("datasets")
     for split in SPLITS:

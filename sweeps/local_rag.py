@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sweeps.local import absolute_model, absolute_path, data_problem, model_problem
+from sweeps.local import MODEL_KEYS, absolute_model, absolute_path, data_problem, model_problem
 
 MODELS = ("base_model", "model", "embedding_model", "answer_embedding", "tokenizer")
 """Keys that name a model, wherever they stand; not the `model` of an endpoint."""
@@ -67,7 +67,7 @@ def rag_problem(path: str, value: Any, folder: Path) -> str | None:
 
 
 def replaced_sources(config: Any, sources: Mapping[str, tuple[str, str]]) -> Any:
-    """A configuration in which every `base_model` that names a `sweep://` source is its path, with the hash beside it.
+    """A configuration in which every model that names a `sweep://` source is its path, with the hash beside it.
 
     Args:
         config: JSON.
@@ -78,9 +78,10 @@ def replaced_sources(config: Any, sources: Mapping[str, tuple[str, str]]) -> Any
     if not isinstance(config, Mapping):
         return config
     changed = {key: replaced_sources(value, sources) for key, value in config.items()}
-    found = sources.get(str(changed.get("base_model")))
-    if found is not None:
-        changed |= {"base_model": found[0], "base_model_hash": found[1]}
+    for name in MODEL_KEYS:
+        found = sources.get(str(changed.get(name)))
+        if found is not None:
+            changed |= {name: found[0], f"{name}_hash": found[1]}
     return changed
 
 

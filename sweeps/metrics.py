@@ -6,14 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evaluators.config import EVALUATOR_CONFIGS, Direction, EvaluatorConfig, Subject, metrics_of
-from pipelines.config import AnyPipeline, CustomConfig, RagConfig
+from evaluators.config import (
+    EVALUATOR_CONFIGS,
+    Direction,
+    EvaluatorConfig,
+    LossConfig,
+    PreferenceConfig,
+    Subject,
+    metrics_of,
+)
+from pipelines.config import AnyPipeline, CustomConfig, DPOConfig, RagConfig
 from sweeps.foreign import VALUES
 from sweeps.problems import show, unknown
 from sweeps.spec import MetricConfig, SweepSpec
 
 HELD_OUT = ("select", "test")
 TELEMETRY = ("train", "cost")
+_OF_PAIRS: dict[str, EvaluatorConfig] = {"loss": LossConfig(), "preference": PreferenceConfig()}
 FRONT = 5
 """Runs of the front that are judged at most: each is scored on `test`, and trained again with every seed of `seeds.test`."""
 
@@ -58,7 +67,9 @@ def subjects(pipeline: AnyPipeline) -> tuple[Subject, ...]:
     """What of a pipeline evaluators can score."""
     if isinstance(pipeline, CustomConfig):
         return ()
-    return ("retrieval", "answer") if isinstance(pipeline, RagConfig) else ("model",)
+    if isinstance(pipeline, RagConfig):
+        return ("retrieval", "answer")
+    return ("model", "preference") if isinstance(pipeline, DPOConfig) else ("model",)
 
 
 def with_cut(bare: str, known: Mapping[str, Direction]) -> Direction | None:
@@ -157,13 +168,18 @@ class Timetable:
 
 
 def timetable(spec: SweepSpec, metrics: Sequence[Metric]) -> Timetable:
-    """When each evaluator runs. Those of the metrics run at every milestone and in the final step."""
+    """When each evaluator runs. Those of the metrics run at every milestone and in the final step, as do loss and
+    rewards of preference tuning.
+    """
     mine: dict[str, EvaluatorConfig] = {}
     for metric in metrics:
         own = owner(metric.bare, spec) if metric.scored else None
         if own is not None:
             before = mine.get(entry_type(own))
             mine[entry_type(own)] = own if before is None else before.reporting(metric.bare) or own
+    if isinstance(spec.pipeline, DPOConfig):  # one pass over the pairs gives all of them
+        named = {entry.type for entry in spec.evaluate}
+        mine |= {kind: made for kind, made in _OF_PAIRS.items() if kind not in mine and kind not in named}
     others = [entry for entry in spec.evaluate if entry.type not in mine]
     rung = [entry for entry in others if entry.when == "rung"]
     end = [entry for entry in others if entry.when in (None, "end")]

@@ -40,6 +40,7 @@ def file_schema() -> Schema:
         if section != "metric":
             _short_form(properties[section], definitions, key)
     _short_form(properties["evaluate"]["items"], definitions, "type")
+    _short_form(definitions["DPOConfig"]["properties"]["loss"], definitions, "type")
     _metrics(properties["metric"])
     optional = _free_required(definitions)
     spaces = _Spaces(definitions)

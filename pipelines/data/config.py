@@ -28,14 +28,22 @@ class DataFile(Config):
     """Rows are read from disk when they are needed and never held in memory; for `train` alone."""
     content_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the file (of several: over all); filled in by `submit`, so that changed rows are refused."""
-    type: Literal["chat", "prompt_completion", "text"]
-    """Shape of a row: `chat` (a list of messages), `prompt_completion` (two texts), `text` (one)."""
+    type: Literal["chat", "prompt_completion", "text", "preference", "unpaired_preference"]
+    """Shape of a row: `chat` (a list of messages), `prompt_completion` (two texts), `text` (one); `preference` (a prompt, a
+    chosen and a rejected answer: texts, or lists of messages that may hold the prompt as their common beginning),
+    `unpaired_preference` (a prompt, a completion, and a label: whether it is a good one)."""
     field_messages: str = "messages"
     """Key of the message list of `chat` rows."""
     field_prompt: str = "prompt"
-    """Key of the prompt of `prompt_completion` rows."""
+    """Key of the prompt of `prompt_completion` rows and of preferences."""
     field_completion: str = "completion"
-    """Key of the completion of `prompt_completion` rows."""
+    """Key of the completion of `prompt_completion` and `unpaired_preference` rows."""
+    field_chosen: str = "chosen"
+    """Key of the better answer of `preference` rows."""
+    field_rejected: str = "rejected"
+    """Key of the worse answer of `preference` rows."""
+    field_label: str = "label"
+    """Key of `unpaired_preference` rows that says whether the completion is a good one (true or false)."""
     field_text: str = "text"
     """Key of the text of `text` rows."""
     group_by: str | None = None

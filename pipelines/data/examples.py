@@ -24,7 +24,9 @@ class Row:
         completion: the answer, or the whole text.
         prompt_hash: of the prompt with blanks squeezed; of the text, for plain text.
         group: of `group_by`'s value, else the prompt's.
-        content: of prompt and completion.
+        content: of prompt and completion, and of what follows.
+        rejected: the worse answer of a pair.
+        label: whether the completion is a good one, of an unpaired preference.
     """
 
     prompt: str | Messages | None
@@ -32,10 +34,13 @@ class Row:
     prompt_hash: int
     group: int
     content: int
+    rejected: str | None = None
+    label: bool | None = None
 
     def example(self, repeat: int) -> Example:
         """As pipelines see it; `repeat` counts equal rows of a data set from 1."""
-        return Example(row_id(self.content, repeat), f"{self.group:016x}", self.prompt, self.completion)
+        name, group = row_id(self.content, repeat), f"{self.group:016x}"
+        return Example(name, group, self.prompt, self.completion, self.rejected, self.label)
 
 
 def row_id(content: int, repeat: int) -> str:
@@ -49,15 +54,17 @@ def build_row(values: Mapping[str, Any], data: DataFile) -> Row:
     Raises:
         BadRow: if it is not what `data.type` says.
     """
-    prompt, completion = _BUILDERS[data.type](values, data)
+    prompt, completion, *more = _BUILDERS[data.type](values, data)
     prompt_hash = _hash(_squeezed(prompt if prompt is not None else completion))
     group = (
         prompt_hash
         if data.group_by is None
         else _hash(_group(_value(values, data.group_by, "group_by"), data.group_by))
     )
-    content = _hash(json.dumps([prompt, completion], sort_keys=True, ensure_ascii=False))
-    return Row(prompt, completion, prompt_hash, group, content)
+    content = _hash(json.dumps([prompt, completion, *more], sort_keys=True, ensure_ascii=False))
+    rejected = more[0] if data.type == "preference" else None
+    label = more[0] if data.type == "unpaired_preference" else None
+    return Row(prompt, completion, prompt_hash, group, content, rejected, label)
 
 
 def needed_columns(data: DataFile) -> dict[str, str]:
@@ -66,11 +73,18 @@ def needed_columns(data: DataFile) -> dict[str, str]:
         "chat": ("field_messages",),
         "prompt_completion": ("field_prompt", "field_completion"),
         "text": ("field_text",),
+        "preference": ("field_chosen", "field_rejected"),
+        "unpaired_preference": ("field_prompt", "field_completion", "field_label"),
     }[data.type]
     needed = {getattr(data, setting): setting for setting in settings}
     if data.group_by is not None:
         needed.setdefault(data.group_by, "group_by")
     return needed
+
+
+def optional_columns(data: DataFile) -> tuple[str, ...]:
+    """Keys that are read where a row has them: chats hold the prompt of a pair themselves."""
+    return (data.field_prompt,) if data.type == "preference" else ()
 
 
 def lacking(key: str, setting: str, there: Mapping[str, Any] | tuple[str, ...], noun: str) -> str:
@@ -82,7 +96,8 @@ def lacking(key: str, setting: str, there: Mapping[str, Any] | tuple[str, ...], 
     return f"has no {noun} {key!r}{hint} ({noun}s: {listed or 'none'}; `{setting}` names the {noun})"
 
 
-Built = tuple[str | Messages | None, str]
+Built = tuple[Any, ...]
+"""Prompt and completion; of a preference also the rejected answer, or the label."""
 
 
 def _chat(values: Mapping[str, Any], data: DataFile) -> Built:
@@ -133,10 +148,99 @@ def _text(values: Mapping[str, Any], data: DataFile) -> Built:
     return None, _text_of(values, data.field_text, "field_text")
 
 
+def _preference(values: Mapping[str, Any], data: DataFile) -> Built:
+    names = data.field_chosen, data.field_rejected
+    chosen = _chat_or_text(_value(values, names[0], "field_chosen"))
+    rejected = _chat_or_text(_value(values, names[1], "field_rejected"))
+    if isinstance(chosen, list) != isinstance(rejected, list):
+        raise BadRow(f"{names[0]!r} and {names[1]!r} must both be texts, or both lists of messages")
+    prompt: str | Messages
+    if isinstance(chosen, list):
+        prompt, better, worse = _chat_pair(_chat_or_text(values.get(data.field_prompt)), chosen, rejected, names)
+    else:
+        prompt = _prompt(values, data)
+        better = _text_of(values, names[0], "field_chosen")
+        worse = _text_of(values, names[1], "field_rejected")
+    if better == worse:
+        raise BadRow(f"{names[0]!r} and {names[1]!r} are the same")
+    return prompt, better, worse
+
+
+def _chat_pair(
+    prompt: Any, chosen: list[Any], rejected: list[Any], names: tuple[str, str]
+) -> tuple[Messages, str, str]:
+    """Messages before the answers, and the two answers; without a prompt of its own it is the chats' common beginning."""
+    better, worse = ([_message(message, place) for place, message in enumerate(chat)] for chat in (chosen, rejected))
+    if better == worse:
+        raise BadRow(f"{names[0]!r} and {names[1]!r} are the same")
+    if isinstance(prompt, list):
+        before = [_message(message, place) for place, message in enumerate(prompt)]
+        better, worse = (chat[len(before) :] if chat[: len(before)] == before else chat for chat in (better, worse))
+    elif isinstance(prompt, str) and len(better) == len(worse) == 1:
+        before = [{"role": "user", "content": prompt}]
+    else:
+        shared = next((i for i, (a, b) in enumerate(zip(better, worse, strict=False)) if a != b), 0)
+        before, better, worse = better[:shared], better[shared:], worse[shared:]
+    answers = better + worse
+    if not before or len(better) != 1 or len(worse) != 1 or any(one["role"] != "assistant" for one in answers):
+        raise BadRow(
+            f"{names[0]!r} and {names[1]!r} must be the same chat but for their last message, which is the assistant's"
+        )
+    if not all(one["content"].strip() for one in answers):
+        raise BadRow("an assistant message that is compared is empty")
+    return tuple(before), answers[0]["content"], answers[1]["content"]
+
+
+def _unpaired(values: Mapping[str, Any], data: DataFile) -> Built:
+    prompt, key = _prompt(values, data), data.field_completion
+    answer = _chat_or_text(_value(values, key, "field_completion"))
+    if isinstance(answer, list):
+        if len(answer) != 1:
+            raise BadRow(f"{key!r} must be a text, or a list of one assistant message, but is {_short(answer)}")
+        answer = _message(answer[0], 0)["content"]
+        prompt = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    if not isinstance(answer, str) or not answer.strip():
+        raise BadRow(f"{key!r} must be text with something in it, but is {_short(answer)}")
+    _sound(answer)
+    label = _value(values, data.field_label, "field_label")
+    known = _LABELS.get(str(label).strip().lower()) if isinstance(label, bool | int | str) else None
+    if known is None:
+        raise BadRow(f"{data.field_label!r} must be true or false, but is {_short(label)}")
+    return prompt, answer, known
+
+
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+
+
+def _prompt(values: Mapping[str, Any], data: DataFile) -> str | Messages:
+    """A preference's own prompt: a text, or messages."""
+    key = data.field_prompt
+    value = _chat_or_text(_value(values, key, "field_prompt"))
+    if not isinstance(value, list):
+        return _text_of(values, key, "field_prompt")
+    if not value:
+        raise BadRow(f"{key!r} is an empty list of messages")
+    return tuple(_message(message, place) for place, message in enumerate(value))
+
+
+def _chat_or_text(value: Any) -> Any:
+    """Messages where it is a list of them, in whatever form (JSON text in a CSV); else the value itself."""
+    if isinstance(value, str) and not value.lstrip().startswith("[{"):
+        return value
+    try:
+        found = _as_messages(value)
+    except BadRow:
+        return value
+    held = isinstance(found, list) and all(isinstance(message, dict) and "role" in message for message in found)
+    return found if held or not isinstance(value, str) else value
+
+
 _BUILDERS: dict[str, Callable[[Mapping[str, Any], DataFile], Built]] = {
     "chat": _chat,
     "prompt_completion": _prompt_completion,
     "text": _text,
+    "preference": _preference,
+    "unpaired_preference": _unpaired,
 }
 
 

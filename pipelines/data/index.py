@@ -15,7 +15,7 @@ from evaluators.base import Example
 from pipelines.config import DataFile
 from pipelines.data import build_reader
 from pipelines.data.base import BadRow, Reader
-from pipelines.data.examples import Row, build_row, lacking, needed_columns, row_id
+from pipelines.data.examples import Row, build_row, lacking, needed_columns, optional_columns, row_id
 from pipelines.data.files import find_files, format_of, is_hub_id
 from pipelines.stage import UserError
 
@@ -221,14 +221,15 @@ def build_index(data: DataFile, *, skip_bad: bool = False) -> Index:
 
 def _readers(data: DataFile) -> tuple[Reader, ...]:
     needed = needed_columns(data)
+    wanted = (*needed, *optional_columns(data))
     readers: tuple[Reader, ...]
     if is_hub_id(data.path):
         from pipelines.data.hub import HubReader
 
-        readers = (HubReader(data, tuple(needed)),)
+        readers = (HubReader(data, wanted),)
     else:
         readers = tuple(
-            build_reader(format_of(file, data.ds_type), file, tuple(needed), streaming=data.streaming)
+            build_reader(format_of(file, data.ds_type), file, wanted, streaming=data.streaming)
             for file in find_files(data.path, data.ds_type)
         )
     for reader in readers:
@@ -255,6 +256,8 @@ _WANTED = {
     "chat": 'a row holds messages, such as {"messages": [{"role": "user", "content": "..."}, ...]}',
     "prompt_completion": 'a row holds two texts, such as {"prompt": "...", "completion": "..."}',
     "text": 'a row holds a text, such as {"text": "..."}',
+    "preference": 'a row holds three texts, such as {"prompt": "...", "chosen": "...", "rejected": "..."}',
+    "unpaired_preference": 'a row holds two texts and a label, such as {"prompt": "...", "completion": "...", "label": true}',
 }
 
 

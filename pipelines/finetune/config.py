@@ -171,6 +171,18 @@ class SFTConfig(FineTuneConfig):
         return self.sample_packing
 
     @model_validator(mode="after")
+    def rows_hold_what_is_imitated(self) -> SFTConfig:
+        """Pairs are trained on by their chosen answer; answers with a label may be bad ones."""
+        for name, data in self.datasets.files.items():
+            if data.type == "unpaired_preference":
+                raise wrong(
+                    f"datasets.{name}.type",
+                    f"'{data.type}' rows hold bad answers too; {self.type} takes preference rows, whose chosen answer it "
+                    "trains on, or write pipeline.type: dpo with loss: kto",
+                )
+        return self
+
+    @model_validator(mode="after")
     def packed_runs_are_measured_in_steps(self) -> SFTConfig:
         """`sample_packing` with `max_steps`: how many packed sequences an epoch has is known only on a worker."""
         if self.sample_packing and self.max_steps is None:

@@ -62,6 +62,19 @@ def encode(example: Example, tokenizer: Any, sequence_len: int) -> Encoded:
     return Encoded(ids[:sequence_len], labels[:sequence_len], len(ids) > sequence_len)
 
 
+def encode_answer(prompt: str | Messages | None, answer: str, tokenizer: Any, sequence_len: int) -> Encoded:
+    """As `encode`, but of a chat the last answer alone counts: what the assistant said before belongs to the prompt.
+
+    Raises:
+        UserError: as `encode`.
+    """
+    if prompt is None or isinstance(prompt, str):
+        return encode(Example("", "", prompt, answer), tokenizer, sequence_len)
+    ids, start = _last_turn(prompt, answer, tokenizer)
+    labels = [IGNORED] * start + ids[start:]
+    return Encoded(ids[:sequence_len], labels[:sequence_len], len(ids) > sequence_len)
+
+
 def encode_prompt(prompt: str | Messages, tokenizer: Any) -> list[int]:
     """Tokens that an answer follows: the text, or the chat with the assistant's turn opened."""
     if isinstance(prompt, str):
@@ -76,9 +89,8 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
 
 
 def _chat(prompt: Messages, answer: str, tokenizer: Any) -> tuple[list[int], list[int]]:
-    messages = [dict(message) for message in prompt] + [{"role": "assistant", "content": answer}]
-    ids = _render(messages, tokenizer, opened=False)
-    start = _shared(_render(messages[:-1], tokenizer, opened=True), ids)
+    messages = _with_answer(prompt, answer)
+    ids, start = _last_turn(prompt, answer, tokenizer)
     labels = [IGNORED] * start + ids[start:]
     for turn, message in enumerate(messages[:-1]):
         if message["role"] == "assistant" and turn:
@@ -88,6 +100,17 @@ def _chat(prompt: Messages, answer: str, tokenizer: Any) -> tuple[list[int], lis
                 return ids, [IGNORED] * start + ids[start:]
             labels[len(before) : len(after)] = ids[len(before) : len(after)]
     return ids, labels
+
+
+def _last_turn(prompt: Messages, answer: str, tokenizer: Any) -> tuple[list[int], int]:
+    """A whole chat, and where its answer begins."""
+    messages = _with_answer(prompt, answer)
+    ids = _render(messages, tokenizer, opened=False)
+    return ids, _shared(_render(messages[:-1], tokenizer, opened=True), ids)
+
+
+def _with_answer(prompt: Messages, answer: str) -> list[dict[str, str]]:
+    return [dict(message) for message in prompt] + [{"role": "assistant", "content": answer}]
 
 
 def _render(messages: list[dict[str, str]] | list[Any], tokenizer: Any, *, opened: bool) -> list[int]:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.config import FineTuneConfig, RetrainPrunedConfig
+from pipelines.config import DPOConfig, FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.optimizer_memory import aside_bytes, state_bytes, step_bytes
 from pipelines.finetune.shape import EMBEDDINGS, ModelShape
 
@@ -103,7 +103,7 @@ class Workload:
     @classmethod
     def largest(cls, config: FineTuneConfig) -> Workload:
         """Every row as long as `sequence_len` allows, and all of it trained on."""
-        rows, length = config.micro_batch_size, config.sequence_len
+        rows, length = config.micro_batch_size * (2 if isinstance(config, DPOConfig) else 1), config.sequence_len
         evaluated = Batch(config.eval_batch_size, length, config.eval_batch_size * length, config.eval_batch_size > 1)
         return cls(Batch(rows, length, rows * length, rows > 1), evaluated)
 
@@ -282,6 +282,8 @@ def _moments(
     aside = retained | {"trained weights": aside_bytes(config, trained)}
     if work.evaluated is not None:
         moments["evaluation"] = _scoring(shape, work.evaluated, b, aside)
+        if isinstance(config, DPOConfig) and (config.adapter == "none" or config.reference is not None):
+            moments["evaluation"]["reference"] = 4 * shape.parameters  # a second model, while it is asked
     if work.generated is not None:
         moments["generation"] = _generating(shape, *work.generated, aside)
     return moments

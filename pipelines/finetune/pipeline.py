@@ -13,6 +13,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ class FineTunePipeline:
             precision=config.precision,
         )
 
+    def remembered(self, lm: LanguageModel, remember: Callable[[LanguageModel], LanguageModel]) -> LanguageModel:
+        """What evaluators see of given weights, with the memo (`remember`) in front of what can be remembered."""
+        return remember(lm)
+
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
         """See `Pipeline`.
 
@@ -146,14 +151,15 @@ class FineTunePipeline:
                 stack.callback(adapters.detach, model)
             lm = self.language_model(model, loaded, config, job.services)
             if job.services.memo is not None and not parts:
-                lm = memoised(
-                    lm,
-                    job.services.memo(),
+                remember = partial(
+                    memoised,
+                    memo=job.services.memo(),
                     model_hash=_source_hash(loaded.folder, job.model.adapter),
                     tokenizer_hash=content_hash(loaded.folder, "tokenizer"),
                     dtype=_DTYPES[config.precision],
                     settings={"sequence_len": config.sequence_len},
                 )
+                lm = self.remembered(lm, remember)
             return evaluate_all(job.evaluators, lm, rows, job.split)
 
     def _blended(

@@ -19,7 +19,7 @@ from sweeps.starter.base import QUESTION_PARTS
 if TYPE_CHECKING:
     from sweeps.explain import Section
 
-FIELDS = ("messages", "prompt", "completion", "text")
+FIELDS = ("messages", "prompt", "completion", "text", "chosen", "rejected", "label")
 """What `--field-PART` names of rows to fine-tune on."""
 
 
@@ -66,7 +66,7 @@ def _own_fields(arguments: argparse.Namespace) -> dict[str, str]:
 
 def _refuse_unknown(kind: str | None) -> None:
     from pipelines import PIPELINES
-    from sweeps.starter import PLANNED, STARTERS
+    from sweeps.starter import STARTERS
 
     if kind in STARTERS:
         return
@@ -75,10 +75,6 @@ def _refuse_unknown(kind: str | None) -> None:
         raise UsageError(f"init needs to know what to sweep ({there}): stockpot init {next(iter(STARTERS))} [DATA]")
     if kind in PIPELINES:
         raise UsageError(f"init has no file to begin a '{kind}' sweep with, only for: {there}")
-    if kind in PLANNED:
-        raise UsageError(
-            f"init {kind}: this version has no {kind} pipeline, so no file for it could run; there is: {there}"
-        )
     guess = close(kind, STARTERS)
     hint = f"did you mean '{guess}'?" if guess else f"there is: {there}"
     if Path(kind).exists():

@@ -272,6 +272,7 @@ def _entries(arguments: argparse.Namespace, loaded: LoadedSweep | None) -> list[
         UsageError: for an unknown evaluator, or a setting that none of those named takes.
     """
     from evaluators import EVALUATORS, parse_evaluator
+    from sweeps.metrics import subjects
 
     known = {entry.type: entry for entry in loaded.spec.evaluate} if loaded is not None else {}
     names = [name.strip() for name in arguments.evaluators.split(",") if name.strip()]
@@ -284,6 +285,10 @@ def _entries(arguments: argparse.Namespace, loaded: LoadedSweep | None) -> list[
         if name not in EVALUATORS:
             raise UsageError(f"--with: {unknown(name, list(EVALUATORS))}")
         entry = known.get(name) or parse_evaluator({"type": name})
+        can = ("model",) if loaded is None else subjects(loaded.spec.pipeline)
+        if can and not set(entry.subjects) & set(can):
+            what = "a model alone" if loaded is None else f"what {loaded.spec.pipeline.type} makes"
+            raise UsageError(f"--with: '{name}' can't score {what}")
         changes = {key: value for key, value in given.items() if key in type(entry).model_fields}
         taken |= set(changes)
         changed = {**entry.model_dump(mode="json"), "when": None, **changes}

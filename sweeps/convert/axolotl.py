@@ -80,7 +80,7 @@ def _swept(sweep: Mapping[str, Any]) -> Iterable[str]:
 def _refuse(whole: Whole) -> None:
     for key, what in keys.UNSUPPORTED.items():
         if key in whole.swept or whole.config.get(key) not in (None, False):
-            raise UserError(f"{key}: {whole.config.get(key)!s}: this version has no pipeline for {what}")
+            raise UserError(f"{key}: {whole.config.get(key)!s}: convert does not translate {what}")
 
 
 def _base_model(request: Request, book: Book) -> str:

@@ -185,14 +185,14 @@ LEFT: dict[str, str] = {
 """Key, or beginnings of keys with a `*` -> why it has no place in a sweep file."""
 
 UNSUPPORTED = {
-    "rl": "preference tuning and RL",
+    "rl": "preference tuning; `stockpot init dpo DATA` writes a file for it",
     "reward_model": "reward models",
     "process_reward_model": "reward models",
     "is_multimodal": "multimodal models",
     "processor_type": "multimodal models",
     "diffusion": "diffusion language models",
 }
-"""Keys that ask for a pipeline that is not there: a sweep without them would be another one."""
+"""Keys that ask for a pipeline that is not translated: a sweep without them would be another one."""
 
 INSTRUCTION_TYPES: dict[str, tuple[str, str]] = {
     "alpaca": ("instruction", "output"),

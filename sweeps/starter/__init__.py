@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sweeps.starter.base import Request, Starter
 
-STARTERS: dict[str, str] = {"sft": "sweeps.starter.sft:start", "rag": "sweeps.starter.rag:start"}
+STARTERS: dict[str, str] = {
+    "sft": "sweeps.starter.sft:start",
+    "dpo": "sweeps.starter.dpo:start",
+    "rag": "sweeps.starter.rag:start",
+}
 """Pipeline -> `module:function` that takes a `Request` and gives a `Starter`."""
-PLANNED = ("dpo",)
-"""Pipelines that people ask for and that are not there yet."""
 
 
 def starter_of(kind: str) -> Callable[[Request], Starter]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.data import build_reader
 from pipelines.data.base import BadRow, Reader
+from pipelines.data.examples import needed_columns
 from pipelines.data.files import GZIP, SUFFIXES, find_files, format_of, is_pattern
 from pipelines.stage import UserError
 from sweeps.problems import unknown
@@ -184,7 +185,7 @@ def _refuse_mixture(path: str, shape: Shape, readers: Sequence[Reader], files: S
 
 
 def _fit_given(shape: Shape, columns: Sequence[str], records: Sequence[tuple[str, Mapping[str, Any] | BadRow]]) -> Fit:
-    if absent := [name for name in shape.columns.values() if name not in columns]:
+    if absent := [name for name in needed_columns(shape.data("data")) if name not in columns]:
         raise NoShape(f"has no column {absent[0]!r} (columns: {_listed(columns)})")
     found = fit(shape, records)
     if found.share < 0.5:

@@ -69,12 +69,23 @@ def start(request: Request) -> Starter:
     Raises:
         UserError: if the data can't be used as they are; the message says what was seen and what to do.
     """
-    plan, found = _planned(request.data, request.type, request.fields, request.output.parent)
+    plan, found = planned(request.data, request.type, request.fields, request.output.parent)
     name = sweep_name([absolute_path(request.data, Path.cwd())], request.output.parent, "sft")
     return Starter(_text(name, request.base_model or BASE_MODEL, plan), tuple(found))
 
 
-def _planned(data: str, kind: str | None, fields: Mapping[str, str], folder: Path) -> tuple[Plan, list[str]]:
+def planned(data: str, kind: str | None, fields: Mapping[str, str], folder: Path) -> tuple[Plan, list[str]]:
+    """What the file will say of the data, and what was seen of them.
+
+    Args:
+        data: path or hub id.
+        kind: type of the rows; None: seen.
+        fields: part of a row -> its column.
+        folder: what the paths will be relative to.
+
+    Raises:
+        UserError: if the data can't be used as they are.
+    """
     given, path = given_shape(kind, fields), absolute_path(data, Path.cwd())
     return _hub(data, given) if is_hub_id(data) and not path.exists() else _plan(path, given, folder)
 
@@ -110,9 +121,13 @@ def _plan(path: Path, given: Shape | None, folder: Path) -> tuple[Plan, list[str
     if others := beside(path):
         listed = ", ".join(f"{name} as {split}" for split, name in others.items())
         found.append(
-            f"beside it lie files of other splits: stockpot init sft {written_path(str(path.parent), folder)} takes {listed}"
+            f"beside it lie files of other splits: stockpot init {_kind(plan)} {written_path(str(path.parent), folder)} takes {listed}"
         )
     return plan, found
+
+
+def _kind(plan: Plan) -> str:
+    return "dpo" if plan.shape.type in ("preference", "unpaired_preference") else "sft"
 
 
 def splits_of(
@@ -130,7 +145,7 @@ def splits_of(
     Raises:
         UserError: if the data can't be used as they are.
     """
-    plan, found = _planned(data, kind, fields, folder)
+    plan, found = planned(data, kind, fields, folder)
     splits: dict[str, Any] = {"train": _data(plan, "train")}
     splits |= {name: _data(plan, name) if name in plan.paths else {"fraction": plan.share} for name in held_out}
     return splits | _rules(plan), found
@@ -227,12 +242,13 @@ def steps(train: int | None) -> tuple[int, float | None]:
     return total, total * ROWS_A_STEP / train
 
 
-def _lengths(plan: Plan) -> tuple[int, int]:
+def lengths(plan: Plan) -> tuple[int, int]:
     """`sequence_len`, and the characters of a long row (99 % are shorter); 0 when no row was seen."""
     rows = plan.looks["train"].fit.rows if plan.looks else []
     if not rows:
         return 1024, 0
-    characters = sorted(_characters(row.prompt) + len(row.completion) for row in rows)
+    answers = [max(len(row.completion), len(row.rejected or "")) for row in rows]
+    characters = sorted(_characters(row.prompt) + answer for row, answer in zip(rows, answers, strict=True))
     long = characters[math.ceil(0.99 * len(characters)) - 1]
     tokens = long / CHARACTERS_A_TOKEN + 32
     return next((length for length in LENGTHS if length >= tokens), LENGTHS[-1]), long
@@ -246,7 +262,7 @@ def _characters(prompt: str | Messages | None) -> int:
 
 def _text(name: str, base_model: str, plan: Plan) -> str:
     total, passes = steps(plan.train)
-    length, long = _lengths(plan)
+    length, long = lengths(plan)
     over = "" if passes is None else f": {passes:.2g} passes over the {plan.train:,} rows of train"
     chars = f"99 of 100 rows have at most {long:,} characters" if long else "longer rows are cut, and counted"
     lines: list[tuple[str, str]] = [
@@ -254,7 +270,7 @@ def _text(name: str, base_model: str, plan: Plan) -> str:
         ("pipeline:", "what one trial is; any key below can be swept"),
         ("  type: sft", "supervised fine-tuning"),
         (f"  base_model: {quoted(base_model)}", "hub id, folder, GGUF file, package://..., sweep://NAME/best"),
-        *_datasets_lines(plan),
+        *datasets_lines(plan),
         ("  adapter: lora", "none: train all weights"),
         (f"  micro_batch_size: {MICRO_BATCH}", "rows in one forward pass; halved where memory runs out"),
         (f"  gradient_accumulation_steps: {ROWS_A_STEP // MICRO_BATCH}", f"{ROWS_A_STEP} rows an optimizer step"),
@@ -278,7 +294,8 @@ def _text(name: str, base_model: str, plan: Plan) -> str:
     return laid_out("A sweep of supervised fine-tunes", lines)
 
 
-def _datasets_lines(plan: Plan) -> list[tuple[str, str]]:
+def datasets_lines(plan: Plan) -> list[tuple[str, str]]:
+    """The `datasets` section, a line a split, with what each is for."""
     lines = [("  datasets:", ""), (f"    train: {_data_text(plan, 'train')}", "")]
     for split, meaning in HELD_OUT.items():
         held = _data_text(plan, split) if split in plan.paths else f"{{fraction: {plan.share:g}}}"

@@ -19,7 +19,13 @@ MESSAGES = ("messages", "conversation", "conversations", "chat", "dialog", "dial
 PROMPTS = ("prompt", "instruction", "question", "query", "input", "problem", "source", "request", "user", "q")
 COMPLETIONS = ("completion", "response", "output", "answer", "target", "solution", "assistant", "reply", "summary", "a")
 TEXTS = ("text", "content", "document", "body")
-FIELDS = {"chat": ("messages",), "prompt_completion": ("prompt", "completion"), "text": ("text",)}
+FIELDS = {
+    "chat": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "preference": ("chosen", "rejected", "prompt"),
+    "unpaired_preference": ("label", "completion", "prompt"),
+}
 """`type` -> what `field_...` names of it."""
 KNOWN = {"messages": MESSAGES, "prompt": PROMPTS, "completion": COMPLETIONS, "text": TEXTS}
 MOSTLY = 0.5
@@ -187,8 +193,9 @@ def _explain(columns: Sequence[str], records: Sequence[tuple[str, Any]], best: F
     wanted = "\n".join(f"    {part + ':':<12}{', '.join(words)}" for part, words in KNOWN.items())
     lower = {name.strip().lower() for name in names}
     if {"chosen", "rejected"} <= lower:
-        hint = "chosen and rejected are preference pairs; to fine-tune on the chosen answers alone:\n    " + _how(
-            "prompt_completion", prompt="prompt", completion="chosen"
+        hint = (
+            "chosen and rejected are preference pairs: stockpot init dpo DATA; to fine-tune on the chosen answers alone:\n    "
+            + _how("preference", chosen="chosen", rejected="rejected")
         )
     elif _sharegpt(records):
         hint = "ShareGPT's {from, value} is not read; write messages as {role, content}"

@@ -275,7 +275,7 @@ def test_ranges_of_wandb(domain: dict[str, Any], ours: dict[str, Any] | None) ->
 @pytest.mark.parametrize(
     ("change", "options", "message"),
     [
-        ({"rl": "dpo"}, (), "no pipeline for preference tuning"),
+        ({"rl": "dpo"}, (), "rl: dpo: convert does not translate preference tuning; `stockpot init dpo DATA`"),
         ({"datasets": None}, (), "names no datasets; --data"),
         ({"datasets": [{"path": "nowhere.jsonl", "type": "completion"}]}, (), "nowhere.jsonl"),
         ({"base_model": None}, ("--from", "axolotl"), "--base-model names one"),

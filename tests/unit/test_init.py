@@ -202,7 +202,7 @@ def test_quoted_texts_are_read_back(text: str) -> None:
         ("r.jsonl", b"{'prompt': 1}\n" * 30, "not JSON"),
         ("r.parquet", b"PAR1 but not really", "can't be read as Parquet"),
         ("r.jsonl", b'{"s": "a", "t": "b"}\n' * 30, "there are: 's', 't'"),
-        ("r.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 30, "--field-completion=chosen"),
+        ("r.jsonl", b'{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 30, "stockpot init dpo DATA"),
         ("r.jsonl", b'{"instruction": "a", "input": "b", "output": "c"}\n' * 30, "'input' is filled in 30 of the 30"),
         ("r.jsonl", b'{"conversations": [{"from": "human", "value": "x"}]}\n' * 30, "can be used"),
         ("r.txt", b"hello\n" * 30, "its suffix .txt tells no format"),
@@ -369,18 +369,37 @@ def test_hub_data_are_not_fetched(here: Path, capsys: pytest.CaptureFixture[str]
     assert load_file("sweep.yaml").spec.pipeline.datasets.train.path == "owner/rows"
 
 
-def test_pipelines_that_are_not_there_are_refused_by_the_table(
-    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pipelines_that_are_not_there_are_refused_by_the_table(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert set(STARTERS) <= set(pipelines.PIPELINES)
     write(here / "r.jsonl", ROWS)
-    assert "no dpo pipeline" in init(capsys, "dpo", "r.jsonl", status=2)
+    assert "has no column 'chosen'" in init(capsys, "dpo", "r.jsonl", status=2)
     assert "did you mean 'sft'" in init(capsys, "sf", "r.jsonl", status=2)
     assert "stockpot init sft r.jsonl" in init(capsys, "r.jsonl", status=2)
-    assert "(sft, rag): stockpot init sft [DATA]" in init(capsys, status=2)
-    assert "only for: sft, rag" in init(capsys, "custom", status=2)
-    monkeypatch.setitem(STARTERS, "dpo", STARTERS["sft"])
-    init(capsys, "dpo", "r.jsonl")
+    assert "(sft, dpo, rag): stockpot init sft [DATA]" in init(capsys, status=2)
+    assert "only for: sft, dpo, rag" in init(capsys, "custom", status=2)
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "loss"),
+    [
+        ({"prompt": "{i}", "chosen": "good", "rejected": "bad"}, "preference", "sigmoid"),
+        ({"prompt": "{i}", "completion": "fair", "label": True}, "unpaired_preference", "kto"),
+    ],
+)
+def test_preferences_begin_a_sweep(
+    row: dict[str, Any], kind: str, loss: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(here / "r.jsonl", [{**row, "prompt": f"question {i}"} for i in range(400)])
+    assert f"rows: {kind}" in init(capsys, "dpo", "r.jsonl")
+    loaded = checked(capsys)
+    assert (loaded.spec.pipeline.datasets.train.type, loaded.metric) == (kind, "tune/reward_accuracy")
+    assert (
+        loaded.resolve(loaded.space.sample(lambda name, domain: getattr(domain, "values", [1e-5])[0])[0])["loss"][
+            "type"
+        ]
+        == loss
+    )
+    assert "rows of chat hold no preference" in init(capsys, "dpo", "r.jsonl", "--type", "chat", "--force", status=2)
 
 
 def test_answers_that_can_be_right_are_compared(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
