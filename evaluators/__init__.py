@@ -12,6 +12,7 @@ from evaluators.base import PreferenceModel
 
 if TYPE_CHECKING:
     from evaluators.base import (
+        Divergence,
         Evaluator,
         Example,
         Generation,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EVALUATORS: dict[str, str] = {
     "loss": "evaluators.perplexity:LossEvaluator",
     "perplexity": "evaluators.perplexity:PerplexityEvaluator",
+    "kl": "evaluators.preference:KLEvaluator",
     "preference": "evaluators.preference:PreferenceEvaluator",
     "exact_match": "evaluators.exact:ExactMatchEvaluator",
     "json_fields": "evaluators.exact:JSONFieldsEvaluator",
@@ -146,6 +148,10 @@ class _SharedPreferences(_Shared):
         if key not in self._preferences:
             self._preferences[key] = self._preferring.preferences(rows)
         return self._preferences[key]
+
+    def divergences(self, requests: Sequence[GenerationRequest]) -> list[Divergence]:
+        """See `PreferenceModel`."""
+        return self._preferring.divergences(requests)
 
 
 def _once(

@@ -195,6 +195,19 @@ class Preference:
     margin: float
 
 
+@dataclass(frozen=True)
+class Divergence:
+    """How far one answer of the model's own is from what the reference would say.
+
+    Attributes:
+        nats: log-probability of the answer under the model minus that under the reference.
+        tokens: the answer's, with the one that ends it.
+    """
+
+    nats: float
+    tokens: int
+
+
 @runtime_checkable
 class LanguageModel(Protocol):
     """What an evaluator may ask of a model. Batches are the model's business; a batch's neighbours never change an answer."""
@@ -218,6 +231,10 @@ class PreferenceModel(Protocol):
 
     def preferences(self, rows: Sequence[Example]) -> list[Preference]:
         """What the loss makes of each row."""
+        ...
+
+    def divergences(self, requests: Sequence[GenerationRequest]) -> list[Divergence]:
+        """Answer each request, and compare with the reference."""
         ...
 
 

@@ -64,6 +64,19 @@ class PreferenceConfig(EvaluatorConfig):
     type: Literal["preference"] = "preference"
 
 
+class KLConfig(EvaluatorConfig):
+    """KL divergence to the reference, in nats an answer, on answers that the model itself draws; and their length in tokens."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"kl": "minimize", "response_length": "minimize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("preference",)
+
+    type: Literal["kl"] = "kl"
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens generated at most."""
+    seed: int = 0
+    """Of the draws; the same for all models."""
+
+
 class ExactMatchConfig(EvaluatorConfig):
     """Share of rows whose generated answer equals the reference, by batched greedy generation."""
 
@@ -230,6 +243,7 @@ AnyEvaluatorConfig = Annotated[
     LossConfig
     | PerplexityConfig
     | PreferenceConfig
+    | KLConfig
     | ExactMatchConfig
     | JSONFieldsConfig
     | RetrievalConfig

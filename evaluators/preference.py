@@ -9,6 +9,7 @@ from evaluators import first_rows
 from evaluators.base import (
     Direction,
     Example,
+    GenerationRequest,
     ItemSet,
     LanguageModel,
     Preference,
@@ -17,7 +18,7 @@ from evaluators.base import (
     Split,
     summarise,
 )
-from evaluators.config import PreferenceConfig
+from evaluators.config import KLConfig, PreferenceConfig
 
 
 class PreferenceEvaluator:
@@ -50,6 +51,42 @@ class PreferenceEvaluator:
         accuracy = summarise("reward_accuracy", split, "maximize", items, [right(one.margin) for one in found])
         margin = summarise("reward_margin", split, "maximize", items, [one.margin for one in found])
         return accuracy, margin
+
+
+class KLEvaluator:
+    """Σ_t log π(y_t)/π_ref(y_t) over one answer a prompt, drawn from π at temperature 1: its mean is KL(π, π_ref).
+
+    One answer's number can be below 0; the mean estimates the divergence without bias (Ahrabian et al. 2024, arXiv
+    2407.15229). Answers longer than `max_new_tokens` count as far as they go.
+
+    Example:
+        >>> [score.key for score in KLEvaluator(KLConfig()).evaluate(model, rows, "tune")]
+        ['tune/kl', 'tune/response_length']
+    """
+
+    metrics: Mapping[str, Direction] = KLConfig.metrics
+
+    def __init__(self, config: KLConfig) -> None:
+        self.config = config
+
+    def evaluate(self, model: LanguageModel, rows: Sequence[Example], split: Split) -> tuple[Score, ...]:
+        """Two scores: `kl`, and `response_length` in tokens, the one that ends an answer among them.
+
+        Raises:
+            TypeError: if the model is not one that is tuned by preferences; the door has checked it.
+        """
+        if not isinstance(model, PreferenceModel):
+            raise TypeError(f"a model tuned by preferences must be scored, but got {type(model).__name__}")
+        kept = first_rows(rows, self.config.limit)
+        tokens, seed = self.config.max_new_tokens, self.config.seed
+        requests = [GenerationRequest(row.prompt or "", tokens, temperature=1.0, seed=seed) for row in kept]
+        found = model.divergences(requests)
+        items = item_set(kept)
+        lengths = [float(one.tokens) if one.tokens else math.nan for one in found]
+        return (
+            summarise("kl", split, "minimize", items, [one.nats for one in found]),
+            summarise("response_length", split, "minimize", items, lengths),
+        )
 
 
 def preference_losses(model: PreferenceModel, rows: Sequence[Example], split: Split) -> Score:

@@ -80,6 +80,11 @@ def asks_models(config: AnyPipeline) -> bool:
     return isinstance(config, RagConfig) or (isinstance(config, CustomConfig) and config.asks_models)
 
 
+def shares_memo(config: AnyPipeline) -> bool:
+    """Whether trials share what they compute through the memo, without resident models: the reference's log-probabilities."""
+    return isinstance(config, DPOConfig)
+
+
 def parse_pipeline(config: Mapping[str, Any]) -> AnyPipeline:
     """The typed form of a resolved configuration, on a worker.
 

@@ -63,12 +63,23 @@ class LocalLanguageModel:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """See `LanguageModel`."""
+        jobs = self._decoded(requests)
+        return [Generation(job.text(self._tokenizer), len(job.prompt), len(job.new)) for job in jobs]
+
+    def answered(self, requests: Sequence[GenerationRequest]) -> list[Encoded]:
+        """The answers as tokens behind their prompts, with the token that ended them; the prompts are no targets."""
+        return [
+            Encoded(job.prompt + job.all_new, [IGNORED] * len(job.prompt) + job.all_new, cut=job.end is None)
+            for job in self._decoded(requests)
+        ]
+
+    def _decoded(self, requests: Sequence[GenerationRequest]) -> list[_Decoding]:
         first = [_beginning(self._tokenizer)]
         jobs = [_Decoding(request, encode_prompt(request.prompt, self._tokenizer) or first) for request in requests]
         with self._computing():
             for batch in _by_length(jobs, lambda job: len(job.prompt), self._batch_size):
                 self._decode(batch)
-        return [Generation(job.text(self._tokenizer), len(job.prompt), len(job.new)) for job in jobs]
+        return jobs
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
         """See `LanguageModel`; what several pairs begin with is read once (`pipelines.continuations`)."""
@@ -288,6 +299,7 @@ class _Decoding:
     request: GenerationRequest
     prompt: list[int]
     new: list[int] = field(default_factory=list)
+    end: int | None = None
     cut: str | None = None
 
     def __post_init__(self) -> None:
@@ -305,6 +317,7 @@ class _Decoding:
     def take(self, token: int, ends: frozenset[int], tokenizer: Any) -> bool:
         """Add a token; whether the answer goes on."""
         if token in ends:
+            self.end = token
             return False
         self.new.append(token)
         if self.request.stop:
@@ -314,6 +327,11 @@ class _Decoding:
                 self.cut = text[: min(found)]
                 return False
         return len(self.new) < self.request.max_new_tokens
+
+    @property
+    def all_new(self) -> list[int]:
+        """The new tokens, and the one that ended the answer."""
+        return self.new if self.end is None else [*self.new, self.end]
 
     def text(self, tokenizer: Any) -> str:
         """The answer so far, up to a stop string."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.base import ClusterError, Node, place
 from cluster.machine import Machine, this_machine
 from evaluators.base import Example
-from pipelines.config import DataFile, FineTuneConfig, asks_models, parse_pipeline
+from pipelines.config import DataFile, DPOConfig, FineTuneConfig, asks_models, parse_pipeline
 from pipelines.finetune.memory import MemoryEstimate, estimate
 from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
 from pipelines.finetune.workload import RowSize, workload
@@ -291,6 +291,7 @@ def _record(config: FineTuneConfig, made: MemoryEstimate, parameters: Mapping[st
             "adapter": config.adapter,
             "lora_r": config.lora_r if config.adapter == "lora" else None,
             "micro_batch_size": config.micro_batch_size,
+            "item": "pair" if isinstance(config, DPOConfig) else "row",
             "sequence_len": config.sequence_len,
             "longest": made.batch.length,
             "precision": config.precision,
@@ -388,4 +389,4 @@ def words(config: Mapping[str, Any]) -> str:
 
 def _rows_of(config: Mapping[str, Any]) -> str:
     rows = config["micro_batch_size"]
-    return f"{rows} row{'s' * (rows != 1)} of up to {config['longest']} tokens"
+    return f"{rows} {config.get('item', 'row')}{'s' * (rows != 1)} of up to {config['longest']} tokens"

@@ -158,7 +158,8 @@ def _hashable(leaf: Any) -> bool:
 def overlay(base: Mapping[str, Any], parameters: Mapping[str, Any], models: Models) -> dict[str, Any]:
     """A configuration with the values of dotted paths put in.
 
-    A `<section>.type` that differs from the base's starts the section anew with the keys that the new type has as well.
+    A `<section>.type` that differs from the base's starts the section anew with the keys that the new type has as well. A
+    section that is a bare word (`loss: kto`) is written out where a key below it is set.
 
     Args:
         base: a pipeline's configuration, JSON.
@@ -169,10 +170,11 @@ def overlay(base: Mapping[str, Any], parameters: Mapping[str, Any], models: Mode
     for path in sorted(parameters, key=lambda path: (not path.endswith(".type"), path.count("."))):
         *parents, last = path.split(".")
         place = config
-        for parent in parents:
+        for depth, parent in enumerate(parents, 1):
             inner = place.get(parent)
             if not isinstance(inner, dict):
-                inner = place[parent] = {}
+                word = isinstance(inner, str) and inner in arms(lookup(models, parents[:depth]))
+                inner = place[parent] = {"type": inner} if word else {}
             place = inner
         if last == "type" and parents and place.get("type") != parameters[path]:
             _change_type(place, lookup(models, parents), str(parameters[path]))

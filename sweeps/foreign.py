@@ -70,7 +70,6 @@ PIPELINE_NAMES: dict[str, tuple[str, str]] = {
     "pref_loss": (FACTORY, "loss"),
     "loss_type": (HF, "loss.type"),
     "dpo_loss_type": (AXOLOTL, "loss.type"),
-    "simpo_gamma": (HF, "loss.gamma_beta_ratio, as a share of beta"),
     "orpo_alpha": (AXOLOTL, "loss.beta"),
     "dpo_label_smoothing": (FACTORY, "loss.label_smoothing"),
     "label_smoothing": (HF, "loss.label_smoothing"),
@@ -137,6 +136,7 @@ SWEEP_NAMES: dict[str, tuple[str, str]] = {
 """Foreign name -> (where it comes from, the key here)."""
 
 NOT_HERE: dict[str, str] = {
+    "simpo_gamma": "write the margin as a share of beta: loss.gamma_beta_ratio",
     "track": "trackers are not supported yet; delete it",
     "memo": "it is not supported yet; delete it",
     "priority": "it is not supported yet; delete it",
@@ -236,6 +236,8 @@ VALUES: dict[str, dict[str, str]] = {
     },
     "evaluate": {
         "ppl": "here it is 'perplexity'",
+        "response_length": "'kl' reports it",
+        "reward_accuracy": "'preference' reports it, in every dpo sweep",
         "eval_loss": "here it is 'loss'",
         "accuracy": "here it is 'exact_match'",
     },

@@ -17,8 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from evaluators import parse_evaluator
 from evaluators.config import Direction
-from pipelines.config import PIPELINE_CONFIGS, AnyPipeline, FineTuneConfig, RagConfig, parse_pipeline, total_resource
+from pipelines.config import (
+    PIPELINE_CONFIGS,
+    AnyPipeline,
+    DPOConfig,
+    FineTuneConfig,
+    RagConfig,
+    parse_pipeline,
+    total_resource,
+)
 from pipelines.rag.models import LocalJudge
 from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
@@ -98,7 +107,12 @@ class LoadedSweep:
 
     @property
     def also(self) -> tuple[str, ...]:
-        """What a RAG sweep's answers are scored by on `tune` besides its metrics, full names: the first of each entry."""
+        """What else is shown of `tune`, full names: of RAG the first score of each entry, of preference tuning all scores."""
+        metrics = {metric.name for metric in self.metrics}
+        if isinstance(self.spec.pipeline, DPOConfig):
+            when = self.timetable
+            told = [f"tune/{name}" for entry in (*when.rung, *when.end) for name in parse_evaluator(entry).reports()]
+            return tuple(name for name in dict.fromkeys(told) if name not in metrics)
         if not isinstance(self.spec.pipeline, RagConfig):
             return ()
         entries = [
@@ -107,7 +121,7 @@ class LoadedSweep:
             if ("answer" in entry.subjects or entry.judged) and entry.when != "final"
         ]
         named = [f"tune/{next(iter(entry.reports()))}" for entry in entries]
-        return tuple(name for name in named if name not in {metric.name for metric in self.metrics})
+        return tuple(name for name in named if name not in metrics)
 
     @property
     def judge(self) -> dict[str, Any] | None:

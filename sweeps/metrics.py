@@ -168,9 +168,7 @@ class Timetable:
 
 
 def timetable(spec: SweepSpec, metrics: Sequence[Metric]) -> Timetable:
-    """When each evaluator runs. Those of the metrics run at every milestone and in the final step, as do loss and
-    rewards of preference tuning.
-    """
+    """When each evaluator runs: those of the metrics, and of preferences, at every milestone and in the final step."""
     mine: dict[str, EvaluatorConfig] = {}
     for metric in metrics:
         own = owner(metric.bare, spec) if metric.scored else None

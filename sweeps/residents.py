@@ -138,7 +138,7 @@ class Residents:
     """The actors of one driver.
 
     Args:
-        plan: which processes.
+        plan: which processes; none where trials share the memo alone.
         paths: of the sweep, for the memo's place and the logs.
         setup: of its workers; the hosts get the same environment.
 
@@ -151,7 +151,7 @@ class Residents:
         mark = uuid.uuid4().hex[:8]
         names = {process.name: f"{mark}-{process.name}" for process in plan.processes}
         roles = {role: name for role, name in names.items() if role != SHARED}
-        self.actors = Actors(f"{mark}-memo", names[SHARED], roles)
+        self.actors = Actors(f"{mark}-memo", names.get(SHARED, ""), roles)
         self._hosts = {process.name: self._start(process, names[process.name], setup) for process in plan.processes}
         self._memo: Any = None
         try:

@@ -28,12 +28,12 @@ from ray.tune.search import SearchAlgorithm
 
 from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
-from pipelines.config import asks_models
+from pipelines.config import asks_models, shares_memo
 from pipelines.stage import Devices
 from sweeps.callers import Callers
 from sweeps.endpoints import endpoints_of
 from sweeps.failures import Failure, classify
-from sweeps.host_plan import plan_hosts
+from sweeps.host_plan import HostPlan, plan_hosts
 from sweeps.interrupts import Interrupts
 from sweeps.lease_thread import Met
 from sweeps.loop import Loop, Pending
@@ -265,7 +265,11 @@ class RayBackend:
         setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()))
         if not asks_models(spec.pipeline):
             placement = place(nodes, spec.resources.cpus, spec.resources.gpus, spec.max_concurrent_trials)
-            return replace(setup, devices=Devices(placement.cpus, placement.gpus)), placement
+            setup = replace(setup, devices=Devices(placement.cpus, placement.gpus))
+            if shares_memo(spec.pipeline):
+                self._residents = Residents(HostPlan((), placement), self._paths, setup)
+                setup = replace(setup, memo=self._residents.memo)
+            return setup, placement
         plan = plan_hosts(spec, nodes)
         if plan.note:
             self._say(plan.note)

@@ -9,7 +9,8 @@ numbers that do not count, and write numbers and dates as they like. Keys and va
     {"item":"desk lamp","qty":5,"city":"Oslo","date":"2026-03-14","priority":"high"}
 
 with the item in the singular, the quantity as a number, the date in ISO form (every order is for 2026) and the priority
-one of `low`, `normal` and `high`, `normal` where nothing is said.
+one of `low`, `normal` and `high`, `normal` where nothing is said. `pairs.jsonl` has orders of its own with that line and
+the same line broken.
 """
 
 from __future__ import annotations
@@ -24,6 +25,19 @@ from pathlib import Path
 SEED = 20260314
 SPLITS = {"train": 600, "tune": 50, "select": 50, "test": 60}
 """Rows of each file."""
+PAIRS, PAIRS_SEED = 300, 7
+"""Rows of the file of pairs, with orders of their own."""
+BREAKS: tuple[Callable[[str], str], ...] = (
+    lambda line: line[:-1],
+    lambda line: line + "}",
+    lambda line: line[:-1] + ",}",
+    lambda line: line.replace('"', "'"),
+    lambda line: line.replace('":"', '"="', 1),
+    lambda line: line.replace('"', "", 1),
+    lambda line: line.replace('","', '" and "', 1),
+    lambda line: "[" + line[1:],
+)
+"""Ways to break a line of JSON."""
 LONGEST = 115
 """Characters of a prompt at most: at most 45 tokens of SmolLM2, 80 with the answer."""
 
@@ -202,13 +216,34 @@ def rows(count: int, seed: int = SEED) -> list[dict[str, str]]:
     return made
 
 
+def broken(line: str, rng: random.Random) -> str:
+    """A line of JSON that is none any more: shorter, longer or as long as it was."""
+    while True:
+        made = rng.choice(BREAKS)(line)
+        try:
+            json.loads(made)
+        except ValueError:
+            return made
+
+
+def pairs(count: int, seed: int = PAIRS_SEED) -> list[dict[str, str]]:
+    """`count` different orders, each with its JSON (`chosen`) and the same broken (`rejected`)."""
+    rng = random.Random(seed)
+    return [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": broken(row["completion"], rng)}
+        for row in rows(count, seed)
+    ]
+
+
 def generate(folder: Path) -> None:
-    """Write one JSONL file a split into `folder`."""
+    """Write one JSONL file a split into `folder`, and one of pairs."""
     left = rows(sum(SPLITS.values()))
     for split, count in SPLITS.items():
         part, left = left[:count], left[count:]
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in part)
         (folder / f"{split}.jsonl").write_bytes(text.encode())
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in pairs(PAIRS))
+    (folder / "pairs.jsonl").write_bytes(text.encode())
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 from evaluators.base import Example, LanguageModel
 from pipelines.config import DPOConfig, FineTuneConfig
+from pipelines.finetune.adapters import disabled
 from pipelines.finetune.model import BaseModels, LoadedModel, load_folder, resolve
 from pipelines.finetune.pairs import Preferred, encode_preferences
 from pipelines.finetune.pipeline import FineTunePipeline
@@ -103,8 +104,7 @@ def _opened(config: DPOConfig, folder: Path, loaded: LoadedModel, model: Any, de
         UserError: if its tokens are others than the model's.
     """
     if config.adapter != "none" and folder == loaded.folder:
-        disabled = model.disable_adapter() if hasattr(model, "disable_adapter") else contextlib.nullcontext()
-        with disabled:
+        with disabled(model) if hasattr(model, "peft_config") else contextlib.nullcontext():
             yield model
         return
     other = load_folder(folder, trust_remote_code=config.trust_remote_code, device=device)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Preference, RowLoss
+from evaluators.base import Divergence, Example, Generation, GenerationRequest, LanguageModel, Preference, RowLoss
 from pipelines.finetune.data import Encoded
 from pipelines.finetune.pairs import Preferred
 from pipelines.finetune.preference_config import KTO, AnyLoss
@@ -70,6 +70,17 @@ class PreferenceLanguageModel:
             margins = pair_margins(judged)
             found = iter([Preference(*one) for one in zip(judged.losses.tolist(), margins.tolist(), strict=True)])
         return [next(found) if row.whole else Preference(math.nan, math.nan) for row in encoded]
+
+    def divergences(self, requests: Sequence[GenerationRequest]) -> list[Divergence]:
+        """See `PreferenceModel`."""
+        answers = self.local.answered(requests)
+        policy = log_probabilities(self.local, answers)
+        with self.reference.open_model() as model:
+            known = log_probabilities(self.reference.local(model), answers)
+        return [
+            Divergence(float(own - other), answer.trained) if answer.trained else Divergence(math.nan, 0)
+            for own, other, answer in zip(policy, known, answers, strict=True)
+        ]
 
     def _answers(self, rows: Sequence[Encoded]) -> Answers:
         """In double precision."""

@@ -31,7 +31,7 @@ BASE: dict[str, Any] = {
     "soup": {"method": "greedy", "top": 3},
 }
 """What the guides' fragments change."""
-FILES = ("orders.jsonl", "articles.jsonl", "big.jsonl", "held-out.jsonl")
+FILES = ("orders.jsonl", "articles.jsonl", "big.jsonl", "held-out.jsonl", "pairs.jsonl")
 ALL = [block for page in PAGES for block in blocks(page)]
 OURS = [
     (block, words(command))

@@ -99,7 +99,7 @@ def test_an_entry_says_type_bounds_default_and_place(capsys: pytest.CaptureFixtu
     )
     said = explain(capsys, "seed_data")
     assert "the same in all trials, so it can't be swept" in said
-    assert "may be swept under parameters" in explain(capsys, "lora_r")
+    assert "may be swept under parameters" in " ".join(explain(capsys, "lora_r").split())
     assert "default  none, it must be given" in explain(capsys, "base_model")
     assert "cosine | linear | constant | constant_with_warmup" in explain(capsys, "lr_scheduler")
     assert "see also: early_terminate.type, evaluate.type, " in explain(capsys, "type")

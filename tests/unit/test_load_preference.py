@@ -41,6 +41,13 @@ def test_losses_are_branches_with_their_own_parameters(tmp_path: Path) -> None:
     ]
 
 
+def test_a_parameter_of_a_bare_word_is_swept(tmp_path: Path) -> None:
+    text = DPO + "parameters: {loss.beta: [0.05, 0.1]}\nmethod: grid\n"
+    loaded = load(tmp_path, text, ("pipeline.loss=kto",))
+    found = [loaded.resolve(loaded.space.replay(choices))["loss"] for choices in loaded.space.grid()]
+    assert [(loss["type"], loss["beta"]) for loss in found] == [("kto", 0.05), ("kto", 0.1)]
+
+
 def test_losses_are_a_plain_choice_too(tmp_path: Path) -> None:
     loaded = load(tmp_path, DPO + "parameters: {loss: [sigmoid, kto]}\nmethod: grid\n")
     found = [loaded.resolve(loaded.space.replay(choices))["loss"]["type"] for choices in loaded.space.grid()]

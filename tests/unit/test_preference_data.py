@@ -107,7 +107,8 @@ def test_every_format_gives_the_same_rows(tmp_path: Path) -> None:
             read_rows(DataFile(path=str(tmp_path / f"{name}.{suffix}"), type="preference"))
             for suffix in ("jsonl", "parquet", "csv")
         ]
-        assert read[0] == read[1] == read[2] and len(read[0]) == 3
+        assert read[0] == read[1] == read[2]
+        assert len(read[0]) == 3
 
 
 def test_the_answer_alone_counts_and_strangers_are_of_the_next_row() -> None:

@@ -13,6 +13,7 @@ import torch
 from sft_runs import STOP, TOTAL, disturb, run, same, weights
 from tiny import save_model, write_rows
 
+from evaluators.base import GenerationRequest
 from pipelines.finetune import preference as preference_module
 from pipelines.finetune.data import encode_answer
 from pipelines.finetune.model import load_folder
@@ -83,7 +84,8 @@ def test_every_loss_falls_and_every_weight_moves(place: Path, tmp_path: Path, lo
     assert last["loss"].value < first["loss"].value
     assert last["reward_accuracy"].value >= 8 / 9
     assert last["reward_margin"].value > first["reward_margin"].value
-    assert last["loss"].n == 9 and last["loss"].se > 0
+    assert last["loss"].n == 9
+    assert last["loss"].se > 0
     assert reports[-1].telemetry["train/reward_accuracy"] > 0.7
     before, after = weights(tmp_path / "checkpoint-1"), weights(tmp_path / "checkpoint-12")
     assert all(not torch.equal(before[name], after[name]) for name in before)
@@ -180,7 +182,8 @@ def test_what_the_memo_gives_is_what_would_be_computed(place: Path, tmp_path: Pa
             for _ in range(2)
         ]
     alone = DPOPipeline()._reference(typed, loaded, loaded.model, Services()).log_probabilities(rows)
-    assert np.array_equal(shared[0], shared[1]) and np.array_equal(shared[0], alone)
+    assert np.array_equal(shared[0], shared[1])
+    assert np.array_equal(shared[0], alone)
 
 
 def test_another_model_can_be_the_reference(place: Path, tmp_path: Path) -> None:
@@ -189,7 +192,8 @@ def test_another_model_can_be_the_reference(place: Path, tmp_path: Path) -> None
     for reference in (None, str(tmp_path / "other")):
         job = EvaluationJob(config(place, reference=reference), ModelSource(str(place / "model")), "tune", BOTH)
         scores.append([score.value for score in DPOPipeline().evaluate(job)])
-    assert scores[0][2] == 0.0 and scores[1][2] != 0.0
+    assert scores[0][2] == 0.0
+    assert scores[1][2] != 0.0
 
 
 def test_a_reference_of_other_tokens_is_refused(place: Path, tmp_path: Path) -> None:
@@ -199,6 +203,36 @@ def test_a_reference_of_other_tokens_is_refused(place: Path, tmp_path: Path) -> 
     (folder / "tokenizer.json").write_text(json.dumps(body))
     with pytest.raises(UserError, match="reference: the tokenizer of"):
         tune(config(place, reference=str(folder)), tmp_path / "run")
+
+
+def test_the_divergence_is_the_samples_own(place: Path, tmp_path: Path) -> None:
+    settings = config(place, lora_dropout=0.0)
+    ends = ({"type": "kl", "max_new_tokens": 12},)
+    [report] = tune(settings, tmp_path / "run", rung_evaluators=(), end_evaluators=ends)
+    kl, length = report.scores
+    assert kl.value > 0.1
+    assert 1 <= length.value <= 12
+    untouched = EvaluationJob(settings, ModelSource(str(place / "model")), "tune", ends)
+    same_kl, same_length = DPOPipeline().evaluate(untouched)
+    assert same_kl.value == 0.0
+    assert same_length.n == 9
+    folder = str(tmp_path / "run" / f"checkpoint-{TOTAL}")
+    job = EvaluationJob(settings, ModelSource(str(place / "model"), folder), "tune", ends)
+    assert DPOPipeline().evaluate(job)[0].value == pytest.approx(kl.value, rel=1e-4)
+    from pipelines.finetune.adapters import attach
+
+    loaded = load_folder(place / "model")
+    model = attach(loaded.model, Path(folder))
+    lm = DPOPipeline().language_model(model, loaded, preference_module.DPOConfig.model_validate(settings), Services())
+    request = GenerationRequest("1+1=", 12, temperature=1.0)
+    [answer] = lm.local.answered([request])
+    with torch.no_grad():
+        own = torch.log_softmax(model(torch.tensor([answer.ids])).logits[0, :-1], -1)
+        with model.disable_adapter():
+            other = torch.log_softmax(model(torch.tensor([answer.ids])).logits[0, :-1], -1)
+    start = sum(label < 0 for label in answer.labels) - 1
+    by_hand = sum(float(own[at, answer.ids[at + 1]] - other[at, answer.ids[at + 1]]) for at in range(start, len(own)))
+    assert lm.divergences([request])[0].nats == pytest.approx(by_hand, abs=1e-4)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "none"])

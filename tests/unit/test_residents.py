@@ -232,6 +232,17 @@ metric: loss
 """
 
 
+DPO = """
+name: s
+pipeline:
+  type: dpo
+  base_model: owner/model
+  datasets: {train: {path: questions.jsonl, type: preference}}
+  max_steps: 3
+metric: loss
+"""
+
+
 def load(folder: Path, text: str) -> LoadedSweep:
     (folder / "corpus").mkdir()
     (folder / "corpus" / "a.txt").write_text("A text.")
@@ -312,6 +323,16 @@ def test_one_that_asks_models_has_hosts_before_its_trials(
     assert given.memo is not None
     assert given.hosts is not None
     assert (given.memo(), given.hosts()) == ("memo of lease", "hosts")
+    made.close()
+    assert Recorder.events[-1] == "close"
+
+
+def test_preference_tuning_shares_the_memo_and_no_models(backend: Callable[[str], runner.RayBackend]) -> None:
+    made = backend(DPO)
+    assert Recorder.events == [[]]
+    assert (made.placement.slots, made.placement.cpus) == (1, 2.0)
+    given = services(made._setup, "lease")
+    assert (given.memo is not None, given.hosts) == (True, None)
     made.close()
     assert Recorder.events[-1] == "close"
 
