@@ -119,7 +119,8 @@ class DPOConfig(FineTuneConfig):
     learning_rate: float = Field(default=1e-5, gt=0)
     """Peak learning rate; lower than in supervised fine-tuning."""
     micro_batch_size: int = Field(default=2, ge=1)
-    """Pairs in one forward pass of one device (two rows each); answers, where rows are unpaired."""
+    """Pairs in one forward pass of one device (two rows each); answers, where rows are unpaired. KTO's baseline is a mean over
+    them: with few it is noisy."""
 
     @model_validator(mode="after")
     def rows_are_preferences(self) -> DPOConfig:
@@ -140,11 +141,4 @@ class DPOConfig(FineTuneConfig):
                 )
             if data.streaming:
                 raise wrong(f"datasets.{name}.streaming", "preferences are held in memory; delete the line")
-        return self
-
-    @model_validator(mode="after")
-    def kto_has_answers_to_other_prompts(self) -> DPOConfig:
-        """KTO's baseline is a mean over a micro batch."""
-        if self.loss.type == "kto" and self.datasets.train.type == UNPAIRED and self.micro_batch_size < 2:
-            raise wrong("micro_batch_size", "kto takes a mean over the micro batch as its baseline; give 2 or more")
         return self

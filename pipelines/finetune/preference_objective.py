@@ -154,6 +154,7 @@ def flat(rows: Sequence[Preferred]) -> tuple[list[Encoded], list[Encoded]]:
 def _sampler(rows: Sequence[Preferred], config: DPOConfig, seed: int) -> EpochSampler:
     count = len(rows)
     if config.group_by_length:
-        lengths, batch = np.array([row.length for row in rows], dtype=np.int32), config.micro_batch_size
+        lengths = np.array([row.length for row in rows], dtype=np.int32)
+        batch = config.micro_batch_size * config.gradient_accumulation_steps
         return EpochSampler(count, lambda epoch: grouped_order(lengths, batch, seed, epoch))
     return EpochSampler(count, lambda epoch: epoch_order(count, seed, epoch))
