@@ -156,6 +156,16 @@ def same_runs(state: SweepState) -> dict[str, tuple[str, str]]:
     return found
 
 
+def tuned_seed(final: Mapping[str, Any]) -> int | None:
+    """The tuning seed behind a score of one of several runs of a configuration; None for every other score."""
+    if final.get("own"):
+        return int(final["seed"])
+    candidate = final.get("candidate")
+    if final.get("seed") is None and isinstance(candidate, Mapping) and candidate.get("others"):
+        return int(str(candidate["run"]).rpartition("-")[2])
+    return None
+
+
 def own_finals(finals: Sequence[Mapping[str, Any]], role: str, metric: str) -> list[Mapping[str, Any]]:
     """What the final step scored of a role's weights that the sweep itself made, one a tuning seed."""
     found = [final for final in finals if final["role"] == role and metric in final["scores"]]

@@ -232,17 +232,15 @@ def _scores(finals: Sequence[Mapping[str, Any]], width: int | None) -> list[str]
     """One line a candidate and one column a metric, or the other way round where that is too wide."""
     from sweeps.board import Measured
     from sweeps.board_text import aligned, score_text
+    from sweeps.candidates import tuned_seed
 
     if not finals:
         return []
     keys = list(dict.fromkeys(key for final in finals for key in final["scores"]))
     rows = []
     for final in finals:
-        seed = ""
-        if final.get("seed") is not None:
-            seed = f" ({'tuning ' if final.get('own') else ''}seed {final['seed']})"
-        elif (final.get("candidate") or {}).get("others"):
-            seed = f" (tuning {str(final['candidate']['run']).partition('/')[2].replace('-', ' ')})"
+        tuned, tested = tuned_seed(final), final.get("seed")
+        seed = f" (tuning seed {tuned})" if tuned is not None else "" if tested is None else f" (seed {tested})"
         scores = [final["scores"].get(key) for key in keys]
         cells = [score_text(Measured(s.value, s.se, s.n)) if s is not None else "" for s in scores]
         run = (final.get("candidate") or {}).get("run") if str(final["role"]).startswith("front-") else None

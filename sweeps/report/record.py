@@ -17,6 +17,7 @@ import numpy as np
 from pipelines.soups.base import Blend
 from sweeps.board import Leaderboard
 from sweeps.board_text import ENERGY
+from sweeps.candidates import tuned_seed
 from sweeps.cards import card_line, cards_of
 from sweeps.costs import energy_sentences
 from sweeps.describe import describe
@@ -156,8 +157,8 @@ def _finals(board: Leaderboard) -> list[dict[str, Any]]:
     return [
         {
             "role": final["role"],
-            "seed": final.get("seed"),
-            "own": bool(final.get("own")),
+            "seed": final.get("seed") if tuned_seed(final) is None else tuned_seed(final),
+            "own": tuned_seed(final) is not None,
             "scores": {key: score.record() for key, score in final["scores"].items()},
         }
         for final in board.finals
