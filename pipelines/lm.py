@@ -379,7 +379,8 @@ def trained_logits(
     wanted = targets != IGNORED
 
     seen = {"attention_mask": mask} if positions is None else {"position_ids": positions}
-    with output_at(model, lambda hidden: hidden[:, :-1][wanted]):
+    places = slice(-labels.shape[1], -1)  # virtual tokens stand in front
+    with output_at(model, lambda hidden: hidden[:, places][wanted]):
         logits = model(input_ids=ids, use_cache=False, **seen).logits
     return logits.float(), targets[wanted], wanted.nonzero()[:, 0]
 

@@ -97,6 +97,7 @@ class Row:
         resource: furthest that its runs have reported, all of them together.
         seconds: worker seconds of all its runs.
         cost: newest `cost/...` telemetry but the seconds, summed over its runs.
+        trainable: numbers that a run of it trains; None before its first report, and where nothing is trained.
         state: its runs' phase, or `duplicate`, `soup`, `baseline`.
         reason: why it stopped or failed, what it repeats, or what a soup is made of.
         latency: of a RAG configuration that was probed: `n`, `p50`, `p95` (seconds a question), `stages`.
@@ -122,6 +123,7 @@ class Row:
     resource: int | None = None
     seconds: float = math.nan
     cost: Mapping[str, float] = field(default_factory=dict)
+    trainable: int | None = None
     state: str = ""
     reason: str = ""
     latency: Mapping[str, Any] | None = None
@@ -202,6 +204,11 @@ class Leaderboard:
         return tuple(dict.fromkeys(name for row in self.rows for name in row.also))
 
     @property
+    def trainable_differs(self) -> bool:
+        """Whether trials train different numbers of parameters."""
+        return len({row.trainable for row in self.trials if row.trainable is not None}) > 1
+
+    @property
     def others(self) -> tuple[Metric, ...]:
         """The metrics besides the primary one."""
         return self.metrics[1:]
@@ -254,7 +261,18 @@ def to_csv(board: Leaderboard) -> str:
     head += ["front", "possible"] if board.others else []
     head += [f"{m.name}{end}" for m in board.others for end in ("", "_se", "_n", "_unscored")]
     head += [f"{name}{end}" for name in board.also for end in ("", "_se", "_n", "_unscored")]
-    head += ["resource", "seconds", *costs, "state", "reason", "test", "test_se", "test_n"]
+    counted = any(row.trainable is not None for row in board.rows)
+    head += [
+        "resource",
+        "seconds",
+        *costs,
+        *(["trainable"] if counted else []),
+        "state",
+        "reason",
+        "test",
+        "test_se",
+        "test_n",
+    ]
     tested = [f"test/{metric.bare}" for metric in board.others if metric.scored]
     head += [f"{name}{end}" for name in tested for end in ("", "_se", "_n")]
     writer.writerow([*head, *(f"parameters.{path}" for path in axes)])
@@ -272,6 +290,7 @@ def to_csv(board: Leaderboard) -> str:
             cells += [other.value, other.se, other.n, other.unscored]
         cells += [row.resource, row.seconds]
         cells += [row.cost.get(name) for name in costs]
+        cells += [row.trainable] if counted else []
         cells += [row.state, row.reason, test.value, test.se, test.n]
         for name in tested:
             other = row.tests.get(name, Measured())

@@ -20,13 +20,16 @@ from cluster.base import ClusterError, Node, place
 from cluster.machine import Machine, this_machine
 from evaluators.base import Example
 from pipelines.config import DataFile, DPOConfig, FineTuneConfig, asks_models, parse_pipeline
+from pipelines.finetune.config import ADAPTER_KEYS
 from pipelines.finetune.memory import MemoryEstimate, estimate
 from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
+from pipelines.finetune.trained import Trained
 from pipelines.finetune.workload import RowSize, workload
 from sweeps.extremes import extremes
 from sweeps.footprint import checkpoint_bytes, complaints, footprint, free_bytes, gigabytes
 from sweeps.host_plan import plan_hosts
 from sweeps.splitsizes import TEXT_FORMATS, about, sizes
+from sweeps.trial_words import words
 
 if TYPE_CHECKING:
     from pipelines.splits import Splits
@@ -41,7 +44,8 @@ RAY_BYTES = 600 * 2**20
 WORKER_BYTES = 70 * 2**20
 """What a Ray worker holds beside the pipeline (545 MB with Ray's worker, 475 without, measured)."""
 _MATTERS = {
-    "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "unfrozen_parameters",
+    "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "peft_init_lora_weights",
+    "num_virtual_tokens", "load_in_8bit", "load_in_4bit", "unfrozen_parameters",
     "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",
     "group_by_length", "precision", "gradient_checkpointing", "max_steps", "optimizer", "reference",
 }  # fmt: skip
@@ -229,6 +233,8 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
         config = _typed(loaded, parameters)
         made = None if config is None else run.estimate(config, device)
         found[name] = None if config is None or made is None else _record(config, made, parameters)
+    counts = [_trained(run, parameters) for parameters in reversed(_extremes(run, lambda c: _numbers(run, c)))]
+    found["trainable"] = None if None in counts else {"least": counts[0], "most": counts[1]}
     told: dict[str, Any] = {**found, "device": device, "machines": _told(run), "at_once": slots.slots}
     unknown = [str(error) for error in run.shapes.values() if isinstance(error, ShapeUnknown)]
     told["reason"] = "; ".join(unknown) or None
@@ -236,6 +242,17 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
     largest = found["largest"]
     told["fit"] = None if largest is None else _fit(run, largest["total"], slots.gpus)
     return told, _complaints(run, told)
+
+
+def _numbers(run: DryRun, config: FineTuneConfig) -> float:
+    """Trained parameters; 0 where the model is unknown."""
+    shape = run.shape(config.base_model)
+    return 0.0 if shape is None else float(Trained.of(config, shape).parameters)
+
+
+def _trained(run: DryRun, parameters: Mapping[str, Any]) -> int | None:
+    config = _typed(run.loaded, parameters)
+    return (None if config is None else int(_numbers(run, config))) or None
 
 
 def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
@@ -289,7 +306,8 @@ def _record(config: FineTuneConfig, made: MemoryEstimate, parameters: Mapping[st
         "parameters": {path: value for path, value in parameters.items() if path in _MATTERS},
         "config": {
             "adapter": config.adapter,
-            "lora_r": config.lora_r if config.adapter == "lora" else None,
+            "lora_r": config.lora_r if config.adapter in ADAPTER_KEYS["lora_r"] else None,
+            "quantised": config.quantised,
             "micro_batch_size": config.micro_batch_size,
             "item": "pair" if isinstance(config, DPOConfig) else "row",
             "sequence_len": config.sequence_len,
@@ -379,14 +397,3 @@ def _mends(run: DryRun, largest: Mapping[str, Any], device: str) -> str:
 def _first(run: DryRun) -> dict[str, Any]:
     """The parameters of some configuration."""
     return extremes(run.loaded.space, lambda parameters: 0.0, lambda path: False)[0]
-
-
-def words(config: Mapping[str, Any]) -> str:
-    """What matters of a configuration: `LoRA r 16, 4 rows of up to 256 tokens, bf16`."""
-    kind = "all weights" if config["lora_r"] is None else f"LoRA r {config['lora_r']}"
-    return f"{kind}, {_rows_of(config)}, {config['precision']}"
-
-
-def _rows_of(config: Mapping[str, Any]) -> str:
-    rows = config["micro_batch_size"]
-    return f"{rows} {config.get('item', 'row')}{'s' * (rows != 1)} of up to {config['longest']} tokens"

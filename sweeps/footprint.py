@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.config import FineTuneConfig, RetrainPrunedConfig
-from pipelines.finetune.memory import Trained
 from pipelines.finetune.optimizer_memory import kept_bytes
 from pipelines.finetune.shape import ModelShape
+from pipelines.finetune.trained import Trained
 from sweeps.soup_spec import SparseSoupConfig
 from sweeps.spec import ASHAConfig
 
@@ -34,7 +34,7 @@ def checkpoint_bytes(config: FineTuneConfig, shape: ModelShape) -> tuple[int, in
     """
     trained = Trained.of(config, shape)
     whole = config.adapter == "none" or isinstance(config, RetrainPrunedConfig)
-    weights = 4 * (trained.adapter + (shape.parameters if whole else 0))
+    weights = 4 * (trained.adapter + trained.frozen + (shape.parameters if whole else 0))
     return weights, weights + kept_bytes(config, shape, trained)
 
 
@@ -93,7 +93,7 @@ def _held(loaded: LoadedSweep) -> tuple[int | None, int]:
 def _adapted(loaded: LoadedSweep) -> bool:
     config = loaded.spec.pipeline
     masked = isinstance(config, RetrainPrunedConfig)
-    return isinstance(config, FineTuneConfig) and config.adapter == "lora" and not masked
+    return isinstance(config, FineTuneConfig) and config.adapter != "none" and not masked
 
 
 def complaints(loaded: LoadedSweep, need: Mapping[str, Any], free: int | None) -> list[str]:

@@ -32,6 +32,9 @@ from sweeps.seeds import CAUGHT_UP, by_trial, combined, measured, standing
 from sweeps.state import RunState, SoupState, SweepState, TrialState
 from sweeps.verdicts import Side, compare, family, with_holm
 
+TRAINABLE = "train/trainable_parameters"
+"""Telemetry of fine-tunes."""
+
 PHASES = ("running", "interrupted", "waiting", "finished", "stopped", "failed")
 """A trial's state is the first of these that one of its runs is in; `failed` only when all are."""
 
@@ -190,6 +193,7 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Se
         resource=sum(max(run.reports) for run in runs if run.reports) or None,
         seconds=sum(run.seconds for run in runs) if any(run.reports for run in runs) else math.nan,
         cost=_cost(runs),
+        trainable=_trainable(runs),
         state=min((run.phase for run in asked), key=PHASES.index),
         reason=_reason(runs, asked),
         changes={key: value for run in runs for key, value in run.changes.items()},
@@ -232,6 +236,13 @@ def _cost(runs: Sequence[RunState]) -> dict[str, float]:
             if short != name and short != "seconds" and not short.endswith("_per_second"):
                 total[short] = total.get(short, 0.0) + value
     return total
+
+
+def _trainable(runs: Sequence[RunState]) -> int | None:
+    """What the newest report that says it says of the run's trained parameters."""
+    told = [report.telemetry.get(TRAINABLE, math.nan) for run in runs for report in run.reports.values()]
+    known = [value for value in told if math.isfinite(value)]
+    return int(known[-1]) if known else None
 
 
 def _mean_items(found: Sequence[StoredItems | None]) -> StoredItems | None:

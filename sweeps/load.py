@@ -41,7 +41,7 @@ from sweeps.parameters import parse
 from sweeps.paths import SweepPaths
 from sweeps.problems import Problem, SpecError, show
 from sweeps.rules import Verdicts, apply_rules
-from sweeps.sources import Source, SourceError, resolve_source
+from sweeps.sources import Source, SourceError, resolve_source, unfoldable
 from sweeps.space import Space
 from sweeps.spec import NoneConfig, SweepSpec
 from sweeps.yaml_source import Document, read
@@ -268,6 +268,10 @@ def _find_sources(draft: Draft) -> dict[str, Source]:
             found[text] = resolve_source(text, draft.storage, draft.folder)
         except SourceError as error:
             draft.wrong(place, str(error))
+            continue
+        why = unfoldable(found[text].path)
+        if why is not None:
+            draft.wrong(place, f"{show(text)} {why}; begin from its base model, or from a trial with another adapter")
     return found
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
 from pipelines.config import FineTuneConfig, RagConfig, SFTConfig
+from pipelines.finetune.config import ADAPTER_KEYS
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
@@ -230,7 +231,10 @@ def _moot(draft: Draft, verdicts: Verdicts) -> None:
     for key, why in swept.items():
         mend = "put it inside an arm of choose"
         if why.startswith("adapter"):
-            mend = f"write adapter: {{choose: {{lora: {{{key}: [...]}}, none: {{}}}}}}"
+            with_it = ADAPTER_KEYS.get(key, ("lora",))
+            used = [c.adapter for _, c in draft.configs if isinstance(c, FineTuneConfig)]
+            arm = next((adapter for adapter in used if adapter in with_it), with_it[0])
+            mend = f"write adapter: {{choose: {{{arm}: {{{key}: [...]}}, {why.rpartition(' ')[2]}: {{}}}}}}"
         if why.startswith("optimizer is "):
             has, lacks = _arms(key, why.removeprefix("optimizer is "))
             mend = f"write optimizer: {{choose: {{{has}: {{{key}: [...]}}, {lacks}: {{}}}}}}"

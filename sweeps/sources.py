@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,6 +70,14 @@ def resolve_source(text: str, storage: Path, folder: Path) -> Source:
     if not place.is_dir():
         raise SourceError(f"{text} means {place}, which is not there any more")
     return Source(str(place), weights_hash(place), note)
+
+
+def unfoldable(folder: str) -> str | None:
+    """Why weights can't be what a model begins with; None where they can."""
+    path = Path(folder) / "adapter_config.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("peft_type") == "PROMPT_TUNING":
+        return "holds virtual tokens that stand before every row, which can't be folded into a model's weights"
+    return None
 
 
 def _find(name: str, storage: Path, folder: Path) -> SweepPaths:

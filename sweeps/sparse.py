@@ -227,7 +227,11 @@ def phase_sweep(
     """
     swept, record = config.retrain.parameters, loaded.record()
     base = {"base_model": pruned, "base_model_hash": None, "mask_hash": mask_hash}
-    changes: dict[str, Any] = {"type": "retrain_pruned", **base, "lora_dropout": 0.0, "use_dora": False}
+    plain = {"lora_dropout": 0.0, "use_dora": False, "peft_init_lora_weights": "default"}
+    whole = {"load_in_8bit": False, "load_in_4bit": False}
+    changes: dict[str, Any] = {"type": "retrain_pruned", **base, **plain, **whole}
+    if pipeline.get("adapter", "lora") != "none":
+        changes["adapter"] = "lora"
     if "max_steps" in swept:
         changes |= {"num_epochs": None, "max_steps": swept["max_steps"][0]}
     trials = math.prod(len(values) for values in swept.values())

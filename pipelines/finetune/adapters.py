@@ -1,9 +1,4 @@
-"""LoRA adapters: put on a base model, written and read as safetensors, taken off again.
-
-LoRA (Hu et al. 2021, arXiv 2106.09685) adds s·B·A to a frozen weight, s = α/r; rsLoRA (Kalajdzievski 2023, arXiv
-2312.03732) has s = α/√r. DoRA (Liu et al. 2024, arXiv 2402.09353) also trains the length of every row of the sum: the
-weight is m·(W + s·B·A)/‖W + s·B·A‖ by rows, where the norm counts as a constant for the gradient.
-"""
+"""Adapters of every kind: put on a base model, turned off, written and read as safetensors, taken off again."""
 
 from __future__ import annotations
 
@@ -12,55 +7,42 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, get_peft_model
+import torch
+from peft import PeftConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from pipelines.config import FineTuneConfig
+from pipelines.finetune import pissa
+from pipelines.finetune.adapter_kinds import no_such_module, peft_config
+from pipelines.finetune.prompts import is_prompted, prompted
 from pipelines.stage import UserError
 
 WEIGHTS = "adapter_model.safetensors"
-
-
-def lora_config(config: FineTuneConfig) -> LoraConfig:
-    """PEFT's form of the adapter's settings.
-
-    Raises:
-        UserError: if the output layer is a target; its weight is read directly when the loss is computed.
-    """
-    targets = config.lora_target_modules
-    if not isinstance(targets, str) and "lm_head" in targets:
-        raise UserError("lora_target_modules: an adapter on lm_head is not supported; take lm_head out of the list")
-    alpha = config.lora_alpha if config.lora_alpha is not None else 2.0 * config.lora_r
-    return LoraConfig(
-        r=config.lora_r,
-        lora_alpha=int(alpha) if float(alpha).is_integer() else alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        use_rslora=config.use_rslora,
-        use_dora=config.use_dora,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+_TENSORS = (".lora_", ".lokr_", ".hada_", ".vera_lambda_", ".ia3_")
+"""What every kind calls its tensors in a model."""
 
 
 def inject(model: Any, config: FineTuneConfig) -> Any:
-    """A `PeftModel` with a fresh adapter on `model`, whose own weights are frozen; the random state decides A.
+    """A `PeftModel` with a new adapter on `model`, whose own weights are frozen; the random state decides where it begins.
+
+    An adapter that begins as PiSSA is random until `begin` or `load_weights` has filled it.
 
     Raises:
         UserError: if a target is no module of the model.
     """
     try:
-        return get_peft_model(model, lora_config(config))
+        adapted = get_peft_model(model, peft_config(config, model))
     except ValueError as error:
         if "arget modules" not in str(error):
             raise
-        linear = {name.rpartition(".")[2] for name, part in model.named_modules() if hasattr(part, "in_features")}
-        raise UserError(
-            f"lora_target_modules: {', '.join(config.lora_target_modules)} match no module of the model; it has "
-            f"{', '.join(sorted(linear - {'lm_head'}))}"
-        ) from error
+        raise no_such_module(config, model) from error
+    if config.adapter == "prompt_tuning":
+        return prompted(adapted)
+    if config.adapter == "lora" and config.peft_init_lora_weights == "pissa":
+        return pissa.begin(adapted)
+    return adapted
 
 
 def attach(model: Any, folder: Path) -> Any:
@@ -74,6 +56,8 @@ def attach(model: Any, folder: Path) -> Any:
         config.inference_mode = True
         config.base_model_name_or_path = None
         adapted = get_peft_model(model, config)
+        if is_prompted(adapted):
+            prompted(adapted)
         if getattr(config, "bias", "none") != "none":
             adapted.plain_biases = {
                 _plain(name): value.detach().clone()
@@ -88,6 +72,8 @@ def attach(model: Any, folder: Path) -> Any:
 
 def detach(adapted: Any) -> Any:
     """The base model as it was before its adapter, trained biases and heads taken out again too."""
+    if is_prompted(adapted):
+        return adapted.base_model
     heads = [
         (name, module.original_module)
         for name, module in adapted.get_base_model().named_modules()
@@ -126,15 +112,18 @@ def disabled(adapted: Any) -> Iterator[Any]:
     """
     if not hasattr(adapted, "peft_config"):
         raise TypeError("there is no adapter to turn off: all weights are trained")
-    layers = [module for module in adapted.modules() if isinstance(module, BaseTunerLayer)]
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
+    parts: list[tuple[Any, str]] = [
+        (module, "_disable_adapters") for module in adapted.modules() if isinstance(module, BaseTunerLayer)
+    ]
+    parts += [(adapted, "prompt_off")] if is_prompted(adapted) else []
+    before = [getattr(*part) for part in parts]
+    for part in parts:
+        setattr(*part, True)
     try:
         yield adapted
     finally:
-        for layer, off in zip(layers, before, strict=True):
-            layer._disable_adapters = off
+        for part, off in zip(parts, before, strict=True):
+            setattr(*part, off)
 
 
 def _plain(name: str) -> str:
@@ -145,6 +134,9 @@ def _plain(name: str) -> str:
 def save_weights(adapted: Any, folder: Path, base_model: str) -> None:
     """Write `adapter_model.safetensors` and `adapter_config.json`; plain PEFT loads them."""
     weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+    if pissa.has_start(adapted):
+        start = get_peft_model_state_dict(adapted, adapter_name=pissa.START, save_embedding_layers=False)
+        weights = pissa.joined(weights, start)
     save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, folder / WEIGHTS)
     config = adapted.peft_config["default"]
     before = config.base_model_name_or_path, config.inference_mode
@@ -153,6 +145,8 @@ def save_weights(adapted: Any, folder: Path, base_model: str) -> None:
         config.save_pretrained(str(folder))
     finally:
         config.base_model_name_or_path, config.inference_mode = before
+    if pissa.has_start(adapted):
+        pissa.plain_config(folder)
 
 
 def load_weights(adapted: Any, folder: Path) -> None:
@@ -161,7 +155,25 @@ def load_weights(adapted: Any, folder: Path) -> None:
     Raises:
         ValueError: if a tensor is missing, or one has no place.
     """
-    result = set_peft_model_state_dict(adapted, load_file(folder / WEIGHTS))
-    missing = [name for name in result.missing_keys if ".lora_" in name]
+    weights = load_file(folder / WEIGHTS)
+    if pissa.has_start(adapted):
+        weights, start = pissa.halves(weights)
+        _put(adapted, start, pissa.START)
+    _put(adapted, weights, "default")
+
+
+def trainable_parameters(model: Any) -> int:
+    """How many numbers are trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _put(adapted: Any, weights: dict[str, torch.Tensor], name: str) -> None:
+    if is_prompted(adapted):
+        if set(weights) != {"prompt_embeddings"}:
+            raise ValueError(f"a prompt must be one tensor, prompt_embeddings, but there are {sorted(weights)[:3]}")
+        adapted.prompt_encoder[name].embedding.load_state_dict({"weight": weights["prompt_embeddings"]})
+        return
+    result = set_peft_model_state_dict(adapted, weights, adapter_name=name)
+    missing = [key for key in result.missing_keys if f".{name}" in key and any(part in key for part in _TENSORS)]
     if result.unexpected_keys or missing:
         raise ValueError(f"tensors without a place: {result.unexpected_keys[:3]}, missing: {missing[:3]}")

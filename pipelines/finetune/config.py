@@ -20,6 +20,19 @@ UNUSED: dict[str, tuple[str, ...]] = {
     "adafactor": ("adam_beta1", "adam_beta2", "adam_epsilon"),
 }
 """Keys that an optimizer has no use for."""
+ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
+    "lora_r": ("lora", "lokr", "loha", "vera"),
+    "lora_alpha": ("lora", "lokr", "loha"),
+    "lora_dropout": ("lora", "vera"),
+    "lora_target_modules": ("lora", "lokr", "loha", "vera", "ia3"),
+    "use_rslora": ("lora",),
+    "use_dora": ("lora",),
+    "peft_init_lora_weights": ("lora",),
+    "num_virtual_tokens": ("prompt_tuning",),
+}
+"""Key -> the adapters that it means something to."""
+QUANTISED_ADAPTERS = ("lora", "vera", "ia3", "prompt_tuning")
+"""Adapters that work on quantised weights."""
 
 
 class FineTuneConfig(Config):
@@ -32,20 +45,30 @@ class FineTuneConfig(Config):
     """SHA-256 of the weights; filled in for `sweep://` sources, so that other weights make another trial."""
     datasets: Datasets
     """The four splits."""
-    adapter: Literal["lora", "none"] = "lora"
-    """`lora` trains a PEFT adapter, `none` all weights."""
+    adapter: Literal["lora", "lokr", "loha", "vera", "ia3", "prompt_tuning", "none"] = "lora"
+    """What is trained: `lora`, `lokr` (Kronecker products), `loha` (Hadamard products), `vera` (two vectors a module between
+    random matrices), `ia3` (one vector a module), `prompt_tuning` (virtual tokens before every row), or `none`: all weights."""
     lora_r: int = Field(default=16, ge=1)
-    """Rank of the adapter."""
+    """Rank of the adapter: of LoRA, LoKr, LoHa, and of VeRA's random matrices, which want a larger one (256)."""
     lora_alpha: float | None = Field(default=None, gt=0)
-    """Numerator of the adapter's scaling; default 2 x `lora_r`."""
+    """Numerator of the scaling of LoRA, LoKr and LoHa; default 2 x `lora_r`."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout before the adapter."""
+    """Dropout before the adapter; of LoRA and VeRA."""
     lora_target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
     """Modules that get an adapter, by the end of their names."""
     use_rslora: bool = False
     """Scale by alpha/sqrt(r) instead of alpha/r."""
     use_dora: bool = False
     """DoRA: train each row's length beside the adapter's direction; slower, and often better at small ranks."""
+    peft_init_lora_weights: Literal["default", "pissa"] = "default"
+    """`pissa` begins LoRA as the weights' largest singular directions instead of zero; the checkpoint is a plain adapter of
+    2 x `lora_r` on the unchanged base model."""
+    num_virtual_tokens: int = Field(default=20, ge=1)
+    """Trained embeddings before every row, with `adapter: prompt_tuning`; they begin as tokens drawn from the vocabulary."""
+    load_in_8bit: bool = False
+    """Keep the base model's linear weights in 8 bits (bitsandbytes); the adapter stays fp32."""
+    load_in_4bit: bool = False
+    """Keep them in 4 bits: NF4 with nested quantisation (QLoRA)."""
     unfrozen_parameters: tuple[str, ...] | None = None
     """With `adapter: none`: regular expressions for the beginnings of parameter names; only parameters that match are
     trained, the others stay as they are. All are trained by default."""
@@ -131,6 +154,32 @@ class FineTuneConfig(Config):
             raise wrong("adam_beta1", "schedule_free_adamw needs a beta1 above 0; 0.9 is its default")
         return self
 
+    @model_validator(mode="after")
+    def pissa_begins_plain_lora(self) -> FineTuneConfig:
+        """PiSSA with LoRA's own form, on weights whose singular directions can be read."""
+        if self.adapter != "lora" or self.peft_init_lora_weights != "pissa":
+            return self
+        if self.use_dora:
+            raise wrong("peft_init_lora_weights", "pissa with use_dora is not supported; delete one of them")
+        if self.quantised:
+            raise wrong(
+                "peft_init_lora_weights", f"pissa reads whole weights, not those of {self.quantised}; delete one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def quantised_weights_carry_an_adapter(self) -> FineTuneConfig:
+        """4 or 8 bits, not both, under an adapter that never asks for the whole weight."""
+        if self.load_in_8bit and self.load_in_4bit:
+            raise wrong("load_in_4bit", "load_in_8bit and load_in_4bit are both true; delete one")
+        if self.quantised and self.adapter not in QUANTISED_ADAPTERS:
+            why = "trains all weights" if self.adapter == "none" else "adds to whole weights"
+            names = ", ".join(QUANTISED_ADAPTERS)
+            raise wrong(
+                self.quantised, f"adapter {self.adapter} {why}, which {self.quantised} has not; write one of {names}"
+            )
+        return self
+
     @property
     def packs(self) -> bool:
         """Whether rows are packed into sequences."""
@@ -140,13 +189,19 @@ class FineTuneConfig(Config):
         """Whether a key has a value of its own: a resolved file names every key, most with its default."""
         return name in self.model_fields_set and getattr(self, name) != type(self).model_fields[name].default
 
+    @property
+    def quantised(self) -> Literal["load_in_8bit", "load_in_4bit"] | None:
+        """The key that asks for quantised base weights; None for fp32."""
+        if self.load_in_4bit:
+            return "load_in_4bit"
+        return "load_in_8bit" if self.load_in_8bit else None
+
     def moot(self) -> dict[str, str]:
         """Keys that were given a value but have no effect, and why."""
         found: dict[str, str] = {}
-        if self.adapter == "none":
-            for name in sorted(self.model_fields_set):
-                if name.startswith("lora_") or name in ("use_rslora", "use_dora"):
-                    found[name] = "adapter is none"
+        for name, adapters in ADAPTER_KEYS.items():
+            if self.adapter not in adapters and self._given(name):
+                found[name] = f"adapter is {self.adapter}"
         if self.group_by_length and self.micro_batch_size == 1:
             found["group_by_length"] = "micro_batch_size is 1"
         unused = UNUSED.get(self.optimizer, ()) + (() if self.optimizer == "prodigy" else ("prodigy_d_coef",))
@@ -193,6 +248,15 @@ class SFTConfig(FineTuneConfig):
         return self
 
     @model_validator(mode="after")
+    def packed_rows_have_no_prompt_before_each(self) -> SFTConfig:
+        """Virtual tokens stand before a sequence, not before every row packed into it."""
+        if self.sample_packing and self.adapter == "prompt_tuning":
+            raise wrong(
+                "sample_packing", "prompt_tuning puts its tokens before a row, not inside a packed sequence; delete it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def packing_and_length_groups_exclude_each_other(self) -> SFTConfig:
         """Packed sequences are all of one length."""
         if self.sample_packing and self.group_by_length:
@@ -230,4 +294,10 @@ class RetrainPrunedConfig(SFTConfig):
             raise wrong("lora_dropout", "the adapter's product is masked, which leaves no place for dropout; delete it")
         if self.adapter == "lora" and self.use_dora:
             raise wrong("use_dora", "the adapter's product is masked, which DoRA's lengths are not made for; delete it")
+        if self.adapter == "lora" and self.peft_init_lora_weights == "pissa":
+            raise wrong(
+                "peft_init_lora_weights", "the adapter's product is masked, and PiSSA's is half the weight; delete it"
+            )
+        if self.quantised:
+            raise wrong(self.quantised, "a mask is of whole weights; delete it")
         return self

@@ -20,14 +20,15 @@ Example:
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipelines.config import DPOConfig, FineTuneConfig, RetrainPrunedConfig
+from pipelines.finetune.adapter_sizes import keeps_inputs, kept_numbers, weight_bytes
 from pipelines.finetune.optimizer_memory import aside_bytes, state_bytes, step_bytes
-from pipelines.finetune.shape import EMBEDDINGS, ModelShape
+from pipelines.finetune.shape import MLP_OUTPUTS, ModelShape
+from pipelines.finetune.trained import Trained
 
 MIB = 1 << 20
 Device = Literal["cpu", "gpu"]
@@ -41,7 +42,7 @@ CONTEXT_BYTES = 512 * MIB
 MAPPED_BYTES = 32 * MIB
 """glibc maps blocks from this size on by themselves and gives them back when freed; smaller ones come from its heap
 (`DEFAULT_MMAP_THRESHOLD_MAX`, mallopt(3))."""
-HEAP_SHARE = {"lora": 0.8, "none": 0.15}
+HEAP_SHARE = {"lora": 0.8, "lokr": 0.8, "loha": 0.8, "vera": 0.8, "ia3": 0.15, "prompt_tuning": 0.15, "none": 0.15}
 """Free space between the activations that the heap keeps for the backward pass, as a share of them. An adapted module
 makes three temporary outputs (the base's, the adapter's, the scaled one) for the one that is kept, a plain one none, so
 holes are left between kept blocks. The shares are the peaks of runs with the default allocator against those of the same
@@ -53,7 +54,6 @@ LAZY_ROW_BYTES = 60
 """A row of train that is read when it is needed: its places in the index (48 bytes) and among the rows (12)."""
 ROW_BYTES = 1000
 """A row beside its characters: the example, its hashes, its lists."""
-_DOWN = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")
 _OUT = ("o_proj", "out_proj", "attention.dense", "attn.c_proj", "attn_output")
 _INTO_MLP = ("gate_proj", "up_proj", "gate_up_proj", "fc1", "dense_h_to_4h", "mlp.c_fc")
 
@@ -99,6 +99,19 @@ class Workload:
     rows: int = 0
     tokens: int = 0
     characters: int = 0
+
+    def behind(self, prompt: int) -> Workload:
+        """The same rows with so many virtual tokens before each."""
+
+        def longer(batch: Batch) -> Batch:
+            return replace(batch, length=batch.length + prompt)
+
+        return replace(
+            self,
+            train=longer(self.train),
+            evaluated=None if self.evaluated is None else longer(self.evaluated),
+            generated=None if self.generated is None else (self.generated[0], self.generated[1] + prompt),
+        )
 
     @classmethod
     def largest(cls, config: FineTuneConfig) -> Workload:
@@ -146,6 +159,9 @@ def estimate(
         device: where the model is.
     """
     work = work or Workload.largest(config)
+    batch = work.train
+    if config.adapter == "prompt_tuning":
+        work = work.behind(config.num_virtual_tokens)
     trained = Trained.of(config, shape)
     states = _states(config, shape, work, trained, device)
     moments = {
@@ -154,77 +170,14 @@ def estimate(
     }
     totals = {name: sum(items.values()) for name, items in moments.items()}
     peak = max(totals, key=lambda name: totals[name])
-    return MemoryEstimate(device, peak, moments[peak], totals, trained.parameters, work.train)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What gets gradients.
-
-    Attributes:
-        adapter: parameters that the adapter adds.
-        weights: trained weights of the base by name, with their sizes.
-        modules: linear modules with an adapter.
-    """
-
-    adapter: int
-    weights: Mapping[str, int]
-    modules: frozenset[str]
-
-    @classmethod
-    def of(cls, config: FineTuneConfig, shape: ModelShape) -> Trained:
-        """LoRA's r (inputs + outputs) a module (DoRA: and a magnitude an output), or the weights themselves."""
-        if config.adapter == "lora":
-            modules = {name: size for name, size in shape.linears.items() if _targeted(config, name)}
-            magnitudes = sum(outputs for outputs, _ in modules.values()) if config.use_dora else 0
-            products = sum(config.lora_r * (inputs + outputs) for outputs, inputs in modules.values())
-            return cls(products + magnitudes, {}, frozenset(modules))
-        patterns = [re.compile(pattern) for pattern in config.unfrozen_parameters or ()]
-        # A tied output layer is the embedding; either name unfreezes it.
-        chosen = {
-            name
-            for name in {*shape.tensors, *(["lm_head.weight"] if shape.tied else [])}
-            if not patterns or any(pattern.match(name) for pattern in patterns)
-        }
-        if shape.tied and "lm_head.weight" in chosen:
-            chosen |= {name for name in shape.tensors if name.endswith(EMBEDDINGS)}
-        own = {name: size for name, size in shape.tensors.items() if not (shape.tied and name == "lm_head.weight")}
-        weights = {name: math.prod(size) for name, size in own.items() if name in chosen}
-        return cls(0, weights, frozenset())
-
-    @property
-    def parameters(self) -> int:
-        """How many numbers are trained."""
-        return self.adapter + sum(self.weights.values())
-
-    @property
-    def embedding(self) -> int:
-        """Those of the embedding."""
-        return sum(size for name, size in self.weights.items() if name.endswith(EMBEDDINGS))
-
-    @property
-    def largest(self) -> int:
-        """Those of the largest weight."""
-        return max(self.weights.values(), default=0)
-
-    def first_layer(self, shape: ModelShape) -> int:
-        """The lowest decoder layer whose activations are kept: nothing flows back below the lowest trained weight."""
-        if self.modules or self.embedding:
-            return 0
-        found = [shape.layer_of(name) for name in self.weights]
-        return min((layer for layer in found if layer is not None), default=shape.layers)
-
-
-def _targeted(config: FineTuneConfig, name: str) -> bool:
-    targets = config.lora_target_modules
-    return targets == "all-linear" or any(name == target or name.endswith(f".{target}") for target in targets)
+    return MemoryEstimate(device, peak, moments[peak], totals, trained.parameters, batch)
 
 
 def _states(
     config: FineTuneConfig, shape: ModelShape, work: Workload, trained: Trained, device: Device
 ) -> dict[str, int]:
     """What stays through the run."""
-    states = {"weights": 4 * shape.parameters, "adapter": 4 * trained.adapter}
+    states = {"weights": weight_bytes(config, shape), "adapter": 4 * (trained.adapter + trained.frozen)}
     states["optimizer"] = state_bytes(config, shape, trained)
     if isinstance(config, RetrainPrunedConfig):  # a byte a number; with an adapter also the masked sum, for backward
         states["mask"] = (5 if config.adapter == "lora" else 1) * sum(math.prod(s) for s in shape.linears.values())
@@ -263,7 +216,7 @@ def _moments(
         every = _kept(config.model_copy(update={"gradient_checkpointing": False}), shape, work.train, trained, device)
     holes = int(HEAP_SHARE[config.adapter] * _heaped(every)) if cpu else 0
     small = _heaped([*kept, *copies])
-    retained = {"heap": small + holes if config.adapter == "lora" else small} if cpu else {}
+    retained = {"heap": small if config.adapter == "none" else small + holes} if cpu else {}
     gradients = 4 * trained.parameters
     head = 4 * shape.vocabulary * shape.hidden if trained.embedding or "lm_head.weight" in trained.weights else 0
     layer = b * work.train.tokens * (3 * shape.intermediate + 2 * shape.hidden)
@@ -312,7 +265,7 @@ def _copies(config: FineTuneConfig, shape: ModelShape, trained: Trained) -> list
     """Autocast's half-precision copies of the linear weights; kept to compute the gradients of their inputs."""
     if config.precision == "fp32":
         return []
-    sizes = [2 * outputs * inputs for outputs, inputs in shape.linears.values()]
+    sizes = [] if config.quantised else [2 * outputs * inputs for outputs, inputs in shape.linears.values()]
     if config.gradient_checkpointing:
         sizes = sizes[: math.ceil(len(sizes) / max(shape.layers, 1))]
     return [*sizes, 2 * shape.vocabulary * shape.hidden, 2 * trained.adapter]
@@ -349,7 +302,7 @@ def _layer(
     - Attention: queries, keys, values, output: b (2 q + 2 k) T; where there is a mask, keys and values are repeated to q,
       and the mask is kept as numbers, b · rows · length². The log-sum-exp: 4 T a head.
     - MLP: the gate's output, its activation and the up-projection: 3 b i T (b i T without a gate).
-    - The inputs of trained linear layers: see `_inputs`. LoRA: b r T a module; DoRA: 2 b T an output more.
+    - The inputs of trained linear layers: see `_inputs`; what an adapter keeps beside them: see `kept_numbers`.
     """
     b = 4 if config.precision == "fp32" else 2
     tokens = batch.tokens
@@ -361,11 +314,11 @@ def _layer(
     if batch.padded:
         kept.append(b * batch.rows * batch.length**2)
     kept += [b * shape.intermediate * tokens] * (3 if shape.gated else 1)
-    adapted = [size for name, size in linears.items() if name in trained.modules]
-    kept += [b * config.lora_r * tokens for _ in adapted]
-    if config.use_dora:
-        kept += [b * outputs * tokens for outputs, _ in adapted for _ in range(2)]
-    touched = [name for name in linears if name in trained.modules or f"{name}.weight" in trained.weights]
+    for name, (outputs, inputs) in linears.items():
+        if name in trained.modules:
+            kept += [b * numbers for numbers in kept_numbers(config, name, outputs, inputs, tokens)]
+    adapted = trained.modules if keeps_inputs(config) else frozenset()
+    touched = [name for name in linears if name in adapted or f"{name}.weight" in trained.weights]
     return kept + _inputs(config, {name: linears[name][1] for name in touched}, tokens, device)
 
 
@@ -378,13 +331,13 @@ def _inputs(config: FineTuneConfig, widths: Mapping[str, int], tokens: int, devi
     (numbers on a CPU, a byte each on a GPU).
     """
     b = 4 if config.precision == "fp32" else 2
-    adapted = config.adapter == "lora"
-    if adapted and config.lora_dropout > 0:
+    adapted = config.adapter != "none"
+    if config.adapter == "lora" and config.lora_dropout > 0:
         mask = 4 if device == "cpu" else 1
         return [size * tokens * width for width in widths.values() for size in (mask, b)]
     kept: list[int] = []
     for group in _groups(widths):
-        shared = b == 4 or group[0].endswith(_DOWN)
+        shared = b == 4 or group[0].endswith(MLP_OUTPUTS)
         if group[0].endswith(_OUT):
             kept += [] if b == 4 or not adapted else [2 * tokens * widths[name] for name in group]
         else:
@@ -396,7 +349,7 @@ def _groups(names: Iterable[str]) -> list[list[str]]:
     """Modules by what they read: the first norm's output, the attention's, the second norm's, the MLP's product."""
     found: dict[int, list[str]] = {}
     for name in names:
-        kinds = (_OUT, _INTO_MLP, _DOWN)
+        kinds = (_OUT, _INTO_MLP, MLP_OUTPUTS)
         place = next((at for at, endings in enumerate(kinds) if name.endswith(endings)), len(kinds))
         found.setdefault(place, []).append(name)
     return list(found.values())

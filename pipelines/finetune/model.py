@@ -6,24 +6,24 @@ base. GGUF files and adapters are converted once, in fp32, into the cache folder
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
+import importlib.util
 import json
+import logging
 import re
-import shutil
 import struct
 import tempfile
-import uuid
-from collections.abc import Callable, Iterator
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
+from pipelines.config import FineTuneConfig
 from pipelines.finetune.adapters import attach
+from pipelines.finetune.once import made_once
 from pipelines.hashes import kept_hash, record_hash
 from pipelines.packages import PACKAGE, first_line, hub_snapshot, named_path
 from pipelines.stage import UserError
@@ -55,7 +55,7 @@ class LoadedModel:
     """A base model in memory.
 
     Attributes:
-        model: the causal language model, fp32, without any adapter.
+        model: the causal language model, fp32 or quantised, without any adapter.
         tokenizer: its tokenizer; its padding token is set.
         folder: where both were loaded from.
     """
@@ -63,6 +63,44 @@ class LoadedModel:
     model: Any
     tokenizer: Any
     folder: Path
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """How linear weights are kept where they are not fp32.
+
+    Attributes:
+        key: the setting that asks for it.
+        precision: what is computed in, `fp32`, `bf16` or `fp16`.
+    """
+
+    key: Literal["load_in_8bit", "load_in_4bit"]
+    precision: str
+
+    @classmethod
+    def of(cls, config: FineTuneConfig) -> Quantised | None:
+        """As the configuration says; None for fp32."""
+        return None if config.quantised is None else cls(config.quantised, config.precision)
+
+    def settings(self) -> BitsAndBytesConfig:
+        """Transformers' form: 8 bits by rows (LLM.int8), or NF4 with nested quantisation.
+
+        Raises:
+            UserError: if bitsandbytes is not installed.
+        """
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(f"{self.key}: needs the package bitsandbytes: pip install 'stockpot[bitsandbytes]'")
+        warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        if self.key == "load_in_8bit":
+            return BitsAndBytesConfig(load_in_8bit=True)
+        kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=kinds[self.precision],
+        )
 
 
 class BaseModels:
@@ -77,19 +115,22 @@ class BaseModels:
     def __init__(self, cache: str | None = None) -> None:
         self._own = tempfile.TemporaryDirectory(prefix="stockpot-")
         self.cache = Path(self._own.name if cache is None else cache)
-        self._kept: tuple[tuple[str, bool, str], LoadedModel] | None = None
+        self._kept: tuple[tuple[Any, ...], LoadedModel] | None = None
 
-    def load(self, source: str, *, trust_remote_code: bool = False, device: str = "cpu") -> LoadedModel:
+    def load(
+        self, source: str, *, trust_remote_code: bool = False, device: str = "cpu", quantised: Quantised | None = None
+    ) -> LoadedModel:
         """The base model `source`, from memory where it is the one that was used last.
 
         Raises:
             UserError: if it can't be found or loaded.
         """
         folder = resolve(source, self.cache, trust_remote_code=trust_remote_code)
-        key = (str(folder), trust_remote_code, device)
+        key = (str(folder), trust_remote_code, device, quantised)
         if self._kept is None or self._kept[0] != key:
             self._kept = None
-            self._kept = (key, load_folder(folder, trust_remote_code=trust_remote_code, device=device))
+            loaded = load_folder(folder, trust_remote_code=trust_remote_code, device=device, quantised=quantised)
+            self._kept = (key, loaded)
         return self._kept[1]
 
     def drop(self) -> None:
@@ -97,12 +138,15 @@ class BaseModels:
         self._kept = None
 
 
-def load_folder(folder: Path, *, trust_remote_code: bool = False, device: str = "cpu") -> LoadedModel:
-    """Model (fp32, evaluation mode) and tokenizer from a folder of safetensors.
+def load_folder(
+    folder: Path, *, trust_remote_code: bool = False, device: str = "cpu", quantised: Quantised | None = None
+) -> LoadedModel:
+    """Model (fp32 where it is not quantised, evaluation mode) and tokenizer from a folder of safetensors.
 
     Raises:
         UserError: if the folder holds no causal language model that can be loaded.
     """
+    how = {} if quantised is None else {"quantization_config": quantised.settings(), "device_map": {"": device}}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code, local_files_only=True)
         model = AutoModelForCausalLM.from_pretrained(
@@ -111,6 +155,7 @@ def load_folder(folder: Path, *, trust_remote_code: bool = False, device: str = 
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             local_files_only=True,
+            **how,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"base_model: {folder} can't be loaded: {first_line(error)}. {_ALTERNATIVES}") from error
@@ -118,7 +163,8 @@ def load_folder(folder: Path, *, trust_remote_code: bool = False, device: str = 
         if tokenizer.eos_token_id is None:
             raise UserError(f"base_model: the tokenizer of {folder} has no end-of-text token, so rows can't be ended")
         tokenizer.pad_token = tokenizer.eos_token
-    return LoadedModel(model.to(device).eval(), tokenizer, folder)
+    model = model if quantised is not None else model.to(device)
+    return LoadedModel(model.eval(), tokenizer, folder)
 
 
 def resolve(source: str, cache: Path, *, trust_remote_code: bool = False) -> Path:
@@ -196,7 +242,7 @@ def _from_gguf(path: Path, cache: Path) -> Path:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
-    return _converted(cache, f"gguf-{_CONVERSION}-{kept_hash(path)[:24]}", convert)
+    return made_once(cache, f"gguf-{_CONVERSION}-{kept_hash(path)[:24]}", convert)
 
 
 def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:
@@ -205,6 +251,11 @@ def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:
     source = config.get("base_model_name_or_path")
     if not source:
         raise UserError(f"base_model: {adapter} is an adapter that does not name its base model")
+    if config.get("peft_type") == "PROMPT_TUNING":
+        raise UserError(
+            f"base_model: {adapter} holds virtual tokens that stand before every row, which can't be folded into weights; "
+            f"begin from its base, {source}, or from an adapter of another kind"
+        )
     base = resolve(source, cache, trust_remote_code=trust_remote_code)
     name = hashlib.sha256(f"{content_hash(base)}:{content_hash(adapter)}".encode()).hexdigest()[:24]
 
@@ -213,34 +264,7 @@ def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:
         attach(loaded.model, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
         loaded.tokenizer.save_pretrained(folder)
 
-    return _converted(cache, f"folded-{_CONVERSION}-{name}", fold)
-
-
-def _converted(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `cache/name`, made by `make` in a temporary one and moved; several processes make it once."""
-    folder = cache / name
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f".{name}.lock"):
-        if not folder.is_dir():
-            for torn in cache.glob(f".{name}.*.tmp"):
-                shutil.rmtree(torn, ignore_errors=True)
-            aside = cache / f".{name}.{uuid.uuid4().hex[:8]}.tmp"
-            aside.mkdir()
-            try:
-                make(aside)
-                aside.rename(folder)
-            finally:
-                shutil.rmtree(aside, ignore_errors=True)
-    return folder
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    return made_once(cache, f"folded-{_CONVERSION}-{name}", fold)
 
 
 def _from_hub(source: str, trust_remote_code: bool) -> Path:

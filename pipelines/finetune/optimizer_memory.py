@@ -16,11 +16,12 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
+from pipelines.finetune.adapter_sizes import adapter_tensors
 from pipelines.finetune.shape import EMBEDDINGS, ModelShape
 
 if TYPE_CHECKING:
     from pipelines.config import FineTuneConfig
-    from pipelines.finetune.memory import Trained
+    from pipelines.finetune.trained import Trained
 
 _NUMBERS = {"adamw": 2, "nadamw": 2, "schedule_free_adamw": 2, "prodigy": 4}
 _LEAST_8BIT, _BLOCK = 4096, 256
@@ -72,15 +73,8 @@ def _in_8bit(name: str, size: tuple[int, ...]) -> int:
 
 
 def _sizes(config: FineTuneConfig, shape: ModelShape, trained: Trained) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and sizes of the trained weights; an adapter that is not LoRA counts as one row, which is the most it can be."""
+    """Names and sizes of the trained weights."""
     for name in trained.weights:
         yield name, tuple(shape.tensors[name])
-    if config.adapter == "lora":
-        for name in trained.modules:
-            outputs, inputs = shape.linears[name]
-            yield f"{name}.lora_A", (config.lora_r, inputs)
-            yield f"{name}.lora_B", (outputs, config.lora_r)
-            if config.use_dora:
-                yield f"{name}.magnitude", (outputs,)
-    elif trained.adapter:
-        yield "adapter", (trained.adapter,)
+    if trained.adapter:
+        yield from adapter_tensors(config, shape)

@@ -23,12 +23,12 @@ from safetensors.torch import load_file
 from evaluators import evaluate_all
 from evaluators.base import LanguageModel, Report, Score
 from pipelines.config import FineTuneConfig, parse_pipeline
-from pipelines.finetune import adapters
+from pipelines.finetune import adapters, pissa
 from pipelines.finetune.checkpoint import read_report
 from pipelines.finetune.devices import has_bf16, memory_errors, prepare_device
 from pipelines.finetune.freezing import unfreeze
 from pipelines.finetune.masked import HeldMask, adapter_folder, holding
-from pipelines.finetune.model import BaseModels, LoadedModel
+from pipelines.finetune.model import BaseModels, LoadedModel, Quantised
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.run import Run
 from pipelines.finetune.trainer import unpatched
@@ -41,6 +41,8 @@ from pipelines.weights import content_hash
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_BITS = {None: "", "load_in_8bit": " on int8", "load_in_4bit": " on nf4"}
+"""What the memo's keys say of quantised weights."""
 
 
 class FineTunePipeline:
@@ -156,7 +158,7 @@ class FineTunePipeline:
                     memo=job.services.memo(),
                     model_hash=_source_hash(loaded.folder, job.model.adapter),
                     tokenizer_hash=content_hash(loaded.folder, "tokenizer"),
-                    dtype=_DTYPES[config.precision],
+                    dtype=_DTYPES[config.precision] + _BITS[config.quantised],
                     settings={"sequence_len": config.sequence_len},
                 )
                 lm = self.remembered(lm, remember)
@@ -177,7 +179,9 @@ class FineTunePipeline:
     def _base(self, source: str, config: FineTuneConfig, cache: str | None, device: str) -> LoadedModel:
         if self._models is None or (cache is not None and str(self._models.cache) != cache):
             self._models = BaseModels(cache)
-        return self._models.load(source, trust_remote_code=config.trust_remote_code, device=device)
+        return self._models.load(
+            source, trust_remote_code=config.trust_remote_code, device=device, quantised=Quantised.of(config)
+        )
 
     @contextlib.contextmanager
     def _trained_model(
@@ -187,12 +191,15 @@ class FineTunePipeline:
         transformers.set_seed(task.seed)
         start = None if task.start is None else Path(task.start)
         try:
-            if config.adapter == "lora":
+            if config.adapter != "none":
                 loaded.model.requires_grad_(False)
                 model = adapters.inject(loaded.model, config)
                 try:
                     if start is not None:
                         adapters.load_weights(model, adapter_folder(start))
+                    elif pissa.has_start(model):
+                        assert self._models is not None
+                        pissa.fill(model, content_hash(loaded.folder), self._models.cache)
                     with _checkpointed(loaded.model, config), holding(held, model):
                         yield model
                 finally:

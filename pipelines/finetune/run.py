@@ -116,7 +116,7 @@ class Run:
         """The adapter, or all weights with what is needed to load them as a base model."""
         if self.held is not None:
             self.held.save(self.model, self.loaded, folder, self.config.base_model)
-        elif self.config.adapter == "lora":
+        elif self.config.adapter != "none":
             adapters.save_weights(self.model, folder, self.config.base_model)
         else:
             self.model.save_pretrained(folder)
@@ -142,6 +142,7 @@ class Run:
             "train/learning_rate": current_rate(trainer.optimizer, trainer.lr_scheduler),
             "train/samples": float(counted.samples),
             "train/epoch": float(trainer.state.epoch or 0.0),
+            "train/trainable_parameters": float(adapters.trainable_parameters(self.model)),
             **self.objective.facts(),
             "train/skipped_rows": float(self.splits.skipped),
             "train/padding": losses.padding / losses.places if losses.places else float("nan"),

@@ -30,6 +30,8 @@ MOST_HEADER_BYTES = 1 << 28
 _LAYER = re.compile(r"\.(\d+)\.")
 _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "embeddings.weight")
+MLP_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")
+"""Ends of the names of an MLP's last linear module."""
 _OUTPUTS = ("lm_head.weight", "embed_out.weight")
 _GGUF_NAMES = {
     "attn_q": "self_attn.q_proj",

@@ -139,6 +139,7 @@ class Trainer(SFTTrainer):
         self._objective = objective
         self._step_total = torch.zeros((), dtype=torch.float64)
         self._step_weight = 0.0
+        own = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(
             model=model,
             args=_arguments(config, seed=seed, total=total, folder=folder, device=device),
@@ -146,6 +147,8 @@ class Trainer(SFTTrainer):
             data_collator=objective.collate,
             processing_class=tokenizer,
         )
+        for parameter, data in own:  # TRL casts adapters on quantised weights to bf16
+            parameter.data = data
         self.train_dataset = objective.items
         self.scaler = torch.amp.GradScaler(device) if config.precision == "fp16" else None
         self.accelerator.scaler = self.scaler

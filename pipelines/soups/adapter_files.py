@@ -25,6 +25,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 PREFIX = "base_model.model."
 IA3 = "IA3"
+PROMPT = "PROMPT_TUNING"
 
 TENSORS: dict[str, tuple[str, ...]] = {
     "LORA": ("lora_A.weight", "lora_B.weight", "lora_B.bias", "lora_magnitude_vector", "lora_magnitude_vector.weight"),
@@ -231,6 +232,21 @@ def disagreements(folders: Sequence[Path], configs: Sequence[Mapping[str, Any]])
     if any(config.get("use_dora") for config in configs) and any(config.get("lora_bias") for config in configs):
         problems.append("DoRA and a bias on B (lora_bias) can't stand in one adapter of PEFT")
     return problems
+
+
+def kind_problems(runs: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """Adapters of kinds that no single adapter can hold, by their `adapter_config.json`."""
+    groups: dict[str, list[str]] = {}
+    for run, folder in zip(runs, folders, strict=True):
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        what = {IA3: "multiply weights (IA3)", PROMPT: "are prompts of {num_virtual_tokens} virtual tokens"}.get(
+            config.get("peft_type"), "add to weights"
+        )
+        groups.setdefault(what.format_map({"num_virtual_tokens": "?", **config}), []).append(run)
+    if len(groups) < 2:
+        return []
+    told = "; ".join(f"{', '.join(members)} {what}" for what, members in groups.items())
+    return [f"no adapter can hold both: {told}"]
 
 
 def bad_weights(ingredients: Sequence[tuple[Path, float]]) -> list[str]:

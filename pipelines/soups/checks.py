@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pipelines.soups.adapter_files import CONFIG
+from pipelines.soups.adapter_files import CONFIG, kind_problems
 from pipelines.soups.masks import mask_hash, tensors_in, weight_files
 from pipelines.stage import UserError
 
@@ -37,6 +37,7 @@ def inspect(payload: Mapping[str, Any]) -> dict[str, Any]:
     if len(adapters) not in (0, len(folders)):
         problems.append("some runs are adapters and some are full models: they can't be averaged")
         return {"problems": problems, "mask": None}
+    problems += kind_problems(runs, folders) if adapters else []
     sources = [_source(folder) or str(payload.get("base") or "") for folder in folders]
     problems += base_problems(runs, folders, sources, cache)
     problems += differing("tokenizer", runs, [tokenizer_of(folder) for folder in folders])

@@ -5,7 +5,7 @@ An adapter changes a weight by ΔW = s·B·A; LoHa, LoKr and VeRA are such produ
 with scaling 1. Ranks, alphas, kinds and targets may differ. Averaging the A's and the B's apart is another matrix (its
 cross terms BᵢAⱼ are wrong), and so is PEFT 0.21's `add_weighted_adapter(combination_type="cat")` on rsLoRA adapters, which
 keeps `use_rslora` with the new rank. With a DoRA adapter among them the soup is one too (`dora.py`); biases and heads are
-averaged as they are (`whole.py`), IA3 in its own form (`ia3.py`). `rank` and `energy` make the sum smaller (`compact.py`).
+averaged as they are (`whole.py`), IA3 in its own form (`ia3.py`), tuned prompts too (`prompts.py`). `rank` and `energy` make the sum smaller (`compact.py`).
 
 A merge method that is not linear (TIES, DARE, ...) sees each ΔW dense, one layer at a time; what it makes has any rank, and
 unless told otherwise as many are kept as hold `ENERGY` of it.
@@ -51,6 +51,7 @@ from pipelines.soups.dora import as_dora, dora_delta, summed_dora
 from pipelines.soups.factors import Factors, merged_bias, summed
 from pipelines.soups.files import Mapped, Stored
 from pipelines.soups.grams import find_grams
+from pipelines.soups.prompts import all_prompts, write_prompts
 from pipelines.soups.whole import HEADS, head_problems, merged_whole, stored_names
 from pipelines.stage import UserError
 
@@ -136,6 +137,8 @@ def merge_adapters(
     """
     problems = bad_weights(ingredients)
     folders = [folder for folder, _ in ingredients]
+    if not problems and all_prompts(folders):
+        return write_prompts(ingredients, out, method="average" if method is None else method.type, scale=scale)
     configs = [read_config(folder, problems) for folder in folders]
     problems += disagreements(folders, configs)
     if not problems:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sweeps.dryrun import words
 from sweeps.footprint import gigabytes
+from sweeps.trial_words import words
 
 MOMENTS = {
     "backward": "as the backward pass begins",
@@ -52,6 +52,9 @@ def _memory(memory: Mapping[str, Any], here: bool) -> Iterator[str]:
     if smallest is not None and largest["total"] > 1.5 * smallest["total"]:
         yield f"           the smallest trial about {gigabytes(smallest['total'])} ({words(smallest['config'])})"
     yield f"           {_machine(memory, here)}"
+    if memory["trainable"] is not None:
+        least, most = memory["trainable"]["least"], memory["trainable"]["most"]
+        yield f"  trained  {f'{least:,}' if least == most else f'{least:,} to {most:,}'} parameters a trial"
 
 
 def _machine(memory: Mapping[str, Any], here: bool) -> str:

@@ -11,6 +11,7 @@ SAME = (
     "lora_r", "lora_alpha", "lora_dropout", "gradient_accumulation_steps", "micro_batch_size", "eval_batch_size",
     "learning_rate", "lr_scheduler", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "warmup_ratio",
     "group_by_length", "trust_remote_code", "max_steps", "num_epochs", "sequence_len", "unfrozen_parameters",
+    "load_in_8bit", "load_in_4bit", "num_virtual_tokens",
 )  # fmt: skip
 """Keys of one name and one meaning."""
 
@@ -67,8 +68,6 @@ LEFT: dict[str, str] = {
     "special_tokens": "the tokenizer's own special tokens are used; change them in the model's folder",
     "tokens": "no tokens are added to the vocabulary",
     "added_tokens_overrides": "no tokens are added to the vocabulary",
-    "load_in_8bit": "base weights are not quantised",
-    "load_in_4bit": "base weights are not quantised",
     "gptq": "base weights are not quantised",
     "lora_modules_to_save": "only the adapter is trained; embeddings and head stay as they are",
     "lora_model_dir": "every trial begins with a new adapter; merge that one into the base model first",
@@ -78,7 +77,7 @@ LEFT: dict[str, str] = {
     "lora_qkv_kernel": "kernels are PyTorch's",
     "lora_o_kernel": "kernels are PyTorch's",
     "loraplus_*": "one learning rate for all of the adapter",
-    "loftq_*": "base weights are not quantised",
+    "loftq_*": "an adapter on quantised weights begins at zero",
     "peft_*": "no such setting of the adapter",
     "peft": "no such setting of the adapter",
     "relora*": "adapters are not merged on the way",

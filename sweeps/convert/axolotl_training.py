@@ -102,11 +102,7 @@ def why_left(leaf: str, value: Any) -> str:
 
 def _adapter(value: Any, whole: Whole) -> Outcome:
     if value == "qlora":
-        return Outcome(
-            "changed",
-            {"adapter": "lora"},
-            "base weights are not quantised but held in fp32: they take about 8 times the memory",
-        )
+        return Outcome("changed", {"adapter": "lora"}, "QLoRA is lora with load_in_4bit: true")
     if value in (None, "", False, "none"):
         return Outcome("carried", {"adapter": "none"})
     return Outcome(

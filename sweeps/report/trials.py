@@ -56,6 +56,7 @@ def _trial(
                 "front",
                 "possible",
                 "parameters",
+                "trainable",
                 "changes",
                 "test",
                 "tests",

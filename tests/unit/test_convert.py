@@ -135,9 +135,8 @@ def test_every_leaf_of_an_axolotl_config_stands_in_one_list(capsys: pytest.Captu
     assert loaded.spec.seeds.tune == (42,)
     assert {fates(record)[key] for key in ("adapter", "bf16", "val_set_size")} == {"changed"}
     assert (fates(record)["optimizer"], config["optimizer"]) == ("carried", "adamw_8bit")
-    assert {fates(record)[key] for key in ("load_in_4bit", "never_heard_of.a", "special_tokens.pad_token")} == {
-        "not_carried"
-    }
+    assert {fates(record)[key] for key in ("never_heard_of.a", "special_tokens.pad_token")} == {"not_carried"}
+    assert (fates(record)["load_in_4bit"], config["load_in_4bit"]) == ("carried", True)
 
 
 def test_warm_up_steps_become_the_share_that_they_are_of_the_run(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,7 +155,7 @@ def test_an_axolotl_sweep_is_the_same_grid(capsys: pytest.CaptureFixture[str]) -
         "learning_rate": ["3e-4", 6e-4],
         "bf16": [True, False],
     }
-    record, loaded = converted(capsys, AXOLOTL, sweep=sweep)
+    record, loaded = converted(capsys, {**AXOLOTL, "load_in_4bit": False}, sweep=sweep)
     tried = {
         tuple(loaded.resolve(loaded.space.replay(choices))[key] for key in ("lora_r", "lora_alpha", "learning_rate", "precision"))
         for choices in loaded.space.grid()

@@ -124,7 +124,7 @@ def test_foreign_names_are_answered_with_ours(capsys: pytest.CaptureFixture[str]
         "Hugging Face's per_device_train_batch_size is `micro_batch_size` here\n\npipeline.micro_batch_size\n"
     )
     assert "early_terminate, type: asha" in explain(capsys, "hyperband")
-    assert explain(capsys, "load_in_4bit") == "quantised base models are not supported; delete it\n"
+    assert explain(capsys, "do_train") == "nothing turns training off; delete it\n"
 
 
 @pytest.mark.parametrize(

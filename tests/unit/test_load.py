@@ -110,7 +110,7 @@ pipeline:
   learning_rate: fast
   max_steps: 1e2
   use_rslora: yes
-  load_in_4bit: true
+  do_train: true
 parameters:
   lora_r: [8, 0]
 method: bayes
@@ -133,7 +133,7 @@ seeds: {tune: [1], test: [1]}
         "pipeline.learning_rate (line 9, column 18): 'fast' is not a number",
         "pipeline.max_steps (line 10, column 14): 100.0 is not a whole number; write 100",
         "pipeline.use_rslora (line 11, column 15): 'yes' is not true or false; write true",
-        "pipeline.load_in_4bit (line 12, column 3): 'load_in_4bit' is unknown; quantised",
+        "pipeline.do_train (line 12, column 3): 'do_train' is unknown; nothing turns training off",
         "parameters.lora_r[1] (line 14, column 15): 0 is not at least 1",
         "method.type (line 15, column 9): 'bayes' is unknown; W&B's bayes is 'gp' here, or 'tpe' (cmaes, gp, grid, nsga2, random, tpe)",
         "metric.goal (line 16, column 33): 'minimise' is unknown; did you mean 'minimize'? (maximize, minimize)",

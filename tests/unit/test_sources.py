@@ -7,7 +7,9 @@ import pytest
 from soup_machine import Stage
 
 from sweeps.ledger import Event
-from sweeps.sources import SourceError, resolve_source
+from sweeps.load import load_text
+from sweeps.problems import SpecError
+from sweeps.sources import SourceError, resolve_source, unfoldable
 
 
 @pytest.fixture
@@ -58,3 +60,20 @@ def test_weights_that_are_gone_are_said_to_be(stage: Stage) -> None:
 def test_an_unknown_trial_gets_a_hint(stage: Stage, what: str) -> None:
     with pytest.raises(SourceError, match="has no trial"):
         ask(stage, what)
+
+
+def test_a_tuned_prompt_is_nothing_to_begin_from(stage: Stage) -> None:
+    folder = ask(stage, "best")
+    assert unfoldable(str(folder)) is None
+    (folder / "adapter_config.json").write_text('{"peft_type": "PROMPT_TUNING"}')
+    assert "virtual tokens" in str(unfoldable(str(folder)))
+    text = (
+        "name: next\npipeline:\n  type: sft\n  base_model: sweep://NAME/best\n  datasets: {train: {path: t.jsonl, type: text}}\n"
+        "  max_steps: 3\nstorage: STORAGE\nmetric: loss\n"
+    )
+    text = text.replace("NAME", stage.paths.name).replace("STORAGE", str(stage.paths.root.parent))
+    (folder / "t.jsonl").write_text('{"text": "a"}\n')
+    with pytest.raises(SpecError) as caught:
+        load_text(text.encode(), folder, (), "next.yaml")
+    said = {problem.place: str(problem) for problem in caught.value.problems}
+    assert "holds virtual tokens that stand before every row" in said["pipeline.base_model"]

@@ -35,6 +35,7 @@ function boardColumns(record) {
     ...record.metrics.slice(1).map((metric) => ({ key: `m:${metric.name}`, title: metric.name, num: true, value: (trial) => frontValue(trial, metric.name.replace(/^cost\//, ""))[0] ?? frontValue(trial, metric.name)[0], cell: (trial) => { const [value, se] = frontValue(trial, metric.name.startsWith("cost/") ? metric.name.slice(5) : metric.name); return score({ value, se }); } })),
     ...record.also.map((name) => ({ key: `a:${name}`, title: name.replace(/^tune\//, ""), num: true, value: (trial) => (trial.also[name] ? trial.also[name].value : null), cell: (trial) => score(trial.also[name] || null) })),
     ...questionColumns(record),
+    new Set(record.trials.map((trial) => trial.trainable).filter(isNumber)).size > 1 ? { key: "trainable", title: "trainable", num: true, value: (trial) => trial.trainable, cell: (trial) => (isNumber(trial.trainable) ? trial.trainable.toLocaleString("en") : "–") } : null,
     ...record.axes.map((one) => ({ key: `p:${one.path}`, title: one.label, num: one.kind !== "category" || one.values.every(isNumber), value: (trial) => trial.parameters[one.path], cell: (trial) => short(valueText(trial.parameters[one.path]), 28) })),
     { key: "seconds", title: "seconds", num: true, value: (trial) => trial.seconds, cell: (trial) => (isNumber(trial.seconds) ? (trial.seconds < 100 ? trial.seconds.toFixed(1) : Math.round(trial.seconds)) : "–") },
   ];
@@ -157,6 +158,7 @@ function detailRow(record, columns, trial) {
     ["ended", trial.reason || stateText(trial)],
     Object.keys(trial.changes).length ? ["changed by a retry", Object.entries(trial.changes).map(([path, value]) => `${path} = ${valueText(value)}`).join(", ")] : null,
     isNumber(trial.p) ? ["against the first", `p ${isNumber(trial.p) && trial.p < 0.001 ? "" : "= "}${pText(trial.p)} (Holm)${trial.tie ? ", can't be told from it" : ""}`] : null,
+    isNumber(trial.trainable) ? ["trained parameters", trial.trainable.toLocaleString("en")] : null,
     ["cost", [`${duration(trial.seconds)} on workers`, ...Object.entries(trial.cost).map(([name, value]) => `${words(name)} ${costText(name, value)}`)].join(", ")],
     ["runs", trial.runs.map((run) => `seed ${run.seed}: ${STATES[run.state] || run.state}, ${plural(run.attempts, "attempt")}, ${plural(run.leases, "lease")}`).join("; ")],
     ["scores", lastScores(trial)],
