@@ -471,3 +471,20 @@ def test_settings_that_do_not_fit_stand_below_and_many_reasons_share_lines() -> 
     assert all(row.name in said.partition(shared)[1] + said.partition(shared)[2] for row in rows)
     few = to_text(replace(board, rows=rows[:2]), 60)
     assert f"{rows[1].name}: reached the total" in few
+
+
+def test_trained_parameters_are_a_column_where_they_differ() -> None:
+    sweep = Sweep()
+    counts = (460_800, 460_800, 11_520)
+    for place, count in enumerate(counts):
+        run = sweep.lease(sweep.trial({"adapter": f"a{place}"}))
+        sweep.report(run, 30, BASE + place, telemetry={"train/trainable_parameters": count})
+        board = sweep.board()
+        assert [row.trainable for row in board.trials] == list(counts[: place + 1])
+        assert ("trainable" in to_text(board).splitlines()[1].split()) == (place == 2)
+    assert [row["trainable"] for row in to_json(board)["rows"]] == list(counts)
+    assert [line["trainable"] for line in csv.DictReader(io.StringIO(to_csv(board)))] == [
+        str(count) for count in counts
+    ]
+    assert "460800" in to_text(board)
+    assert "trainable" not in to_csv(Sweep().board())
