@@ -52,7 +52,8 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
             said = f"{LATENCY_TITLE}: median (95 % within), probed without the memo; ~ mean of stored times"
             shared = [column.title for column in columns if column.title in PER_QUESTION]
             lines.append(said + (f"; {' and '.join(shared)}: of a question" if shared else ""))
-        if any(_cost(row, name).startswith("~") for row in board.rows for name in ENERGY):
+        shown = [column.title for column in columns if column.title in ENERGY]
+        if any(_cost(row, name).startswith("~") for row in board.rows for name in shown):
             lines.append("~ of joules and CO2: an estimate from the watts that the file states, not measured")
         lines += board.front.lines() if board.front is not None else []
         dropped = [title for title in dropped if title != "reason"]

@@ -103,6 +103,9 @@ def test_an_estimate_is_named_as_one():
     assert "~100" in text
     assert "~ of joules and CO2: an estimate from the watts that the file states, not measured" in text
     assert "estimated_joules" not in text
+    narrow = to_text(board, 60)
+    assert "left out for width: " in narrow
+    assert "~" not in narrow
 
 
 def test_columns_of_what_no_sensor_told_are_null_in_json_and_not_in_the_table():
