@@ -23,6 +23,7 @@ from pipelines.finetune.config import PruneConfig as PruneConfig
 from pipelines.finetune.config import RetrainPrunedConfig as RetrainPrunedConfig
 from pipelines.finetune.config import SFTConfig as SFTConfig
 from pipelines.finetune.preference_config import DPOConfig as DPOConfig
+from pipelines.finetune.recipes import filled
 from pipelines.rag.config import RagConfig as RagConfig
 
 
@@ -91,4 +92,4 @@ def parse_pipeline(config: Mapping[str, Any]) -> AnyPipeline:
     Raises:
         pydantic.ValidationError: never after the door has passed it.
     """
-    return PIPELINE_ADAPTER.validate_python(dict(config))
+    return PIPELINE_ADAPTER.validate_python(filled(dict(config)))

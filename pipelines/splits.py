@@ -48,6 +48,7 @@ class Splits:
         tune: in hash order, so that the first n are a fixed random sample; so are `select` and `test`.
         warnings: sentences for the user.
         skipped: how many bad rows of train's file `on_bad_row: skip` left out.
+        phases: with `strategy: phased`, which of train's files each of its rows is from, (rows,).
     """
 
     train: Sequence[Example]
@@ -56,6 +57,7 @@ class Splits:
     test: Sequence[Example] = field(default_factory=list)
     warnings: tuple[str, ...] = ()
     skipped: int = 0
+    phases: NDArray[np.int32] | None = None
 
     def rows(self, split: str) -> Sequence[Example]:
         """The rows of a split by its name."""
@@ -151,7 +153,10 @@ def _split(datasets: Datasets, seed: int) -> Splits:
             warnings += _small(name, len(np.unique(index.group[rows])))
         held[name] = index.examples(rows if name == "train" else index.by_id(rows))
     warnings += _grouped_apart(datasets)
-    return Splits(**{"tune": [], **held}, warnings=tuple(warnings), skipped=train.skipped)
+    phases = train.reader[parts["train"]] if datasets.strategy == "phased" else None
+    if phases is not None and len(np.unique(phases)) == 1:
+        warnings.append("datasets.strategy is phased, but train is one file, so its rows are shuffled together")
+    return Splits(**{"tune": [], **held}, warnings=tuple(warnings), skipped=train.skipped, phases=phases)
 
 
 def _parts(datasets: Datasets, seed: int, train: Index, kept: NDArray[np.int64]) -> Mapping[str, NDArray[np.int64]]:

@@ -109,6 +109,9 @@ class Row:
         possible: not on front 1 by the values, but not shown to be dominated either; None where it was not tested.
         tests: every metric on `test`, by its full name there.
         also: of a RAG configuration that has answered, what its answers were scored by besides, by full name.
+        baseline: of a trial that is the baseline, its name; such a one has no rank.
+        signs: of a fine-tune, early signs by rows seen, a mapping a report of its first seed: `resource`, `samples`,
+            `grad_norm` (before clipping), `loss` (of training).
     """
 
     rank: int | None
@@ -135,6 +138,8 @@ class Row:
     possible: bool | None = None
     tests: Mapping[str, Measured] = field(default_factory=dict)
     also: Mapping[str, Measured] = field(default_factory=dict)
+    baseline: str = ""
+    signs: tuple[Mapping[str, float], ...] = ()
 
     def record(self) -> dict[str, Any]:
         """JSON-ready; NaN becomes null."""
@@ -151,6 +156,7 @@ class Row:
             "scores": {name: score.record() for name, score in self.scores.items()},
             "tests": {name: score.record() for name, score in self.tests.items()},
             "also": {name: score.record() for name, score in self.also.items()},
+            "signs": [{name: number(value) for name, value in sign.items()} for sign in self.signs],
         }
 
 

@@ -33,7 +33,8 @@ def to_text(board: Leaderboard, width: int = WIDTH) -> str:
     Columns that do not fit are left out, the least telling first, and named in a last line; reasons, and the best trials'
     settings, then stand below.
     """
-    counts = [f"{len(board.trials)} trials"]
+    searched = sum(not row.baseline for row in board.trials)
+    counts = [f"{searched} trials{' and the baseline' * (searched < len(board.trials))}"]
     for state in ("running", "waiting", "failed"):
         here = sum(row.state == state for row in board.trials)
         counts += [f"{here} {state}"] if here else []
@@ -107,7 +108,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
     rows = board.rows
     columns = [
         _Column("#", lambda row: "" if row.rank is None else f"{row.rank}{'=' if row.tie else ''}"),
-        _Column("trial", lambda row: row.name),
+        _Column("trial", lambda row: f"{row.name} (baseline)" if row.baseline else row.name),
         _Column("rung", lambda row: _text(row.rung)),
         _Column(board.metric, lambda row: score_text(row.score)),
         _Column("n", lambda row: _n(row.score), 2),

@@ -130,7 +130,7 @@ def change(loaded: LoadedSweep, state: SweepState, settings: Mapping[str, Any]) 
     trials = asked_for(changed, size)
     if trials is None and budget.hours is None:
         raise BudgetError("--budget: with neither trials nor hours this sweep would have no end; give one of them")
-    used, spent = len(state.trials), state.seconds_used / 3600
+    used, spent = len(state.searched), state.seconds_used / 3600
     if trials is not None and trials < used:
         most = f" (there are only {size} configurations)" if budget.trials != trials else ""
         raise BudgetError(
@@ -142,7 +142,7 @@ def change(loaded: LoadedSweep, state: SweepState, settings: Mapping[str, Any]) 
             f"{budget.hours:g}; give hours=H, or hours=none"
         )
     if state.finished is not None:
-        distinct = sum(trial.duplicate_of is None for trial in state.trials.values())
+        distinct = sum(trial.duplicate_of is None for trial in state.searched.values())
         if size is not None and distinct >= size and not _cut_short(state):
             raise BudgetError(f"--budget: all {size} configurations have been tried; there is nothing to add")
         if trials is not None and trials <= used and not _cut_short(state):

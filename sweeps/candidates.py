@@ -1,7 +1,7 @@
 """Who is judged in the final step, on which metrics, and against whom.
 
-With one metric: `baseline` (the untuned model, or `baseline:` trained from the beginning), `winner` (the best configuration
-at the highest rung, by its mean over the tuning seeds), `soup` (the newest finished one). A soup judged later has its id as
+With one metric: `baseline` (the untuned model, or `baseline:` trained from the beginning, or as trial 0), `winner` (the best
+configuration at the highest rung, by its mean over the tuning seeds), `soup` (the newest finished one). A soup judged later has its id as
 its role.
 
 A configuration has one set of weights a tuning seed. `run` of its record names the best of them on tune, what
@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.config import METRICS
+from pipelines.finetune.checkpoint import content_hash, is_whole
 from pipelines.soups.base import Blend
 from sweeps.metrics import FRONT, Metric, soup_metric
 from sweeps.paths import SweepPaths
-from sweeps.scoring import Placed, front_runs, ranked, relative, whole_checkpoint
-from sweeps.state import RunState, SoupState, SweepState
+from sweeps.scoring import Placed, checkpoint_folder, front_runs, ranked, relative, whole_checkpoint
+from sweeps.state import RunState, SoupState, SweepState, TrialState
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -74,7 +75,10 @@ def freeze(loaded: LoadedSweep, state: SweepState, paths: SweepPaths, soup: Soup
     config = state.trials[state.runs[singles[0]["run"]].trial].config
     candidates: list[dict[str, Any]] = []
     trained = loaded.resolve_baseline()
-    if trained is not None:
+    named = state.baseline
+    if named is not None:
+        candidates.append(_named_baseline(loaded, state, paths, named))
+    elif trained is not None:
         reason = ", ".join(f"{key}={value}" for key, value in (loaded.baseline or {}).items())
         candidates.append({"role": "baseline", "config": trained, "reason": reason})
     elif config.get("base_model") is not None:
@@ -123,6 +127,28 @@ def _weights(placed: Placed, paths: SweepPaths, folder: Path, content: str) -> d
         "checkpoint": relative(paths, folder),
         "hash": content,
     }
+
+
+def _named_baseline(loaded: LoadedSweep, state: SweepState, paths: SweepPaths, trial: TrialState) -> dict[str, Any]:
+    """The baseline that is a trial, as it ended; the untuned model where it failed, and trained anew where it was cut short."""
+    runs = [run for run in state.runs.values() if run.trial == trial.id]
+    config = dict(trial.config)
+    failed = next((run for run in runs if run.phase == "failed"), None)
+    if failed is not None:
+        reason = f"the untuned model, because {trial.baseline} failed: {failed.reason}"
+        return {"role": "baseline", "model": config["base_model"], "reason": reason}
+    found = []
+    for run in sorted(runs, key=lambda run: run.seed):
+        report = run.reports.get(loaded.milestones_of(config)[-1])
+        folder = None if report is None else checkpoint_folder(paths, run, report)
+        if folder is not None and is_whole(folder):
+            found.append({"run": run.id, "checkpoint": relative(paths, folder), "hash": content_hash(folder)})
+            config |= run.changes
+    candidate: dict[str, Any] = {"role": "baseline", "trial": trial.id, "config": config, "reason": str(trial.baseline)}
+    if found:
+        candidate |= {key: found[0][key] for key in ("checkpoint", "hash")}
+        candidate |= {"others": found[1:]} if found[1:] else {}
+    return candidate
 
 
 def soup_candidate(soup: SoupState, role: str) -> dict[str, Any]:
@@ -200,11 +226,15 @@ def plan(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[Cont
             run = state.runs[candidate["run"]]
             own = state.trials[run.trial].config
             contenders.append(Contender(role, candidate, own, folder=paths.root / candidate["checkpoint"]))
-            for other in candidate.get("others", ()):
-                seed, place = state.runs[other["run"]].seed, paths.root / other["checkpoint"]
-                contenders.append(Contender(role, candidate, own, seed, place, own=other["run"]))
+            contenders += [_other(role, candidate, own, state, paths, other) for other in candidate.get("others", ())]
             again = {**own, **run.changes}
             contenders += [Contender(role, candidate, again, seed, trains=run.trial) for seed in seeds]
+        elif "config" in candidate and "checkpoint" in candidate and not seeds:
+            trained = candidate["config"]
+            contenders.append(Contender(role, candidate, trained, folder=paths.root / candidate["checkpoint"]))
+            contenders += [
+                _other(role, candidate, trained, state, paths, other) for other in candidate.get("others", ())
+            ]
         elif "config" in candidate:
             trained = candidate["config"]
             contenders += [Contender(role, candidate, trained, s, trains="baseline") for s in seeds or (None,)]
@@ -213,6 +243,19 @@ def plan(loaded: LoadedSweep, state: SweepState, paths: SweepPaths) -> list[Cont
         else:
             contenders.append(Contender(role, candidate, config, folder=paths.root / candidate["folder"]))
     return contenders
+
+
+def _other(
+    role: str,
+    candidate: Mapping[str, Any],
+    config: Mapping[str, Any],
+    state: SweepState,
+    paths: SweepPaths,
+    other: Mapping[str, Any],
+) -> Contender:
+    """The weights of another tuning seed."""
+    place = paths.root / other["checkpoint"]
+    return Contender(role, candidate, config, state.runs[other["run"]].seed, place, own=other["run"])
 
 
 def pairs(state: SweepState) -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from pipelines.finetune.recipes import KEYS as RECIPE_KEYS
 from sweeps.load import LoadedSweep
 from sweeps.searchers.cover import division
 from sweeps.soup_spec import SoupConfig, SparseSoupConfig
@@ -28,7 +29,8 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
                 min(here, max(1, here // rule.eta, loaded.finalists)) if isinstance(rule, ASHAConfig) else here
             )
         counts = zip(loaded.milestones, runs_at(trials, seeds), strict=True)
-        rungs = [{"resource": milestone, "runs": runs} for milestone, runs in counts]
+        own = seeds if loaded.spec.named_baseline else 0
+        rungs = [{"resource": milestone, "runs": runs + own} for milestone, runs in counts]
         steps = zip([0, *loaded.milestones], rungs, strict=False)
         resource = sum(rung["runs"] * (rung["resource"] - before) for before, rung in steps)
     return {
@@ -41,6 +43,8 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         "direction": loaded.direction,
         "metrics": [{"name": metric.name, "direction": metric.direction} for metric in loaded.metrics],
         "trials": loaded.trials,
+        "baseline": loaded.spec.named_baseline,
+        "recipe": _recipe(loaded),
         "hours": loaded.spec.budget.hours,
         "seeds": seeds,
         "parameters": len(loaded.space.paths),
@@ -58,6 +62,16 @@ def runs_at(trials: Sequence[int], seeds: int) -> list[int]:
     """Runs that reach each milestone when so many trials do: one a trial, and all seeds of those that go on or are at the total."""
     beyond = [*trials[1:], trials[-1]] if trials else []
     return [here + (seeds - 1) * on for here, on in zip(trials, beyond, strict=True)]
+
+
+def _recipe(loaded: LoadedSweep) -> dict[str, Any] | None:
+    """What a recipe filled in; None without one, or where it differs from trial to trial."""
+    name = loaded.pipeline.get("recipe")
+    if not isinstance(name, str) or "recipe" in loaded.space.paths:
+        return None
+    said = loaded.pipeline.keys() | set(loaded.space.paths)
+    config = loaded.spec.pipeline.model_dump(mode="json")
+    return {"name": name, "filled": {key: config[key] for key in sorted(RECIPE_KEYS - said)}}
 
 
 def _soup(soup: SoupConfig) -> dict[str, Any]:

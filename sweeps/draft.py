@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from pipelines.config import PIPELINE_ADAPTER, PIPELINE_CONFIGS, AnyPipeline, Config
+from pipelines.finetune.recipes import filled
 from sweeps.complaints import Complaint, complaints
 from sweeps.data import data_problems
 from sweeps.fields import Models, model_at, overlay, type_names
@@ -169,12 +170,13 @@ def _nearest(section: Mapping[str, Any], models: Models) -> str | None:
 
 
 def validate(data: Mapping[str, Any]) -> SweepSpec:
-    """Type a whole file as it is read: a list is a list, but text is no number and 1 is no boolean.
+    """Type a whole file as it is read: a list is a list, but text is no number and 1 is no boolean. A recipe fills in.
 
     Raises:
         ValidationError: with every mistake.
     """
-    return SweepSpec.model_validate_json(json.dumps(data), strict=True)
+    whole = {**data, "pipeline": filled(data["pipeline"])} if "pipeline" in data else data
+    return SweepSpec.model_validate_json(json.dumps(whole), strict=True)
 
 
 def type_config(config: Mapping[str, Any]) -> AnyPipeline:
@@ -183,7 +185,7 @@ def type_config(config: Mapping[str, Any]) -> AnyPipeline:
     Raises:
         ValidationError: with every mistake.
     """
-    return PIPELINE_ADAPTER.validate_json(json.dumps(config), strict=True)
+    return PIPELINE_ADAPTER.validate_json(json.dumps(filled(config)), strict=True)
 
 
 def _leaf_of(found: Complaint, parsed: Parsed) -> str | None:

@@ -121,8 +121,8 @@ def resume(
         say = _sayer(paths, progress)
         if state.finished is not None and not budget:
             say(
-                f"{paths.name} is finished with {len(state.trials)} trials; there is nothing to resume "
-                f"(--budget trials={2 * len(state.trials)} would add trials)"
+                f"{paths.name} is finished with {len(state.searched)} trials; there is nothing to resume "
+                f"(--budget trials={2 * len(state.searched)} would add trials)"
             )
             return _status(state)
         loaded = from_record(state.spec)
@@ -321,7 +321,7 @@ class _Drive:
         failed = sum(run.phase == "failed" for run in state.runs.values())
         shot = snapshot(state, self._loaded)
         seconds = round(state.spent + time.time() - state.driver_started_at, 3)
-        body = {"trials": len(state.trials), "failed": failed, "best": shot["best"], "seconds": seconds}
+        body = {"trials": len(state.searched), "failed": failed, "best": shot["best"], "seconds": seconds}
         self._ledger.append([Event("sweep_finished", body)])
 
     def _say(self, text: str) -> None:
@@ -339,7 +339,8 @@ class _Drive:
 
 
 def _status(state: SweepState) -> int:
-    return OK if any(run.phase == "finished" for run in state.runs.values()) else FAILED
+    searched = state.searched
+    return OK if any(run.phase == "finished" and run.trial in searched for run in state.runs.values()) else FAILED
 
 
 class Shown:

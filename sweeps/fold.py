@@ -8,7 +8,7 @@ Which reports count
     `attempt` and `checkpoint`, and the report points there; its score stays the one that was decided on.
 
 Keys beside those listed in `sweeps.ledger`
-    suggested: milestones (the trial's own). lease_started: target, replay, why (new, again, promoted, seed). reported:
+    suggested: milestones (the trial's own), baseline (its name, of trial 0 where that is one). lease_started: target, replay, why (new, again, promoted, seed). reported:
     checkpoint_attempt (whose folder holds the checkpoint, where it is not `attempt`: a report made again from a checkpoint).
     decided: target (the milestone the run now goes for), attempt and checkpoint (above). failed: changes (for the retry).
 
@@ -71,7 +71,7 @@ def _budget_changed(state: SweepState, body: Mapping[str, Any], event: Event) ->
     """Another round: the final step so far is set aside, and what the end of the last round stopped waits again."""
     state.spec = with_budget(state.spec, body)
     if state.candidates:
-        state.earlier.append(Round(len(state.trials), state.candidates, state.finals, state.verdicts))
+        state.earlier.append(Round(len(state.searched), state.candidates, state.finals, state.verdicts))
     state.candidates, state.finals, state.verdicts, state.finished = [], [], [], None
     for run in state.runs.values():
         if run.phase == "stopped":
@@ -86,7 +86,7 @@ def _suggested(state: SweepState, body: Mapping[str, Any], event: Event) -> None
         attributes=body.get("attributes") or {},
     )
     state.trials[body["trial"]] = TrialState(
-        body["trial"], body["order"], body["config"], suggestion, body.get("duplicate_of")
+        body["trial"], body["order"], body["config"], suggestion, body.get("duplicate_of"), body.get("baseline")
     )
 
 

@@ -78,13 +78,14 @@ def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int,
 def _held(loaded: LoadedSweep) -> tuple[int | None, int]:
     """Checkpoints that stay whatever the disk says (None: unknown), and those that stay while there is room."""
     spec, rule = loaded.spec, loaded.spec.early_terminate
-    runs = None if loaded.trials is None else loaded.trials * len(spec.seeds.tune)
+    own = len(spec.seeds.tune) if spec.named_baseline else 0
+    runs = None if loaded.trials is None else loaded.trials * len(spec.seeds.tune) + own
     soup = max(len(spec.seeds.tune), 1 if spec.soup is None else spec.soup.top)
     if isinstance(rule, ASHAConfig) and len(loaded.milestones) > 1:
         if runs is None:
             return None, 0
         return runs, min(runs, max(1, runs // rule.eta, loaded.finalists))
-    firm, best = soup, max(spec.keep.best or soup, 1)
+    firm, best = soup + own, max(spec.keep.best or soup, 1) + own
     if runs is not None:
         firm, best = min(runs, firm), min(runs, best)
     return firm, max(0, best - firm)

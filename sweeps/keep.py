@@ -3,6 +3,7 @@
 * Protected whatever the disk says: the newest checkpoint of every run that waits, runs or will go again, and of the best
   runs at the highest rung (finalists and soup ingredients). Runs go by their configuration's mean over its seeds, all seeds
   of a finalist are protected, and a run goes on living while another seed of its configuration does, or is still to begin.
+* A baseline's that is a trial is protected as well, for the final step.
 * With several metrics the runs of the Pareto front that the final step would judge are protected as well.
 * Kept while there is room: the newest of the best `keep.best` ended runs, and one older checkpoint of runs that go on, in
   case the newest is torn.
@@ -49,6 +50,7 @@ class Holding:
         order: its trial's order, the tie-break.
         vector: with several metrics, where it finished: all of them, smaller is better.
         front: whether it is protected as one of the front.
+        baseline: whether it is the baseline's.
     """
 
     found: tuple[Sized, ...]
@@ -58,6 +60,7 @@ class Holding:
     order: int = 0
     vector: tuple[float, ...] | None = None
     front: bool = False
+    baseline: bool = False
 
 
 def surplus(holdings: Iterable[Holding], best: int, protected: int, limit: float | None) -> list[Sized]:
@@ -76,7 +79,10 @@ def surplus(holdings: Iterable[Holding], best: int, protected: int, limit: float
     for holding in holdings:
         if not holding.found:
             continue
-        if holding.live:
+        if holding.baseline and holding.finished:
+            firm.append(holding.found[0])
+            gone += holding.found[1:]
+        elif holding.live:
             firm.append(holding.found[0])
             spare += holding.found[1:2]
             gone += holding.found[2:]
@@ -190,13 +196,15 @@ class Keeper:
         broken = vector is None or any(value != value for value in vector)
         oriented = None if vector is None or broken else self._standings.oriented_vector(vector)
         whole = oriented is not None and all(map(finite, oriented))
+        baseline = self._standings.is_baseline(run.trial)
         return Holding(
             found=tuple(found),
             live=live,
             finished=run.phase == "finished",
             rank=self._rank(run, rung, oriented),
             order=run.order,
-            vector=oriented if self._standings.several and run.phase == "finished" and whole else None,
+            vector=oriented if self._standings.several and run.phase == "finished" and whole and not baseline else None,
+            baseline=baseline,
         )
 
     def _rank(self, run: RunState, rung: int | None, oriented: tuple[float, ...] | None) -> tuple[float, ...]:

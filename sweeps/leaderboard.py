@@ -1,6 +1,8 @@
 """The leaderboard: a pure reading of the folded ledger and its stored item scores.
 
 Order
+    A baseline that is a trial stands where its score puts it, without a rank and a tie mark.
+
     By rung reached, then score (with several metrics: then front, then the primary metric; `sweeps.front`); what could not
     be scored stands after what could, repeated configurations after both, failed trials last. A trial run with several
     seeds has the mean of its scores at its rung, and one with fewer seeds there stands behind those with more
@@ -93,7 +95,9 @@ def leaderboard(
         return last, *left[row.name], unknown, front, score, state.trials[row.name].order
 
     ordered = [_with_test(row, state, plan) for row in sorted(rows.values(), key=place)]
-    ranked = [row for row in ordered if row.state not in ("duplicate", "failed") and not place(row)[3]]
+    ranked = [
+        row for row in ordered if row.state not in ("duplicate", "failed") and not (row.baseline or place(row)[3])
+    ]
     places = {row.name: i + 1 for i, row in enumerate(ranked)}
     ordered = [replace(row, rank=places.get(row.name)) for row in ordered]
     ordered = _mark_ties(ordered, items, plan, alpha)
@@ -129,6 +133,8 @@ def _trial_rows(state: SweepState, plan: Plan, also: Sequence[str]) -> dict[str,
     """Each trial's row, by its id, with what its probe measured."""
     runs = by_trial(state.runs)
     rows = {trial.id: _trial_row(trial, runs.get(trial.id, []), plan, also) for trial in state.trials.values()}
+    if state.baseline is not None:
+        rows[state.baseline.id] = _as_baseline(rows[state.baseline.id], state.baseline, state)
     for name, found in runs.items():
         probed = next((state.probes[run.id] for run in found if run.id in state.probes), None)
         if probed is not None:
@@ -136,10 +142,29 @@ def _trial_rows(state: SweepState, plan: Plan, also: Sequence[str]) -> dict[str,
     return rows
 
 
+def _as_baseline(row: Row, trial: TrialState, state: SweepState) -> Row:
+    """The row of a baseline that is a trial, with its values of what the others differ in."""
+    name = str(trial.baseline)
+    axes = dict.fromkeys(path for other in state.searched.values() for path in other.suggestion.parameters)
+    values = {path: value for path in axes if (value := _at(trial.config, path)) is not None}
+    reason = "; ".join(part for part in (f"the baseline {name}", row.reason) if part)
+    return replace(row, baseline=name, parameters=values, reason=reason)
+
+
+def _at(config: Mapping[str, Any], path: str) -> Any:
+    """A value by its dotted path; None where there is none."""
+    found: Any = config
+    for word in path.split("."):
+        found = found.get(word) if isinstance(found, Mapping) else None
+    return found
+
+
 def _number_fronts(rows: dict[str, Row], left: Mapping[str, Level], state: SweepState, plan: Plan) -> None:
     """Give each trial the front that it stands on among those that have got as far, in place."""
     levels: dict[Level, list[str]] = {}
     for name, row in rows.items():
+        if row.baseline:
+            continue
         if row.rung is not None and row.state != "failed" and state.trials[name].duplicate_of is None:
             levels.setdefault(left[name], []).append(name)
     for names in levels.values():
@@ -179,6 +204,20 @@ def trial_side(row: Row, items: ItemReader, metric: str) -> Side | None:
     return None if _mean_items(found) is None else Side(row.name, (), tuple(found), row.seeds)
 
 
+SIGNS = ("samples", "grad_norm", "loss")
+"""Telemetry (`train/...`) that tells early how a fine-tune will end (Pareja et al. 2025, arXiv 2412.13337): rows seen, the
+gradient's norm before clipping, the training loss."""
+
+
+def _signs(run: RunState) -> tuple[Mapping[str, float], ...]:
+    found = []
+    for resource, report in sorted(run.reports.items()):
+        told = {name: report.telemetry[f"train/{name}"] for name in SIGNS if f"train/{name}" in report.telemetry}
+        if "samples" in told:
+            found.append({"resource": resource, **told})
+    return tuple(found)
+
+
 def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Sequence[str]) -> Row:
     row = Row(None, "trial", trial.id, parameters=trial.suggestion.parameters, state="waiting")
     if not runs:
@@ -191,6 +230,7 @@ def _trial_row(trial: TrialState, runs: Sequence[RunState], plan: Plan, also: Se
         row,
         seeds=tuple(run.seed for run in (asked if place is None else place.runs)),
         resource=sum(max(run.reports) for run in runs if run.reports) or None,
+        signs=_signs(min(asked, key=lambda run: run.seed)),
         seconds=sum(run.seconds for run in runs) if any(run.reports for run in runs) else math.nan,
         cost=_cost(runs),
         trainable=_trainable(runs),
@@ -288,7 +328,9 @@ def _mark_ties(rows: Sequence[Row], items: ItemReader, plan: Plan, alpha: float)
 
 
 def _with_test(row: Row, state: SweepState, plan: Plan) -> Row:
-    roles = [c["role"] for c in state.candidates if str(c.get("run", "")).partition("/")[0] == row.name]
+    roles = [
+        c["role"] for c in state.candidates if row.name in (str(c.get("run", "")).partition("/")[0], c.get("trial"))
+    ]
     return _tested(row, state, roles, plan)
 
 
@@ -306,7 +348,7 @@ def _tested(row: Row, state: SweepState, roles: Sequence[str], plan: Plan) -> Ro
 def _other_rows(state: SweepState, plan: Plan) -> list[Row]:
     rows = [_soup_row(soup, state, plan) for soup in state.soups.values()]
     for candidate in state.candidates:
-        if candidate["role"] == "baseline":
+        if candidate["role"] == "baseline" and "trial" not in candidate:
             said = str(candidate.get("reason") or candidate.get("model") or "")
             row = Row(None, "baseline", "baseline", state="baseline", reason=said, latency=state.probes.get("baseline"))
             rows.append(_tested(row, state, ["baseline"], plan))

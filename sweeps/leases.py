@@ -36,7 +36,7 @@ class Held:
 
 
 class LeaseDesk:
-    """Hands out leases, in this order: runs that must go again, promotions, other seeds of finished trials, new trials.
+    """Hands out leases, in this order: runs that must go again, the baseline that is a trial, promotions, other seeds of finished trials, new trials.
 
     Args:
         plan: the loaded sweep.
@@ -75,7 +75,7 @@ class LeaseDesk:
     @property
     def empty(self) -> bool:
         """Whether nothing can be handed out, now that nothing runs."""
-        if self._again or self._standings.more_to_come:
+        if self._again or self._standings.more_to_come or self._standings.baseline_seed is not None:
             return False
         return promotion(self._standings, self._scheduler) is None and follower(self._standings) is None
 
@@ -90,7 +90,23 @@ class LeaseDesk:
         """
         if self._again:
             return self._go_again(Run.parse(self._again.pop(0)), now)
-        return self._waiting(now) or self._new_trial(now) or self._waiting(now)
+        return self._baseline(now) or self._waiting(now) or self._new_trial(now) or self._waiting(now)
+
+    def _baseline(self, now: float) -> Held | None:
+        """The next run of a baseline that is a trial: straight to its total."""
+        seed, state = self._standings.baseline_seed, self._standings.state
+        if seed is None:
+            return None
+        config = self._plan.resolve_baseline()
+        assert config is not None, "a baseline with a name must change something"
+        milestones = self._plan.milestones_of(config)
+        if state.baseline is None:
+            name = self._plan.spec.named_baseline
+            own = Suggestion(parameters={}, choices={})
+            self._stage_suggestion(trial_id(0, config), config, milestones, own, None, 0, name)
+        trial = state.baseline
+        assert trial is not None, "the baseline was just suggested"
+        return self._grant(Run(trial.id, seed), 0, milestones[-1], None, now, why="baseline")
 
     def _waiting(self, now: float) -> Held | None:
         chosen = promotion(self._standings, self._scheduler) or follower(self._standings)
@@ -124,9 +140,9 @@ class LeaseDesk:
                 standings.used_up = True
                 break
             config, milestones, invalid = self._resolved(suggestion)
-            trial = trial_id(index, config)
+            trial = trial_id(standings.order, config)
             same = standings.known(config)
-            self._stage_suggestion(trial, config, milestones, suggestion, same)
+            self._stage_suggestion(trial, config, milestones, suggestion, same, standings.order)
             run = Run(trial, standings.seeds[0])
             if same is None and invalid is None:
                 return self._grant(run, 0, standings.milestones_of(trial)[0], None, now, why="new")
@@ -149,11 +165,13 @@ class LeaseDesk:
         milestones: tuple[int, ...],
         suggestion: Suggestion,
         same: str | None,
+        order: int,
+        baseline: str | None = None,
     ) -> None:
         self._journal.stage(
             "suggested",
             trial=trial,
-            order=self._standings.suggestions,
+            order=order,
             config=config,
             parameters=suggestion.parameters,
             choices=suggestion.choices,
@@ -161,6 +179,7 @@ class LeaseDesk:
             attributes=suggestion.attributes,
             milestones=milestones,
             duplicate_of=same,
+            **({} if baseline is None else {"baseline": baseline}),
         )
 
     def _grant(self, run: Run, attempt: int, target: int, start: Checkpoint | None, now: float, why: str) -> Held:

@@ -28,6 +28,7 @@ from pipelines.config import (
     parse_pipeline,
     total_resource,
 )
+from pipelines.finetune.recipes import KEYS as RECIPE_KEYS
 from pipelines.rag.models import LocalJudge
 from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
@@ -307,7 +308,12 @@ def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> 
     whole["pipeline"] = _place(first, draft.folder, sources, {})
     whole["judge"] = _place_judge(whole["judge"], draft.folder, sources)
     defaults = spec.pipeline.model_dump(mode="json")
-    filled = {key: value for key, value in defaults.items() if key not in first and not draft.swept(key)}
+    open_keys = RECIPE_KEYS if draft.swept("recipe") else frozenset()
+    filled = {
+        key: value
+        for key, value in defaults.items()
+        if key not in first and not draft.swept(key) and key not in open_keys
+    }
     return LoadedSweep(
         spec=validate(whole),
         space=draft.parsed.space,

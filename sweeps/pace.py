@@ -33,7 +33,7 @@ class Pace:
         if resource > before:
             self._reached[run.id] = resource
             self._done += resource - before
-        if resource not in self._standings.milestones_of(run.trial):
+        if resource not in self._standings.milestones_of(run.trial) or self._standings.is_baseline(run.trial):
             return
         self._tried.add(run.trial)
         if finite(self._standings.value(run, resource)):
@@ -49,7 +49,8 @@ class Pace:
 
     def ended(self, run: RunState) -> None:
         """A run failed for good."""
-        self._tried.add(run.trial)
+        if not self._standings.is_baseline(run.trial):
+            self._tried.add(run.trial)
 
     def record(self, expected: Callable[[int], tuple[int, ...]]) -> dict[str, Any]:
         """The figures, JSON-ready.
@@ -76,9 +77,10 @@ class Pace:
 
     def _expected(self, trials: tuple[int, ...]) -> int:
         before, spent = 0, 0
+        own = self._standings.named_baseline is not None
         for milestone, runs in zip(
             self._standings.milestones, runs_at(trials, len(self._standings.seeds)), strict=True
         ):
-            spent += (milestone - before) * runs
+            spent += (milestone - before) * (runs + own * len(self._standings.seeds))
             before = milestone
         return spent

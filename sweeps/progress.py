@@ -64,7 +64,9 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     kinds = Counter(failure.kind for run in state.runs.values() for failure in run.failures)
     follows = ["soup"] * (loaded.spec.soup is not None) + ["final step"]
     phases = [run.phase for run in state.runs.values()]
+    searched = state.searched
     tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
+    tried &= searched.keys()
     tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
     return {
         "name": state.name,
@@ -72,7 +74,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "metric": loaded.metric,
         "trials": {
             "total": loaded.trials,
-            "started": len(state.trials),
+            "started": len(searched),
             "tried": len(tried),
             "running": phases.count("running"),
             "waiting": phases.count("waiting"),
@@ -110,7 +112,7 @@ def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
     """
     sign = 1.0 if loaded.direction == "minimize" else -1.0
     found = []
-    for runs in by_trial(state.runs).values():
+    for runs in by_trial(state.searched_runs).values():
         stood = [(run, report) for run in runs if (report := _standing(run, loaded)) is not None]
         scored = [(_far(report, loaded), report, run) for run, report in stood if _scored(report, loaded.metric)]
         if not scored:
@@ -145,7 +147,7 @@ def front_size(state: SweepState, loaded: LoadedSweep) -> int | None:
     from sweeps.pareto import fronts
 
     found: list[tuple[int, int, list[float]]] = []
-    for runs in by_trial(state.runs).values():
+    for runs in by_trial(state.searched_runs).values():
         stood = [(run, report) for run in runs if (report := _standing(run, loaded)) is not None]
         whole = [(run, r) for run, r in stood if all(_scored(r, metric.name) for metric in loaded.metrics)]
         far = max((_far(report, loaded) for _, report in whole), default=None)

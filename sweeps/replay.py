@@ -76,11 +76,13 @@ class _Replay:
         return event.body["attempt"] < run.attempt
 
     def _suggestion(self, event: Event) -> None:
+        if event.body.get("baseline") is not None:
+            return
         if not self._standings.more_to_come:
             self._say(event, "no more trials were to come")
         if promotion(self._standings, self._scheduler) or follower(self._standings):
             self._say(event, "a new trial although a run could be promoted")
-        made = self._searcher.suggest(event.body["order"], self._standings.history())
+        made = self._searcher.suggest(self._standings.suggestions, self._standings.history())
         if made is None or canonical(made.choices) != canonical(event.body["choices"]):
             self._say(event, f"suggested {event.body['choices']}, again {made.choices if made else None}")
 

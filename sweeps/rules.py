@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
 from pipelines.config import FineTuneConfig, RagConfig, SFTConfig
 from pipelines.finetune.config import ADAPTER_KEYS
+from sweeps.baselines import changes
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
@@ -203,6 +204,8 @@ def _comparable(draft: Draft, verdicts: Verdicts) -> None:
             )
         if words[0] != "datasets":
             continue
+        if words[1:2] == ["strategy"]:
+            continue
         if words[1:2] != ["train"]:
             draft.wrong(
                 place, f"'{path}' decides what trials are scored on, so all share it; give it one value under pipeline"
@@ -342,11 +345,17 @@ def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
         check_soup_metric(draft, verdicts.metrics)
 
 
-def _baseline(draft: Draft, baseline: Mapping[str, Any]) -> dict[str, Any]:
+def _baseline(draft: Draft, baseline: str | Mapping[str, Any]) -> dict[str, Any]:
     """The baseline's changes by dotted path, validated in the configuration they make."""
     flat: dict[str, Any] = {}
     places: dict[str, Place] = {}
-    _flatten(draft, baseline, ("baseline",), (), flat, places)
+    if not isinstance(baseline, str):
+        _flatten(draft, baseline, ("baseline",), (), flat, places)
+    elif isinstance(draft.spec.pipeline, FineTuneConfig):
+        flat = changes(baseline, draft.spec.pipeline)
+    else:
+        kind = draft.spec.pipeline.type
+        draft.wrong(("baseline",), f"'{baseline}' is a fine-tune's; for {kind} give changes to pipeline, or delete it")
     config = overlay(draft.spec.pipeline.model_dump(mode="json", exclude_unset=True), flat, draft.models)
     try:
         type_config(config)

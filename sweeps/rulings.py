@@ -59,6 +59,8 @@ def on_report(standings: Standings, scheduler: Scheduler, run: RunState, resourc
     """
     if resource < run.target:
         return Ruling(True, "on its way")
+    if standings.is_baseline(run.trial):
+        return Ruling(False, "reached the total")
     if run.seed != standings.seeds[0]:
         return Ruling(False, CAUGHT_UP)
     decisions = scheduler.on_report(

@@ -46,7 +46,8 @@ def file_schema() -> Schema:
     spaces = _Spaces(definitions)
     properties["parameters"] |= {"$ref": spaces.space(PIPELINE_CONFIGS)}
     properties["parameters"].pop("additionalProperties")
-    properties["baseline"] |= {"anyOf": [{"$ref": spaces.changes(PIPELINE_CONFIGS)}, {"type": "null"}]}
+    named = [form for form in properties["baseline"]["anyOf"] if form.get("type") == "string"]
+    properties["baseline"]["anyOf"] = [*named, {"$ref": spaces.changes(PIPELINE_CONFIGS)}, {"type": "null"}]
     schema["allOf"] = [_required_unless_swept(kind, keys) for kind, keys in optional.items()]
     head = {"$schema": DRAFT, "title": TITLE, "description": "One sweep; see `stockpot explain`."}
     return {**schema, **head}

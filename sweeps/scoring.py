@@ -64,7 +64,7 @@ def ranked(loaded: LoadedSweep, state: SweepState, metric: Metric | None = None)
     A configuration is ranked by its mean over the seeds that have reported there, one with fewer of them behind those with
     more (`sweeps.seeds`), the earlier among equals first; within it the runs go by their own values. Where runs differ in
     length (never under asha) a rung is a share of the run's own total. With several metrics a run counts where all of them
-    are finite.
+    are finite. The baseline's runs are not among them.
 
     Args:
         loaded: the sweep.
@@ -77,7 +77,7 @@ def ranked(loaded: LoadedSweep, state: SweepState, metric: Metric | None = None)
     def counts(run: RunState, resource: int) -> bool:
         return all(finite(run.reports[resource].value(one.name)) for one in loaded.metrics)
 
-    for trial, runs in by_trial(state.runs).items():
+    for trial, runs in by_trial(state.searched_runs).items():
         milestones = loaded.milestones_of(state.trials[trial].config)
         place = standing([run for run in runs if run.phase != "failed"], milestones, counts)
         if place is None:

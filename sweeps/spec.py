@@ -300,8 +300,9 @@ class SweepSpec(Config):
     """The language model that judged metrics ask; needed by them alone."""
     soup: SoupConfig | None = None
     """The soup; none without this section."""
-    baseline: dict[str, Any] | None = None
-    """A configuration to compare with, as changes to `pipeline`; default: the untuned model."""
+    baseline: Literal["nadamw_algoperf", "lab", "tulu"] | dict[str, Any] | None = None
+    """What the winner is compared with: changes to `pipeline`, trained in the final step; or, run by a fine-tune as trial 0,
+    the calibrated values `nadamw_algoperf` or a recipe, `lab` or `tulu`; default: the untuned model."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Trials at once at most; default: as many as fit."""
     report_every: int | None = Field(default=None, ge=1)
@@ -317,6 +318,11 @@ class SweepSpec(Config):
         if not 1 <= len(self.metrics) <= METRICS_AT_MOST:
             raise wrong("metric", f"{len(self.metrics)} metrics; give 1 to {METRICS_AT_MOST}")
         return self
+
+    @property
+    def named_baseline(self) -> str | None:
+        """The word of a baseline that runs as trial 0; None where there is none."""
+        return self.baseline if isinstance(self.baseline, str) else None
 
     @property
     def metrics(self) -> tuple[MetricConfig, ...]:

@@ -76,6 +76,10 @@ class Plan(Protocol):
         """A resolved configuration's own milestones; `milestones` wherever all runs have one length."""
         ...
 
+    def resolve_baseline(self) -> Mapping[str, Any] | None:
+        """The baseline's resolved configuration; None for the untuned model."""
+        ...
+
 
 class Standings:
     """A `SweepState` with the two views on it.
@@ -88,6 +92,7 @@ class Standings:
     Attributes:
         state: the fold of the events so far.
         metrics: what is optimised, the primary metric first.
+        named_baseline: the name of a baseline that is a trial, begun or not.
         used_up: set once the searcher had no suggestion left.
         items: reads item scores for schedulers that compare items; set by who has the ledger.
     """
@@ -102,6 +107,7 @@ class Standings:
         self.metrics = plan.metrics
         self._signs = tuple(metric.sign for metric in plan.metrics)
         self._finite = finite
+        self.named_baseline = plan.spec.named_baseline
         self._limit = self._at_most(plan.spec.budget.trials)
         self._distinct = plan.space.size
         self._views: list[RunView] = []
@@ -122,7 +128,8 @@ class Standings:
             total = event.body.get("milestones", self.milestones)[-1]
             if total != self.total:
                 self._lengths[event.body["trial"]] = total
-            self._suggested(self.state.trials[event.body["trial"]])
+            if self.state.trials[event.body["trial"]].baseline is None:
+                self._suggested(self.state.trials[event.body["trial"]])
         elif event.kind in ("driver_started", "budget_changed"):
             if event.kind == "budget_changed":
                 self.set_trials(event.body["budget"]["trials"])
@@ -130,9 +137,10 @@ class Standings:
                 self._refresh(trial)
         elif event.kind in _ABOUT_RUNS:
             run = self.state.runs[event.body["run"]]
-            if event.kind == "reported" and event.body["resource"] in self.milestones_of(run.trial):
+            searched = run.trial in self._place
+            if searched and event.kind == "reported" and event.body["resource"] in self.milestones_of(run.trial):
                 self._widen(run, event.body["resource"])
-            if run.trial in self._place:
+            if searched:
                 self._refresh(run.trial)
 
     def set_trials(self, trials: int | None) -> None:
@@ -165,6 +173,24 @@ class Standings:
     def suggestions(self) -> int:
         """Suggestions made so far, duplicates included."""
         return len(self._told)
+
+    @property
+    def order(self) -> int:
+        """The next suggestion's order among trials: a baseline that is one comes first."""
+        return len(self._told) + (self.named_baseline is not None)
+
+    @property
+    def baseline_seed(self) -> int | None:
+        """The first tuning seed that the baseline has not begun with; None where nothing is left of it."""
+        if self.named_baseline is None:
+            return None
+        trial = self.state.baseline
+        begun = set() if trial is None else {run.seed for run in self.state.runs.values() if run.trial == trial.id}
+        return next((seed for seed in self.seeds if seed not in begun), None)
+
+    def is_baseline(self, trial: str) -> bool:
+        """Whether a trial is the baseline: it is compared with nothing on its way."""
+        return self.state.trials[trial].baseline is not None
 
     @property
     def duplicates(self) -> int:

@@ -79,6 +79,8 @@ class TrialState:
     config: Mapping[str, Any]
     suggestion: Suggestion
     duplicate_of: str | None = None
+    baseline: str | None = None
+    """the name of the baseline that it is (`sweeps.baselines`)"""
 
 
 @dataclass
@@ -167,6 +169,21 @@ class SweepState:
     """when the newest driver ended; 0 while it is at work, and where it was killed"""
     updated_at: float = 0.0
     seq: int = 0
+
+    @property
+    def searched(self) -> dict[str, TrialState]:
+        """The trials but for the baseline's."""
+        return {name: trial for name, trial in self.trials.items() if trial.baseline is None}
+
+    @property
+    def searched_runs(self) -> dict[str, RunState]:
+        """The runs but for the baseline's."""
+        return {name: run for name, run in self.runs.items() if self.trials[run.trial].baseline is None}
+
+    @property
+    def baseline(self) -> TrialState | None:
+        """The trial that is the baseline, where one has a name."""
+        return next((trial for trial in self.trials.values() if trial.baseline is not None), None)
 
     @property
     def seconds_used(self) -> float:

@@ -82,6 +82,9 @@ class Datasets(Config):
     """Chooses soups; needed when there is a soup."""
     test: HeldOut | None = None
     """Opened once, by the final step."""
+    strategy: Literal["stacked", "phased"] = "stacked"
+    """Several files of train (a folder or a pattern): all rows shuffled together, or, `phased`, one file after another in order
+    of their names, each trained on for its share of the run (arXiv 2412.13337)."""
     on_duplicate: Literal["error", "drop_train"] = "error"
     """A prompt that stands in two splits' files: an error, or it is dropped from train."""
     on_bad_row: Literal["stop", "skip"] = "stop"

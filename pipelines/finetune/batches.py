@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pipelines.finetune.data import IGNORED, Encoded
-from pipelines.finetune.packing import Order, epoch_order, grouped_order, pack
+from pipelines.finetune.packing import Order, epoch_order, fed, grouped_order, pack, phased_orders
 from pipelines.finetune.rows import TrainRows
 from pipelines.lm import pad, trained_logits
 from pipelines.stage import UserError
@@ -66,7 +67,7 @@ class EpochSampler(torch.utils.data.Sampler[int]):
 
 
 def build_items(
-    rows: TrainRows, *, seed: int, batch: int, room: int, packed: bool, grouped: bool
+    rows: TrainRows, *, seed: int, batch: int, room: int, packed: bool, grouped: bool, total: int = 1
 ) -> tuple[TrainItems, EpochSampler]:
     """What a run is fed, and in which order: a pure function of the rows' lengths, the seed and the epoch.
 
@@ -77,11 +78,29 @@ def build_items(
         room: tokens of a packed sequence.
         packed: pack rows into sequences.
         grouped: steps, and micro batches in them, of rows of similar length.
+        total: optimizer steps of the whole run; it matters to rows of several phases.
     """
-    items = TrainItems(rows.rows, pack(rows.lengths, room, seed) if packed else None)
+    packs, phases = (None, rows.phases) if not packed else _packs(rows, room, seed)
+    items = TrainItems(rows.rows, packs)
+    if phases is not None:
+        orders = phased_orders(phases, fed(len(items), batch, total), seed)
+        return items, EpochSampler(len(items), lambda epoch: orders[epoch])
     if grouped:
         return items, EpochSampler(len(items), lambda epoch: grouped_order(rows.lengths, batch, seed, epoch))
     return items, EpochSampler(len(items), lambda epoch: epoch_order(len(items), seed, epoch))
+
+
+def _packs(rows: TrainRows, room: int, seed: int) -> tuple[list[Order], NDArray[np.int32] | None]:
+    """Packed sequences and the phase of each; none holds rows of two."""
+    if rows.phases is None:
+        return pack(rows.lengths, room, seed), None
+    packs: list[Order] = []
+    phases: list[int] = []
+    for phase in np.unique(rows.phases).tolist():
+        own = np.flatnonzero(rows.phases == phase)
+        packs += [own[places] for places in pack(rows.lengths[own], room, seed)]
+        phases += [phase] * (len(packs) - len(phases))
+    return packs, np.array(phases, dtype=np.int32)
 
 
 def collate(items: Sequence[list[Encoded]], pad_token: int, *, packed: bool = False) -> dict[str, torch.Tensor]:

@@ -148,6 +148,13 @@ class FineTuneConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def phases_are_of_supervised_fine_tunes(self) -> FineTuneConfig:
+        """The other kinds shuffle all rows together."""
+        if self.datasets.strategy == "phased" and not isinstance(self, SFTConfig):
+            raise wrong("datasets", f"strategy: phased is for sft; {self.type} shuffles all rows together; delete it")
+        return self
+
+    @model_validator(mode="after")
     def schedule_free_has_momentum(self) -> FineTuneConfig:
         """Schedule-free AdamW trains between two sequences of weights, at a share of beta1."""
         if self.optimizer == "schedule_free_adamw" and self.adam_beta1 == 0:
@@ -216,6 +223,9 @@ class SFTConfig(FineTuneConfig):
     """Supervised fine-tuning with TRL's SFTTrainer, LoRA or full."""
 
     type: Literal["sft"] = "sft"
+    recipe: Literal["lab", "tulu"] | None = None
+    """Defaults by name for whatever the file does not say: all weights trained at 2e-5, `lab` with 3,840 rows a step and a
+    constant rate, `tulu` with 128 rows and a linear fall after 3 % warm-up (arXiv 2412.13337)."""
     sample_packing: bool = False
     """Fill sequences of `sequence_len` tokens with whole rows that don't see each other: no padding, more rows in a
     micro batch. `micro_batch_size` then counts packed sequences, so the length must be given as `max_steps`."""
@@ -254,6 +264,13 @@ class SFTConfig(FineTuneConfig):
             raise wrong(
                 "sample_packing", "prompt_tuning puts its tokens before a row, not inside a packed sequence; delete it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def phases_and_length_groups_exclude_each_other(self) -> SFTConfig:
+        """Length groups are made over all rows."""
+        if self.group_by_length and self.datasets.strategy == "phased":
+            raise wrong("group_by_length", "groups rows of all files; delete it, or datasets.strategy: phased")
         return self
 
     @model_validator(mode="after")

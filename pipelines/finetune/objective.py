@@ -80,12 +80,15 @@ class TokenObjective:
         model: what is about to be trained; asked only whether packed rows would see each other.
         pad_token: fills up.
         seed: the run's seed.
+        total: optimizer steps of the whole run.
 
     Raises:
         UserError: if rows are to be packed, and would see each other.
     """
 
-    def __init__(self, rows: TrainRows, config: FineTuneConfig, model: Any, pad_token: int, seed: int) -> None:
+    def __init__(
+        self, rows: TrainRows, config: FineTuneConfig, model: Any, pad_token: int, seed: int, total: int
+    ) -> None:
         self._rows = rows
         self.items, self.sampler = build_items(
             rows,
@@ -94,6 +97,7 @@ class TokenObjective:
             room=config.sequence_len,
             packed=config.packs,
             grouped=config.group_by_length,
+            total=total,
         )
         self.collate = partial(collate, pad_token=pad_token, packed=config.packs)
         if config.packs:

@@ -13,6 +13,7 @@ Example:
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -72,6 +73,50 @@ def pack(lengths: NDArray[np.int32], room: int, seed: int) -> list[Order]:
 def epoch_order(count: int, seed: int, epoch: int) -> Order:
     """The order of rows, or of packed sequences, in an epoch, (count,)."""
     return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def fed(count: int, batch: int, total: int) -> int:
+    """Items that a run of so many optimizer steps is fed; an epoch's last step has what is left over.
+
+    Args:
+        count: items of an epoch.
+        batch: items of a step.
+        total: steps.
+    """
+    epochs, steps = divmod(total, math.ceil(count / batch))
+    return epochs * count + min(steps * batch, count)
+
+
+def phased_orders(phases: NDArray[np.int32], total: int, seed: int) -> Order:
+    """Items in an order that ends one phase before the next begins, over a whole run.
+
+    Each phase gets its share of the run, and goes through its items again and again in an order of its own each time. Over
+    whole epochs every item is fed as often as with all shuffled together; of a part of an epoch each phase has its part.
+
+    Args:
+        phases: the phase of each item, (items,).
+        total: items that the run is fed.
+        seed: the run's seed.
+
+    Returns:
+        (epochs, items); what is past `total` is not fed.
+    """
+    count = len(phases)
+    epochs = max(1, math.ceil(total / count))
+    whole, rest = divmod(total, count)
+    members = [np.flatnonzero(phases == phase) for phase in np.unique(phases)]
+    exact = [rest * len(own) / count for own in members]
+    parts = [math.floor(share) for share in exact]
+    for place in sorted(range(len(members)), key=lambda k: (parts[k] - exact[k], k))[: rest - sum(parts)]:
+        parts[place] += 1
+    first: list[Order] = []
+    left: list[Order] = []
+    for phase, (own, part) in enumerate(zip(members, parts, strict=True)):
+        draws = [own[np.random.default_rng([seed, epoch, phase]).permutation(len(own))] for epoch in range(epochs)]
+        order = np.concatenate(draws)
+        first.append(order[: whole * len(own) + part])
+        left.append(order[whole * len(own) + part :])
+    return np.concatenate([*first, *left]).reshape(epochs, count)
 
 
 def grouped_order(lengths: NDArray[np.int32], batch: int, seed: int, epoch: int) -> Order:

@@ -117,7 +117,7 @@ class PreferenceObjective:
             judged = pair_losses(self._loss, answers)
             margins = pair_margins(judged)
         sums = {"reward_accuracy": float((margins > 0).sum()), "reward_margin": float(margins.sum())}
-        return BatchLoss(judged.losses.sum(), float(len(judged.losses)), sums)
+        return BatchLoss(judged.losses.sum(), float(len(judged.losses)), sums, samples=len(judged.losses))
 
     def facts(self) -> Mapping[str, float]:
         """Rows of which an answer was cut, and those that had nothing left of one."""

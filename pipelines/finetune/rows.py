@@ -36,12 +36,14 @@ class TrainRows:
         lengths: tokens of each of them, (rows,).
         cut: how many were cut to `sequence_len`.
         dropped: how many had nothing left to train on after that.
+        phases: which file each row is from, where these are trained on one after another, (rows,).
     """
 
     rows: Sequence[Encoded]
     lengths: NDArray[np.int32]
     cut: int
     dropped: int
+    phases: NDArray[np.int32] | None = None
 
 
 class LazyRows(Sequence[Encoded]):
@@ -87,10 +89,18 @@ class LazyRows(Sequence[Encoded]):
         return row
 
 
-def encode_train(examples: Sequence[Example], tokenizer: Any, sequence_len: int) -> TrainRows:
+def encode_train(
+    examples: Sequence[Example], tokenizer: Any, sequence_len: int, phases: NDArray[np.int32] | None = None
+) -> TrainRows:
     """All rows of `train`; cut and dropped ones are counted and logged.
 
     A list is encoded at once; any other sequence (rows on disk) is gone over once and encoded again on access.
+
+    Args:
+        examples: the rows.
+        tokenizer: makes tokens of them.
+        sequence_len: tokens of a row at most.
+        phases: which file each is from, (rows,), where that matters.
 
     Raises:
         UserError: if no row has anything to train on.
@@ -119,8 +129,10 @@ def encode_train(examples: Sequence[Example], tokenizer: Any, sequence_len: int)
             "%d of %d rows of train were cut to %d tokens, %d of them to their prompt and dropped",
             *(cut, len(examples), sequence_len, dropped),
         )
-    rows = kept if held else LazyRows(examples, np.array(places, dtype=np.int64), encode_row)
-    return TrainRows(rows, np.array(lengths, dtype=np.int32), cut, dropped)
+    used = np.array(places, dtype=np.int64)
+    rows = kept if held else LazyRows(examples, used, encode_row)
+    own = None if phases is None else phases[used]
+    return TrainRows(rows, np.array(lengths, dtype=np.int32), cut, dropped, own)
 
 
 def _told(examples: Sequence[Example]) -> Iterator[Example]:

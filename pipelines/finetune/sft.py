@@ -29,10 +29,14 @@ class SFTPipeline(FineTunePipeline):
     ) -> TokenObjective:
         """The mean loss over trained-on tokens; see `FineTunePipeline.objective`."""
         rows = self._train_rows(config, splits, loaded)
-        return TokenObjective(rows, config, model, loaded.tokenizer.pad_token_id, task.seed)
+        return TokenObjective(rows, config, model, loaded.tokenizer.pad_token_id, task.seed, task.total)
 
     def _train_rows(self, config: FineTuneConfig, splits: Splits, loaded: LoadedModel) -> TrainRows:
         key = (id(splits), str(loaded.folder), config.sequence_len)
         if self._tokens is None or self._tokens[0] != key:
-            self._tokens = (key, splits, encode_train(splits.train, loaded.tokenizer, config.sequence_len))
+            self._tokens = (
+                key,
+                splits,
+                encode_train(splits.train, loaded.tokenizer, config.sequence_len, splits.phases),
+            )
         return self._tokens[2]

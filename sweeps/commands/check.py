@@ -107,11 +107,15 @@ def _describe(told: Mapping[str, Any], *, here: bool) -> str:
     seeds = "" if told["seeds"] == 1 else f", {told['seeds']} seeds each"
     space = "" if told["configurations"] is None else f" ({_count(told['configurations'], 'configuration')})"
     hours = "" if told["hours"] is None else f", at most {told['hours']:g} h"
+    beside = "" if told["baseline"] is None else f" beside the baseline {told['baseline']}"
     lines = [
         f"{told['name']}: no mistakes",
-        f"  trials   {trials}{seeds}{hours}, {told['method']} over {_count(told['parameters'], 'parameter')}{space}",
+        f"  trials   {trials}{beside}{seeds}{hours}, {told['method']} over {_count(told['parameters'], 'parameter')}{space}",
         f"  metric   {', '.join('{name} ({direction})'.format(**metric) for metric in told['metrics'])}",
     ]
+    if told["recipe"] is not None:
+        values = ", ".join(f"{key} {value}" for key, value in told["recipe"]["filled"].items())
+        lines.append(f"  recipe   {told['recipe']['name']} fills in {values or 'nothing: the file says it all'}")
     if told["covers"] is not None:
         parts = (f"{' '.join(names)} by {model}" for model, names in told["covers"].items() if names)
         lines.append(f"  search   {'; '.join(parts)}")

@@ -142,7 +142,8 @@ def _judged(board: Leaderboard) -> list[str]:
     if not rows:
         return []
     named = {"baseline": "baseline", "soup": "soup", "trial": "best single model"}
-    said = [f"{named[row.kind]} {score_text(row.test or Measured())}" for row in rows]
+    kinds = ["baseline" if row.baseline else row.kind for row in rows]
+    said = [f"{named[kind]} {score_text(row.test or Measured())}" for kind, row in zip(kinds, rows, strict=True)]
     metric = next((verdict["metric"] for verdict in board.verdicts), f"test/{board.metric.partition('/')[2]}")
     lower = "lower" if board.direction == "minimize" else "higher"
     return [f"On {metric} ({lower} is better): {', '.join(said)}."]

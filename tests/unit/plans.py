@@ -39,6 +39,9 @@ class Plan:
                 config[path] = value
         return config
 
+    def resolve_baseline(self):
+        return self.resolve({"kwargs.x": 0.5, "kwargs.k": 2}) if self.spec.named_baseline else None
+
     def milestones_of(self, config):
         return self.milestones if config["total"] == self.total else (config["total"],)
 

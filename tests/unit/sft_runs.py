@@ -74,14 +74,14 @@ def run(
     return reports
 
 
-def go_on(settings: dict[str, Any], folder: Path, after: int) -> list[Report]:
+def go_on(settings: dict[str, Any], folder: Path, after: int, total: int = TOTAL) -> list[Report]:
     """Reports of a second lease that starts from the checkpoint of `after` in `folder` and writes beside it.
 
     Another random state than the first lease's is around it, as in another process.
     """
     disturb()
     start = str(folder / f"checkpoint-{after}")
-    return run(settings, folder.with_name("second"), (TOTAL,), start=start, start_resource=after)
+    return run(settings, folder.with_name("second"), (total,), start=start, start_resource=after)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

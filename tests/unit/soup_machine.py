@@ -232,6 +232,34 @@ class Stage:
         self.ledger.append([Event("run_ended", {"run": run, "state": state, "reason": ""})])
         return run
 
+    def add_baseline(self, noise: float | None) -> str:
+        """The baseline that is trial 0, finished at a distance from the truth, or failed (None); its id."""
+        config = self.loaded.resolve_baseline()
+        trial = "0000-ba5e11fe"
+        run = f"{trial}/seed-0"
+        name = self.loaded.spec.named_baseline
+        suggested = {"trial": trial, "order": 0, "config": config, "parameters": {}, "choices": {}, "baseline": name}
+        lease = {"lease": trial, "run": run, "attempt": 0, "from_resource": 0, "milestones": [10, 30]}
+        self.ledger.append([Event("suggested", suggested), Event("lease_started", lease)])
+        if noise is None:
+            failed = {"run": run, "kind": "nan", "message": "the loss is nan", "final": True}
+            self.ledger.append([Event("failed", failed)])
+            return trial
+        folder = self.paths.root / "trials" / run / "attempt-0" / "checkpoint-30"
+        write_adapter(folder, 99, noise)
+        payload = {"model": {"base_model": "org/model", "adapter": str(folder)}, "split": "tune"}
+        scores = self.backend.scores(payload, "loss")
+        told = {
+            "resource": 30,
+            "scores": [score.record() for score in scores],
+            "telemetry": {},
+            "checkpoint": folder.name,
+        }
+        body = {"lease": trial, "run": run, "attempt": 0, **told}
+        self.ledger.append([Event("reported", body)], [Items(run, 30, score) for score in scores])
+        self.ledger.append([Event("run_ended", {"run": run, "state": "finished", "reason": ""})])
+        return trial
+
     def kill(self, what: str, after: int) -> None:
         """From now on the driver dies, once, right before its `call` or `event` (`what`) of this number (from 0)."""
         left = [after]

@@ -183,7 +183,9 @@ class TestDoor:
         known = {str(n): SimpleNamespace(duplicate_of=None) for n in range(trials)}
         runs = {"a": SimpleNamespace(phase="stopped")}
         over = {"trials": trials} if finished else None
-        return SimpleNamespace(trials=known, runs=runs, finished=over, seconds_used=3600 * hours, stop=stop)
+        return SimpleNamespace(
+            trials=known, searched=known, runs=runs, finished=over, seconds_used=3600 * hours, stop=stop
+        )
 
     @pytest.mark.parametrize(
         ("settings", "message"),
