@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from evaluators.base import PreferenceModel
 
 if TYPE_CHECKING:
+    from evaluators.answers import Judge
     from evaluators.base import (
         Divergence,
         Evaluator,
@@ -29,6 +30,7 @@ EVALUATORS: dict[str, str] = {
     "loss": "evaluators.perplexity:LossEvaluator",
     "perplexity": "evaluators.perplexity:PerplexityEvaluator",
     "kl": "evaluators.preference:KLEvaluator",
+    "win_rate": "evaluators.win_rate:WinRateEvaluator",
     "preference": "evaluators.preference:PreferenceEvaluator",
     "exact_match": "evaluators.exact:ExactMatchEvaluator",
     "json_fields": "evaluators.exact:JSONFieldsEvaluator",
@@ -152,6 +154,14 @@ class _SharedPreferences(_Shared):
     def divergences(self, requests: Sequence[GenerationRequest]) -> list[Divergence]:
         """See `PreferenceModel`."""
         return self._preferring.divergences(requests)
+
+    def reference_answers(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """See `PreferenceModel`."""
+        return self._preferring.reference_answers(requests)
+
+    def judge(self) -> Judge | None:
+        """See `PreferenceModel`."""
+        return self._preferring.judge()
 
 
 def _once(

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from evaluators.answers import Judge
+
 Direction = Literal["minimize", "maximize"]
 Split = Literal["train", "tune", "select", "test"]
 Messages = tuple[Mapping[str, str], ...]
@@ -235,6 +237,14 @@ class PreferenceModel(Protocol):
 
     def divergences(self, requests: Sequence[GenerationRequest]) -> list[Divergence]:
         """Answer each request, and compare with the reference."""
+        ...
+
+    def reference_answers(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """What the reference answers."""
+        ...
+
+    def judge(self) -> Judge | None:
+        """The sweep's judge; None without one."""
         ...
 
 

@@ -77,6 +77,20 @@ class KLConfig(EvaluatorConfig):
     """Of the draws; the same for all models."""
 
 
+class WinRateConfig(EvaluatorConfig):
+    """How often `judge:` finds the model's own answer better than another; each pair is judged in both orders, a tie is one half."""
+
+    metrics: ClassVar[dict[str, Direction]] = {"win_rate": "maximize"}
+    subjects: ClassVar[tuple[Subject, ...]] = ("preference",)
+    judged: ClassVar[bool] = True
+
+    type: Literal["win_rate"] = "win_rate"
+    against: Literal["chosen", "reference"] = "chosen"
+    """The row's chosen answer, or the answer of the model that training is held to."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Tokens generated at most."""
+
+
 class ExactMatchConfig(EvaluatorConfig):
     """Share of rows whose generated answer equals the reference, by batched greedy generation."""
 
@@ -244,6 +258,7 @@ AnyEvaluatorConfig = Annotated[
     | PerplexityConfig
     | PreferenceConfig
     | KLConfig
+    | WinRateConfig
     | ExactMatchConfig
     | JSONFieldsConfig
     | RetrievalConfig

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from evaluators.config import EvaluatorConfig, name_of
-from pipelines.config import RagConfig
+from pipelines.config import DPOConfig, RagConfig
 from pipelines.rag.models import LocalJudge
 from sweeps.cards import newest_card, subject_of
 from sweeps.draft import Draft
@@ -31,9 +31,9 @@ def check_judge(draft: Draft) -> None:
     judge = draft.spec.judge
     if judge is None or not draft.sound("judge"):
         return
-    if draft.sound("pipeline") and not isinstance(draft.spec.pipeline, RagConfig):
+    if draft.sound("pipeline") and not isinstance(draft.spec.pipeline, RagConfig | DPOConfig):
         kind = draft.spec.pipeline.type
-        draft.wrong(("judge",), f"a judge grades answers to questions, and {kind} gives none; delete judge")
+        draft.wrong(("judge",), f"a judge grades answers of rag and dpo, and {kind} asks none; delete judge")
     elif isinstance(judge, LocalJudge) and (message := model_problem(judge.base_model, draft.folder)):
         draft.wrong(("judge", "base_model"), message)
 

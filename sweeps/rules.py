@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
-from pipelines.config import FineTuneConfig, RagConfig, SFTConfig
+from pipelines.config import DPOConfig, FineTuneConfig, RagConfig, SFTConfig
 from pipelines.finetune.config import ADAPTER_KEYS
 from sweeps.baselines import changes
 from sweeps.budget import asked_for, finalists
@@ -125,6 +125,8 @@ def _scorable(draft: Draft, entry: EvaluatorConfig, place: Place) -> None:
         draft.wrong(place, f"'{name_of(type(entry))}' can't score {pipeline.type}; it can be {', '.join(known)}")
     elif isinstance(pipeline, RagConfig):
         _rag_needs(draft, entry, place)
+    elif isinstance(pipeline, DPOConfig):
+        asks_a_judge(draft, entry, place)
 
 
 def _rag_needs(draft: Draft, entry: EvaluatorConfig, place: Place) -> None:
@@ -144,8 +146,11 @@ def _metric_needs(draft: Draft, metrics: Sequence[Metric]) -> None:
     listed = isinstance(draft.spec.metric, tuple)
     for index, metric in enumerate(metrics):
         entry = owner(metric.bare, draft.spec) if metric.scored else None
+        place: Place = ("metric", index) if listed else ("metric",)
         if entry is not None and isinstance(draft.spec.pipeline, RagConfig):
-            _rag_needs(draft, entry, ("metric", index) if listed else ("metric",))
+            _rag_needs(draft, entry, place)
+        elif entry is not None and isinstance(draft.spec.pipeline, DPOConfig):
+            asks_a_judge(draft, entry, place)
 
 
 def _budget(draft: Draft, verdicts: Verdicts) -> None:

@@ -59,6 +59,7 @@ class FineTunePipeline:
     def __init__(self) -> None:
         self._models: BaseModels | None = None
         self._resident: tuple[LoadedModel, ResidentSum] | None = None
+        self.judge: Mapping[str, Any] | None = None
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -105,6 +106,7 @@ class FineTunePipeline:
             Diverged: if the loss is NaN, infinite, or too large a multiple of its first value.
         """
         config = _typed(task.config)
+        self.judge = task.judge
         if task.replay and task.start is not None:
             report(read_report(Path(task.start)))
         device = prepare_device(task.devices)
@@ -135,6 +137,7 @@ class FineTunePipeline:
             UserError: if the model or the data can't be used.
         """
         config = _typed(job.config)
+        self.judge = job.judge
         device = prepare_device(job.devices)
         rows = load_splits(config.datasets, config.seed_data).rows(job.split) if job.rows is None else list(job.rows)
         if not rows:

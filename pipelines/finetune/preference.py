@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from evaluators.answers import Judge
 from evaluators.base import Example, LanguageModel
+from pipelines.calls import make_calls
 from pipelines.config import DPOConfig, FineTuneConfig
 from pipelines.finetune.adapters import disabled
 from pipelines.finetune.model import BaseModels, LoadedModel, load_folder, resolve
@@ -18,6 +21,7 @@ from pipelines.finetune.pipeline import FineTunePipeline
 from pipelines.finetune.preference_lm import PreferenceLanguageModel
 from pipelines.finetune.preference_objective import PreferenceObjective
 from pipelines.finetune.reference import Reference
+from pipelines.rag.judging import build_judge
 from pipelines.splits import Splits
 from pipelines.stage import Services, Task, UserError
 
@@ -57,7 +61,8 @@ class DPOPipeline(FineTunePipeline):
         inner = super().language_model(model, loaded, config, services)
         reference = self._reference(config, loaded, model, services)
         encode = partial(self._encode, config, loaded)
-        return PreferenceLanguageModel(inner, reference.local(model), config.loss, encode, reference)
+        judge = partial(_judge, self.judge, services)
+        return PreferenceLanguageModel(inner, reference.local(model), config.loss, encode, reference, judge)
 
     def remembered(self, lm: LanguageModel, remember: Callable[[LanguageModel], LanguageModel]) -> LanguageModel:
         """The memo stands in front of what any model is asked; the reference has its own way to it."""
@@ -94,6 +99,13 @@ class DPOPipeline(FineTunePipeline):
         if self._models is None:
             self._models = BaseModels(services.cache)
         return self._models.cache
+
+
+def _judge(config: Mapping[str, Any] | None, services: Services) -> Judge | None:
+    """The sweep's judge, whose answers come from the memo where they are there."""
+    if config is None:
+        return None
+    return build_judge(config, make_calls(services, uuid.uuid4().hex))
 
 
 @contextlib.contextmanager

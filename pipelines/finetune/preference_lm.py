@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from evaluators.answers import Judge
 from evaluators.base import Divergence, Example, Generation, GenerationRequest, LanguageModel, Preference, RowLoss
 from pipelines.finetune.data import Encoded
 from pipelines.finetune.pairs import Preferred
@@ -32,6 +33,7 @@ class PreferenceLanguageModel:
         loss: what training minimises.
         encode: rows as tokens.
         reference: what the model is held to.
+        find_judge: makes the sweep's judge.
     """
 
     inner: LanguageModel
@@ -39,6 +41,7 @@ class PreferenceLanguageModel:
     loss: AnyLoss
     encode: Callable[[Sequence[Example]], list[Preferred]]
     reference: Reference
+    find_judge: Callable[[], Judge | None]
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         """See `LanguageModel`."""
@@ -81,6 +84,15 @@ class PreferenceLanguageModel:
             Divergence(float(own - other), answer.trained) if answer.trained else Divergence(math.nan, 0)
             for own, other, answer in zip(policy, known, answers, strict=True)
         ]
+
+    def reference_answers(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
+        """See `PreferenceModel`."""
+        with self.reference.open_model() as model:
+            return self.reference.local(model).generate(requests)
+
+    def judge(self) -> Judge | None:
+        """See `PreferenceModel`."""
+        return self.find_judge()
 
     def _answers(self, rows: Sequence[Encoded]) -> Answers:
         """In double precision."""
