@@ -110,7 +110,7 @@ def test_a_judge_has_something_to_judge(folder: Path) -> None:
     source = (
         b"name: x\npipeline: {type: custom, import_path: 'json:loads', total: 1, metrics: {a: minimize}}\nmetric: a\n"
     )
-    assert "custom gives none; delete judge" in refusal(source + (JUDGE % "").encode(), folder)
+    assert "custom asks none; delete judge" in refusal(source + (JUDGE % "").encode(), folder)
 
 
 def test_a_metric_that_did_not_earn_it_decides_nothing(folder: Path) -> None:

@@ -210,7 +210,8 @@ def test_the_divergence_is_the_samples_own(place: Path, tmp_path: Path) -> None:
     ends = ({"type": "kl", "max_new_tokens": 12},)
     [report] = tune(settings, tmp_path / "run", rung_evaluators=(), end_evaluators=ends)
     kl, length = report.scores
-    assert kl.value > 0.1
+    assert kl.value != 0.0  # nine draws: the estimate may be below 0
+    assert kl.se > 0
     assert 1 <= length.value <= 12
     untouched = EvaluationJob(settings, ModelSource(str(place / "model")), "tune", ends)
     same_kl, same_length = DPOPipeline().evaluate(untouched)
