@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from evaluators.base import PreferenceModel
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         Generation,
         GenerationRequest,
         LanguageModel,
+        Messages,
         Preference,
         RowLoss,
         Score,
@@ -42,6 +44,8 @@ EVALUATORS: dict[str, str] = {
     "answer_relevancy": "evaluators.rag:AnswerRelevancyEvaluator",
     "context_precision": "evaluators.rag:ContextPrecisionEvaluator",
     "context_recall": "evaluators.rag:ContextRecallEvaluator",
+    "multiple_choice": "evaluators.multiple_choice:MultipleChoiceEvaluator",
+    "lm_eval": "evaluators.benchmarks:LMEvalEvaluator",
 }
 
 Asked = TypeVar("Asked")
@@ -76,7 +80,11 @@ def parse_evaluator(config: Mapping[str, Any] | EvaluatorConfig) -> EvaluatorCon
 
 
 def evaluate_all(
-    configs: Sequence[Mapping[str, Any] | EvaluatorConfig], model: LanguageModel, rows: Sequence[Example], split: Split
+    configs: Sequence[Mapping[str, Any] | EvaluatorConfig],
+    model: LanguageModel,
+    rows: Sequence[Example],
+    split: Split,
+    samples: Path | None = None,
 ) -> tuple[Score, ...]:
     """Scores of several evaluators on the same rows; what two of them ask of the model is computed once.
 
@@ -87,6 +95,7 @@ def evaluate_all(
         model: what is scored.
         rows: the split's rows.
         split: which split they are.
+        samples: folder for what evaluators with rows of their own keep of each, `<split>-<entry>.jsonl`.
 
     Raises:
         ValueError: if two different entries report the same metric.
@@ -99,10 +108,14 @@ def evaluate_all(
         if typed in seen:
             continue
         seen.append(typed)
-        for score in build_evaluator(typed).evaluate(shared, first_rows(rows, typed.limit), split):
+        evaluator = build_evaluator(typed)
+        for score in evaluator.evaluate(shared, first_rows(rows, typed.limit) if typed.rows else rows, split):
             if score.name in scores:
                 raise ValueError(f"every metric has one entry under evaluate, but got two that report {score.name!r}")
             scores[score.name] = score
+        kept = getattr(evaluator, "samples", None)
+        if samples is not None and kept:
+            _keep(kept, samples / f"{split}-{typed.slot.replace(' ', '-')[:100]}.jsonl")
     return tuple(scores.values())
 
 
@@ -112,6 +125,16 @@ def first_rows(rows: Sequence[Example], limit: int | None) -> list[Example]:
         return list(rows)
     ranked = sorted(range(len(rows)), key=lambda i: (hashlib.sha256(rows[i].id.encode()).digest(), i))
     return [rows[i] for i in sorted(ranked[:limit])]
+
+
+def _keep(samples: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write samples as JSON lines, aside first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_text(
+        "".join(json.dumps(one, ensure_ascii=False, default=str) + "\n" for one in samples), encoding="utf-8"
+    )
+    aside.replace(path)
 
 
 class _Shared:
@@ -134,6 +157,12 @@ class _Shared:
     def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
         """See `LanguageModel`."""
         return _once(rows, _row_key, self._model.token_losses, self._losses)
+
+    def chat_prompt(self, messages: Messages, *, opened: bool) -> str:
+        """See `RendersChat`."""
+        from evaluators.base import chat_prompt
+
+        return chat_prompt(self._model, messages, opened=opened)
 
 
 class _SharedPreferences(_Shared):

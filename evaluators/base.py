@@ -24,6 +24,10 @@ Split = Literal["train", "tune", "select", "test"]
 Messages = tuple[Mapping[str, str], ...]
 
 
+class UserError(RuntimeError):
+    """The user's file or data is at fault and a retry can't help; the message says what to do."""
+
+
 @dataclass(frozen=True)
 class ItemSet:
     """The items behind a vector of item scores, stored once in the ledger by its hash.
@@ -248,8 +252,28 @@ class PreferenceModel(Protocol):
         ...
 
 
+@runtime_checkable
+class RendersChat(Protocol):
+    """A `LanguageModel` that knows its chat format."""
+
+    def chat_prompt(self, messages: Messages, *, opened: bool) -> str:
+        """The messages as the text that the model reads; `opened` begins the assistant's turn."""
+        ...
+
+
+def chat_prompt(model: LanguageModel, messages: Messages, *, opened: bool) -> str:
+    """The messages as the text that a model reads.
+
+    Raises:
+        UserError: if the model shows no chat format.
+    """
+    if not isinstance(model, RendersChat):
+        raise UserError("apply_chat_template: this model shows no chat format; delete the line")
+    return model.chat_prompt(messages, opened=opened)
+
+
 class Evaluator(Protocol):
-    """Scores a model on rows.
+    """Scores a model on rows. One that keeps samples has them as `samples`, JSON-ready, after `evaluate`.
 
     Attributes:
         metrics: names this evaluator reports (`exact_match`, `json_fields.valid`) -> direction; the first is its primary.

@@ -24,10 +24,10 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Messages, RowLoss
+from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Messages, RowLoss, chat_prompt
 from pipelines.computing import compute
 from pipelines.continuations import Piece, Totals, encode_pairs, output_at, score_shared, sharing, totals
-from pipelines.finetune.data import IGNORED, Encoded, encode, encode_prompt
+from pipelines.finetune.data import IGNORED, Encoded, chat_text, encode, encode_prompt
 from pipelines.memo import Call, Cost, Memo
 
 FUNCTION = 1
@@ -97,6 +97,10 @@ class LocalLanguageModel:
         """See `LanguageModel`."""
         encoded = [encode(row, self._tokenizer, self._sequence_len) for row in rows]
         return [RowLoss(nats, tokens) for nats, tokens, _ in self.score(encoded)]
+
+    def chat_prompt(self, messages: Messages, *, opened: bool) -> str:
+        """See `RendersChat`."""
+        return chat_text(messages, self._tokenizer, opened=opened)
 
     def next_logits(self, prompts: Sequence[str | Messages], tokens: Sequence[int]) -> list[list[float]]:
         """For each prompt, the logits of these tokens as the first one of the answer, in fp32."""
@@ -267,6 +271,10 @@ class MemoisedLanguageModel:
 
         answers = self._answers(rows, call, self.model.token_losses, lambda a: asdict(a), lambda a: a.tokens)
         return [RowLoss(**answer) for answer in answers]
+
+    def chat_prompt(self, messages: Messages, *, opened: bool) -> str:
+        """See `RendersChat`."""
+        return chat_prompt(self.model, messages, opened=opened)
 
     def _call(self, kind: str, asked: Any, parameters: dict[str, Any], seed: int | None) -> Call:
         return Call(kind, FUNCTION, self.model_hash, self.tokenizer_hash, self.dtype, asked, parameters, seed)

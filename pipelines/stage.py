@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from evaluators.base import UserError as UserError
+
 if TYPE_CHECKING:
     from evaluators.base import Example, Report, Score, Split
 
@@ -121,6 +123,7 @@ class EvaluationJob:
         services: memo, hosts, secrets, cache.
         rows: score these instead of the split's own; the configuration's datasets are then not read.
         judge: the sweep's `judge:` (JSON), for evaluators that ask one.
+        samples: folder for what evaluators keep of their rows; None keeps nothing.
     """
 
     config: Mapping[str, Any]
@@ -131,6 +134,7 @@ class EvaluationJob:
     services: Services = Services()
     rows: tuple[Example, ...] | None = None
     judge: Mapping[str, Any] | None = None
+    samples: str | None = None
 
 
 class Pipeline(Protocol):
@@ -157,7 +161,3 @@ class OutOfMemory(RuntimeError):
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite, or passed the allowed multiple of its first value; says which, and at which resource."""
-
-
-class UserError(RuntimeError):
-    """The user's file or data is at fault and a retry can't help; the message says what to do."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from evaluators.config import METRICS
 from pipelines.finetune.checkpoint import content_hash, is_whole
 from pipelines.soups.base import Blend
-from sweeps.metrics import FRONT, Metric, soup_metric
+from sweeps.metrics import FRONT, Metric, known_metrics, soup_metric
 from sweeps.paths import SweepPaths
 from sweeps.scoring import Placed, checkpoint_folder, front_runs, ranked, relative, whole_checkpoint
 from sweeps.state import RunState, SoupState, SweepState, TrialState
@@ -274,4 +274,5 @@ def judged_metrics(loaded: LoadedSweep) -> tuple[Metric, ...]:
     if scored or loaded.spec.soup is None or loaded.spec.soup.metric is None:
         return scored
     bare = soup_metric(loaded.spec, loaded.metrics)
-    return (Metric(f"tune/{bare}", METRICS[bare]),) if bare in METRICS else ()
+    known = METRICS | known_metrics(loaded.spec.pipeline, loaded.spec.evaluate)
+    return (Metric(f"tune/{bare}", known[bare]),) if bare in known else ()

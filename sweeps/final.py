@@ -303,15 +303,18 @@ def _score(
 ) -> None:
     say(f"final step: scoring {contender.label} on test")
     model = _source(contender)
+    rounds = len(fold(ledger.events()).earlier)
+    owner = f"final-{rounds + 1}/{contender.label}" if rounds else f"final/{contender.label}"
+    samples = loaded.paths.samples(owner)
     try:
-        scores = evaluate(loaded, backend, contender.config, model, "test", evaluators, say)
+        scores = evaluate(loaded, backend, contender.config, model, "test", evaluators, say, samples)
     except CallFailed as error:
         if error.failure.kind not in ("user", "oom"):
             raise
         say(f"final step: {contender.label} could not be scored: {error.failure.message}")
         return
-    rounds = len(fold(ledger.events()).earlier)
-    owner = f"final-{rounds + 1}/{contender.label}" if rounds else f"final/{contender.label}"
+    if samples.is_dir():
+        say(f"final step: what {contender.label} answered is in {samples}")
     body = {
         "role": contender.role,
         "candidate": dict(contender.candidate),

@@ -30,6 +30,7 @@ from pipelines.config import (
 )
 from pipelines.finetune.recipes import KEYS as RECIPE_KEYS
 from pipelines.rag.models import LocalJudge
+from sweeps.benchmark_rules import absolute_entry
 from sweeps.data import pin
 from sweeps.draft import Draft, make_draft, validate
 from sweeps.fields import model_at, overlay
@@ -307,6 +308,7 @@ def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> 
     whole["storage"] = str(draft.storage)
     whole["pipeline"] = _place(first, draft.folder, sources, {})
     whole["judge"] = _place_judge(whole["judge"], draft.folder, sources)
+    whole["evaluate"] = [absolute_entry(entry, draft.folder) for entry in whole["evaluate"]]
     defaults = spec.pipeline.model_dump(mode="json")
     open_keys = RECIPE_KEYS if draft.swept("recipe") else frozenset()
     filled = {

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import get_args
 
-from evaluators.config import METRICS, Direction
+from evaluators.config import EVALUATOR_CONFIGS, METRICS, Direction
+from pipelines.config import CustomConfig
 from sweeps.draft import Draft
-from sweeps.metrics import Metric, MetricError, entry_type, known_metrics, owner, resolve_metric, soup_metric
+from sweeps.metrics import Metric, MetricError, known_metrics, owner, resolve_metric, soup_metric
 from sweeps.problems import unknown
 from sweeps.spec import MethodConfig
 from sweeps.yaml_source import Place
@@ -17,7 +18,9 @@ METHOD_CONFIGS = get_args(get_args(MethodConfig)[0])
 
 def check_metrics(draft: Draft) -> tuple[Metric, ...]:
     """The sweep's metrics in the file's order; empty, with the mistakes noted, where one of them can't be."""
-    known: Mapping[str, Direction] = known_metrics(draft.spec.pipeline) if draft.sound("pipeline") else METRICS
+    known: Mapping[str, Direction] = METRICS
+    if draft.sound("pipeline"):
+        known = known_metrics(draft.spec.pipeline, draft.spec.evaluate)
     listed = isinstance(draft.spec.metric, tuple)
     found: list[Metric] = []
     sound = True
@@ -34,6 +37,7 @@ def check_metrics(draft: Draft) -> tuple[Metric, ...]:
             sound = False
         found.append(metric)
         _runs_at_rungs(draft, metric)
+        _has_its_entry(draft, metric, place)
     return tuple(found) if sound else ()
 
 
@@ -41,10 +45,19 @@ def _runs_at_rungs(draft: Draft, metric: Metric) -> None:
     """The evaluator of a metric can't be put off to the end."""
     entries = draft.spec.evaluate
     own = owner(metric.bare, draft.spec) if metric.name.startswith("tune/") else None
-    types = [entry_type(entry) for entry in entries]
-    if own is not None and entry_type(own) in types and own.when in ("end", "final"):
-        place: Place = ("evaluate", types.index(entry_type(own)), "when")
+    slots = [entry.slot for entry in entries]
+    if own is not None and own.slot in slots and own.when in ("end", "final"):
+        place: Place = ("evaluate", slots.index(own.slot), "when")
         draft.wrong(place, f"'{own.when}', but the metric's evaluator runs at every rung; delete when")
+
+
+def _has_its_entry(draft: Draft, metric: Metric, place: Place) -> None:
+    """A metric whose evaluator has no defaults is reported by an entry of the file."""
+    if not metric.scored or isinstance(draft.spec.pipeline, CustomConfig) or owner(metric.bare, draft.spec) is not None:
+        return
+    example = next((c.example for c in EVALUATOR_CONFIGS if c.example and metric.bare in c.metrics), None)
+    if example is not None:
+        draft.wrong(place, f"{metric.bare} is reported by an entry of its own: write evaluate: [{example}]")
 
 
 def check_method(draft: Draft, metrics: tuple[Metric, ...]) -> None:
@@ -62,7 +75,7 @@ def check_soup_metric(draft: Draft, metrics: tuple[Metric, ...]) -> None:
     spec = draft.spec
     if spec.soup is None:
         return
-    bare, known = soup_metric(spec, metrics), known_metrics(spec.pipeline)
+    bare, known = soup_metric(spec, metrics), known_metrics(spec.pipeline, spec.evaluate)
     if getattr(spec.soup, "early_stop", None) is not None and bare == "perplexity":
         draft.wrong(
             ("soup", "early_stop"),

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.config import (
-    EVALUATOR_CONFIGS,
     Direction,
     EvaluatorConfig,
     LossConfig,
     PreferenceConfig,
     Subject,
+    default_entries,
     metrics_of,
 )
 from pipelines.config import AnyPipeline, CustomConfig, DPOConfig, RagConfig
@@ -58,9 +58,18 @@ class MetricError(ValueError):
         self.field = field
 
 
-def known_metrics(pipeline: AnyPipeline) -> dict[str, Direction]:
-    """Every score on `tune`, without its split, that a pipeline and the evaluators report."""
-    return dict(pipeline.metrics) if isinstance(pipeline, CustomConfig) else metrics_of(*subjects(pipeline))
+def known_metrics(pipeline: AnyPipeline, entries: Sequence[EvaluatorConfig] = ()) -> dict[str, Direction]:
+    """Every score on `tune`, without its split, that a pipeline and the evaluators report.
+
+    Args:
+        pipeline: the sweep's.
+        entries: the file's, some of which report what their settings name (`lm_eval.gsm8k`).
+    """
+    if isinstance(pipeline, CustomConfig):
+        return dict(pipeline.metrics)
+    can = subjects(pipeline)
+    own = [entry for entry in entries if set(entry.subjects) & set(can)]
+    return metrics_of(*can) | {name: way for entry in own if entry.example for name, way in entry.reports().items()}
 
 
 def subjects(pipeline: AnyPipeline) -> tuple[Subject, ...]:
@@ -76,7 +85,7 @@ def with_cut(bare: str, known: Mapping[str, Direction]) -> Direction | None:
     """Which way is better on a metric, also at a cut of its evaluator's (`span_recall.at_5`); None for an unknown one."""
     if bare in known:
         return known[bare]
-    grown = next((made for config in EVALUATOR_CONFIGS if (made := config().reporting(bare)) is not None), None)
+    grown = next((made for entry in default_entries() if (made := entry.reporting(bare)) is not None), None)
     return None if grown is None or not grown.metrics.keys() & known.keys() else grown.reports()[bare]
 
 
@@ -103,13 +112,16 @@ def resolve_metric(config: MetricConfig, known: Mapping[str, Direction]) -> Metr
         mend = VALUES["metric"].get(config.name)
         if not known:
             mend = "name it under pipeline.metrics, or give its goal: minimize or maximize"
+        if bare.startswith("lm_eval"):
+            task = bare.partition(".")[2] or "TASK"
+            mend = f"a task is known by its entry: write evaluate: [{{type: lm_eval, tasks: [{task}]}}]"
         raise MetricError("name", unknown(config.name, list(known), mend))
     if config.goal is not None and config.goal != direction:
         raise MetricError("goal", f"'{config.goal}' contradicts {bare}, which is to {direction}; delete goal")
     return Metric(f"tune/{bare}", direction)
 
 
-def asked_metric(word: str, own: Sequence[Metric], pipeline: AnyPipeline) -> Metric:
+def asked_metric(word: str, own: Sequence[Metric], spec: SweepSpec) -> Metric:
     """The metric that `NAME` or `NAME:GOAL` of a command means: one of the sweep's own, or any other that trials report.
 
     Of `cost/` less is better unless the goal says otherwise.
@@ -117,7 +129,7 @@ def asked_metric(word: str, own: Sequence[Metric], pipeline: AnyPipeline) -> Met
     Args:
         word: as the user gave it.
         own: the sweep's metrics.
-        pipeline: the sweep's.
+        spec: the sweep's.
 
     Raises:
         MetricError: as `resolve_metric`.
@@ -134,20 +146,16 @@ def asked_metric(word: str, own: Sequence[Metric], pipeline: AnyPipeline) -> Met
         raise MetricError(
             "name", f"{show(name)} is telemetry; say which way is better: {name}:minimize or {name}:maximize"
         )
-    return resolve_metric(MetricConfig.model_validate({"name": name, "goal": goal or None}), known_metrics(pipeline))
+    known = known_metrics(spec.pipeline, spec.evaluate)
+    return resolve_metric(MetricConfig.model_validate({"name": name, "goal": goal or None}), known)
 
 
 def owner(bare: str, spec: SweepSpec) -> EvaluatorConfig | None:
     """The entry that reports a metric: the file's own, else the evaluator's defaults; None for a pipeline's own metric."""
     if isinstance(spec.pipeline, CustomConfig) and bare in spec.pipeline.metrics:
         return None
-    made = (entry.reporting(bare) for entry in (*spec.evaluate, *(config() for config in EVALUATOR_CONFIGS)))
+    made = (entry.reporting(bare) for entry in (*spec.evaluate, *default_entries()))
     return next((entry for entry in made if entry is not None), None)
-
-
-def entry_type(entry: EvaluatorConfig) -> str:
-    """The `type` of an `evaluate` entry."""
-    return str(entry.model_dump()["type"])
 
 
 @dataclass(frozen=True)
@@ -173,12 +181,12 @@ def timetable(spec: SweepSpec, metrics: Sequence[Metric]) -> Timetable:
     for metric in metrics:
         own = owner(metric.bare, spec) if metric.scored else None
         if own is not None:
-            before = mine.get(entry_type(own))
-            mine[entry_type(own)] = own if before is None else before.reporting(metric.bare) or own
+            before = mine.get(own.slot)
+            mine[own.slot] = own if before is None else before.reporting(metric.bare) or own
     if isinstance(spec.pipeline, DPOConfig):  # one pass over the pairs gives all of them
         named = {entry.type for entry in spec.evaluate}
         mine |= {kind: made for kind, made in _OF_PAIRS.items() if kind not in mine and kind not in named}
-    others = [entry for entry in spec.evaluate if entry.type not in mine]
+    others = [entry for entry in spec.evaluate if entry.slot not in mine]
     rung = [entry for entry in others if entry.when == "rung"]
     end = [entry for entry in others if entry.when in (None, "end")]
     final = [entry for entry in others if entry.when in (None, "final")]

@@ -21,6 +21,9 @@ def write_out(document: Document) -> None:
     for section, key in (("evaluate", "type"), ("metric", "name")):
         if isinstance(data.get(section), list):
             data[section] = [{key: entry} if isinstance(entry, str) else entry for entry in data[section]]
+    for entry in data["evaluate"] if isinstance(data.get("evaluate"), list) else ():
+        if isinstance(entry, dict) and isinstance(entry.get("tasks"), list):
+            entry["tasks"] = [{"name": task} if isinstance(task, str) else task for task in entry["tasks"]]
 
 
 def apply_sets(document: Document, sets: Sequence[str]) -> None:

@@ -93,6 +93,10 @@ class SweepPaths:
         """Folder of a soup: its weights and `soup.json`."""
         return self.root / "soups" / self.phase / soup
 
+    def samples(self, owner: str) -> Path:
+        """Folder of what benchmarks keep of their documents in the final step; a trial's are in its attempt's folder."""
+        return self.root / "samples" / owner
+
     @property
     def memo(self) -> Path:
         """The memo shared by the sweeps of one storage."""

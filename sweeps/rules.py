@@ -13,6 +13,7 @@ from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
 from pipelines.config import DPOConfig, FineTuneConfig, RagConfig, SFTConfig
 from pipelines.finetune.config import ADAPTER_KEYS
 from sweeps.baselines import changes
+from sweeps.benchmark_rules import check_benchmark, check_decides
 from sweeps.budget import asked_for, finalists
 from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
@@ -64,6 +65,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or _fine_tunes(draft)):
         verdicts.metrics = check_metrics(draft)
         _metric_needs(draft, verdicts.metrics)
+        check_decides(draft, verdicts.metrics)
         if draft.sound("method"):
             check_method(draft, verdicts.metrics)
     if draft.sound("parameters", "pipeline", "method", "budget"):
@@ -109,9 +111,15 @@ def _fine_tunes(draft: Draft) -> bool:
 def _entries(draft: Draft) -> None:
     seen: set[str] = set()
     for index, entry in enumerate(draft.spec.evaluate if draft.sound("evaluate") else ()):
-        if entry.type in seen:
-            draft.wrong(("evaluate", index), f"'{entry.type}' stands twice; each evaluator has one entry")
-        seen.add(entry.type)
+        twice = next((name for name in entry.reports() if name in seen), None)
+        if twice is not None:
+            alone = "; an entry of one task reports no lm_eval beside it" if twice == "lm_eval" else ""
+            told = f"'{entry.type}' stands twice; each evaluator has one entry"
+            if entry.slot != entry.type:
+                told = f"{twice} is reported twice; each metric has one entry{alone}"
+            draft.wrong(("evaluate", index), told)
+        seen.update(entry.reports())
+        check_benchmark(draft, entry, ("evaluate", index))
         if draft.sound("pipeline"):
             _scorable(draft, entry, ("evaluate", index))
 

@@ -11,11 +11,12 @@ Example:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
+from evaluators.config import LMEvalConfig, default_entries, name_of
 from pipelines.config import PIPELINE_CONFIGS
 from sweeps.complaints import BARE
 from sweeps.fields import take_apart, type_names
@@ -39,7 +40,10 @@ def file_schema() -> Schema:
     for section, key in BARE.items():
         if section != "metric":
             _short_form(properties[section], definitions, key)
-    _short_form(properties["evaluate"]["items"], definitions, "type")
+    settled = {name_of(type(entry)) for entry in default_entries()}
+    _short_form(properties["evaluate"]["items"], definitions, "type", settled)
+    tasks = definitions[LMEvalConfig.__name__]["properties"]["tasks"]
+    tasks["items"] = {"anyOf": [{"type": "string"}, tasks["items"]]}
     _short_form(definitions["DPOConfig"]["properties"]["loss"], definitions, "type")
     _metrics(properties["metric"])
     optional = _free_required(definitions)
@@ -95,14 +99,16 @@ def _soups(union: Schema, definitions: Mapping[str, Schema]) -> None:
             method["required"] = sorted({*method.get("required", ()), "type"})
 
 
-def _short_form(union: Schema, definitions: Mapping[str, Schema], key: str) -> None:
-    """Let a bare word stand for the variant that needs nothing else."""
+def _short_form(
+    union: Schema, definitions: Mapping[str, Schema], key: str, among: Collection[str] | None = None
+) -> None:
+    """Let a bare word stand for the variant that needs nothing else; `among` these, where it is given."""
     words: list[str] = []
     for member in _members(union, definitions):
         about = member["properties"][key]
         if set(member.get("required", ())) <= {key}:
             words += about.get("enum", [about["const"]] if "const" in about else [])
-    _forms(union).insert(0, {"enum": words})
+    _forms(union).insert(0, {"enum": [word for word in words if among is None or word in among]})
 
 
 def _metrics(schema: Schema) -> None:

@@ -149,8 +149,9 @@ def evaluate(
     split: Split,
     evaluators: Sequence[Mapping[str, Any]],
     say: Say = silent,
+    samples: Path | None = None,
 ) -> tuple[Score, ...]:
-    """Scores of given weights on a split, made on a worker.
+    """Scores of given weights on a split, made on a worker; what benchmarks keep of their documents goes to `samples`.
 
     Raises:
         CallFailed: with the typed failure.
@@ -163,6 +164,8 @@ def evaluate(
     }
     if loaded.judge is not None:
         payload["judge"] = loaded.judge
+    if samples is not None:
+        payload["samples"] = str(samples)
     return tuple(call(loaded, backend, EVALUATE, payload, say))
 
 

@@ -177,8 +177,7 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
     Args:
         payload: `config` (a trial's resolved configuration), `model` (`ModelSource` or its fields), `split`,
             `evaluators` (`evaluate` entries) and, where there are any, `judge` and `rows` that replace
-            the split's own. Devices and services are
-            this worker's.
+            the split's own, and `samples` (a folder). Devices and services are this worker's.
     """
     setup = current_setup()
     model = payload["model"]
@@ -191,6 +190,7 @@ def evaluate(payload: Mapping[str, Any]) -> tuple[Score, ...]:
         services=services(setup),
         rows=payload.get("rows"),
         judge=payload.get("judge"),
+        samples=payload.get("samples"),
     )
     return WARM.get(job.config, job.devices).evaluate(job)
 

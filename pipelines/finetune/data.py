@@ -82,6 +82,26 @@ def encode_prompt(prompt: str | Messages, tokenizer: Any) -> list[int]:
     return _render(list(prompt), tokenizer, opened=True)
 
 
+def chat_text(messages: Messages, tokenizer: Any, *, opened: bool) -> str:
+    """A chat as text, the assistant's turn opened or its last turn left open; `tokenize` gives it its beginning once.
+
+    Raises:
+        UserError: if the tokenizer has no chat template, or it refuses the chat.
+    """
+    _check_template(tokenizer)
+    try:
+        text: str = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tokenize=False,
+            add_generation_prompt=opened,
+            continue_final_message=not opened,
+        )
+    except TemplateError as error:
+        raise _refused(messages, error) from error
+    ids, begin = tokenize(tokenizer, text), tokenizer.bos_token_id
+    return text.removeprefix(tokenizer.bos_token) if begin is not None and ids[:2] == [begin, begin] else text
+
+
 def tokenize(tokenizer: Any, text: str) -> list[int]:
     """Token ids of a text, with whatever the tokenizer puts before and after it."""
     ids: list[int] = tokenizer(text)["input_ids"]
@@ -114,21 +134,27 @@ def _with_answer(prompt: Messages, answer: str) -> list[dict[str, str]]:
 
 
 def _render(messages: list[dict[str, str]] | list[Any], tokenizer: Any, *, opened: bool) -> list[int]:
-    if not tokenizer.chat_template:
-        raise UserError(
-            "datasets: rows of type chat need a model whose tokenizer has a chat template; take an instruct model, or "
-            "type prompt_completion"
-        )
+    _check_template(tokenizer)
     try:
         ids: list[int] = tokenizer.apply_chat_template(
             messages, add_generation_prompt=opened, tokenize=True, return_dict=True
         )["input_ids"]
     except TemplateError as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(
-            f"datasets: the model's chat template refuses a chat with the roles {roles}: {error}"
-        ) from error
+        raise _refused(messages, error) from error
     return ids
+
+
+def _check_template(tokenizer: Any) -> None:
+    if not tokenizer.chat_template:
+        raise UserError(
+            "datasets: rows of type chat need a model whose tokenizer has a chat template; take an instruct model, or "
+            "type prompt_completion"
+        )
+
+
+def _refused(messages: Sequence[Any], error: TemplateError) -> UserError:
+    roles = ", ".join(message["role"] for message in messages)
+    return UserError(f"datasets: the model's chat template refuses a chat with the roles {roles}: {error}")
 
 
 def _ended(text: str, tokenizer: Any) -> str:

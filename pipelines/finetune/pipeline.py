@@ -124,9 +124,9 @@ class FineTunePipeline:
             with self._trained_model(loaded, config, task, held) as model, unpatched([loaded.model, model]):
                 objective = self.objective(config, splits, loaded, model, task)
 
-                def score(entries: Sequence[Mapping[str, Any]]) -> tuple[Score, ...]:
+                def score(entries: Sequence[Mapping[str, Any]], samples: Path) -> tuple[Score, ...]:
                     lm = self.language_model(model, loaded, config, task.services)
-                    return evaluate_all(entries, lm, splits.tune, "tune")
+                    return evaluate_all(entries, lm, splits.tune, "tune", samples)
 
                 Run(task, config, model, loaded, splits, objective, device, report, score, held).go()
 
@@ -165,7 +165,8 @@ class FineTunePipeline:
                     settings={"sequence_len": config.sequence_len},
                 )
                 lm = self.remembered(lm, remember)
-            return evaluate_all(job.evaluators, lm, rows, job.split)
+            samples = None if job.samples is None else Path(job.samples)
+            return evaluate_all(job.evaluators, lm, rows, job.split, samples)
 
     def _blended(
         self, parts: Sequence[tuple[str, float]], config: FineTuneConfig, cache: str | None, device: str

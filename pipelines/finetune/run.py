@@ -35,7 +35,7 @@ class Run:
         objective: what is minimised.
         device: `cpu` or `cuda`.
         report: ends the lease by raising `SystemExit`.
-        score: scores the model on tune with the given `evaluate` entries.
+        score: scores the model on tune with the given `evaluate` entries, and keeps samples in a folder.
         held: the mask that is kept, of a pruned model.
     """
 
@@ -49,7 +49,7 @@ class Run:
         objective: Objective,
         device: str,
         report: Callable[[Report], None],
-        score: Callable[[Sequence[Mapping[str, Any]]], tuple[Score, ...]],
+        score: Callable[[Sequence[Mapping[str, Any]], Path], tuple[Score, ...]],
         held: HeldMask | None,
     ) -> None:
         self.task = task
@@ -102,7 +102,8 @@ class Run:
         folder = Path(self.task.folder) / f"checkpoint-{step}"
         with placing(folder) as aside, averaged(self.trainer.optimizer):
             self.write_weights(aside)
-            scores = self.score(self.due(last=step == self.task.milestones[-1]))
+            due = self.due(last=step == self.task.milestones[-1])
+            scores = self.score(due, folder.with_name(f"samples-{step}"))
             self.lap(training=False)
             done = Report(step, scores, self.telemetry(), folder.name)
             self.trainer.save(aside, random, origin(self.loaded.folder))

@@ -81,13 +81,13 @@ def _entry(metric: str, loaded: LoadedSweep | None) -> EvaluatorConfig | None:
     Raises:
         UsageError: for a metric that answers do not have, or one that asks a judge where none is given.
     """
-    from evaluators.config import EVALUATOR_CONFIGS
+    from evaluators.config import default_entries
     from sweeps.problems import unknown
 
     judge = loaded is not None and loaded.spec.judge is not None
     entry = None
     if metric != ANSWERABILITY:
-        entries = [*(loaded.spec.evaluate if loaded is not None else ()), *(config() for config in EVALUATOR_CONFIGS)]
+        entries = [*(loaded.spec.evaluate if loaded is not None else ()), *default_entries()]
         known = [one for one in entries if "answer" in one.subjects or one.judged]
         entry = next((one for one in known if one.reporting(metric) is not None), None)
         if entry is None:

@@ -100,7 +100,7 @@ def _asked(arguments: argparse.Namespace, plans: Sequence[LoadedSweep]) -> list[
     for word in arguments.metric or ():
         for plan in plans:
             try:
-                metric = asked_metric(word, plan.metrics, plan.spec.pipeline)
+                metric = asked_metric(word, plan.metrics, plan.spec)
             except MetricError as error:
                 raise UsageError(f"--metric: {error}") from None
             if found.setdefault(metric.name, metric) != metric:
