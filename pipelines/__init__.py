@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 PIPELINES: dict[str, str] = {
     "sft": "pipelines.finetune.sft:SFTPipeline",
+    "distill": "pipelines.finetune.distill:DistillPipeline",
     "retrain_pruned": "pipelines.finetune.sft:SFTPipeline",
     "dpo": "pipelines.finetune.preference:DPOPipeline",
     "rag": "pipelines.rag.pipeline:RagPipeline",

@@ -22,6 +22,7 @@ from pipelines.finetune.config import FineTuneConfig as FineTuneConfig
 from pipelines.finetune.config import PruneConfig as PruneConfig
 from pipelines.finetune.config import RetrainPrunedConfig as RetrainPrunedConfig
 from pipelines.finetune.config import SFTConfig as SFTConfig
+from pipelines.finetune.distill_config import DistillConfig as DistillConfig
 from pipelines.finetune.preference_config import DPOConfig as DPOConfig
 from pipelines.finetune.recipes import filled
 from pipelines.rag.config import RagConfig as RagConfig
@@ -47,10 +48,17 @@ class CustomConfig(Config):
         return {}
 
 
-AnyPipeline = SFTConfig | RetrainPrunedConfig | DPOConfig | RagConfig | CustomConfig
+AnyPipeline = SFTConfig | DistillConfig | RetrainPrunedConfig | DPOConfig | RagConfig | CustomConfig
 """A typed pipeline configuration."""
 PipelineConfig = Annotated[AnyPipeline, Field(discriminator="type")]
-PIPELINE_CONFIGS: tuple[type[Config], ...] = (SFTConfig, RetrainPrunedConfig, DPOConfig, RagConfig, CustomConfig)
+PIPELINE_CONFIGS: tuple[type[Config], ...] = (
+    SFTConfig,
+    DistillConfig,
+    RetrainPrunedConfig,
+    DPOConfig,
+    RagConfig,
+    CustomConfig,
+)
 """The members of `PipelineConfig`, for those who ask which keys there are."""
 PIPELINE_ADAPTER: TypeAdapter[AnyPipeline] = TypeAdapter(PipelineConfig)
 """Types a configuration by its `type`."""

@@ -8,14 +8,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipelines.cuts import split_cut
 from pipelines.hashes import kept_hash, record_hash
 from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
 from pipelines.stage import UserError
 
-NOT_WEIGHTS = ("optimizer.safetensors", "grams.safetensors")
+BESIDE = "beside.safetensors"
+"""What was trained beside a model, and is no part of it: projections, critics."""
+NOT_WEIGHTS = ("optimizer.safetensors", "grams.safetensors", BESIDE)
 """Files of tensors that may lie beside a checkpoint's weights and say nothing about its answers."""
 
 
@@ -38,6 +41,10 @@ def identity_of(source: str) -> WeightsIdentity:
     Raises:
         UserError: if there is no such model.
     """
+    keep, whole = split_cut(source)
+    if keep is not None:
+        found = identity_of(whole)
+        return replace(found, model=record_hash({"model": found.model, "keep_layers": keep}))
     if source.startswith("sweep://"):
         raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
     path = named_path(source, "base_model")

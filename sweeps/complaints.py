@@ -194,9 +194,10 @@ def _value(value: Any, path: Place, details: Sequence[ErrorDetails]) -> str:
         else:
             legal.append(_KINDS.get(kind, detail["msg"][:1].lower() + detail["msg"][1:]))
     legal = list(dict.fromkeys(legal))
-    if words and isinstance(value, str) and not legal:
-        key = str(next((part for part in reversed(path) if isinstance(part, str)), ""))
-        return unknown(value, words, VALUES.get(key, {}).get(value))
+    key = str(next((part for part in reversed(path) if isinstance(part, str)), ""))
+    mend = VALUES.get(key, {}).get(value) if isinstance(value, str) else None
+    if words and isinstance(value, str) and (mend is not None or not legal):
+        return unknown(value, words, mend)
     if len(path) == 1 and path[0] in BARE and legal == ["a mapping (key: value)"]:
         legal = ["a word or a mapping (key: value)"]
     wanted = " or ".join([*legal, *(f"'{word}'" for word in words)])

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from cluster.base import ClusterError, Node, place
 from cluster.machine import Machine, this_machine
 from evaluators.base import Example
-from pipelines.config import DataFile, DPOConfig, FineTuneConfig, asks_models, parse_pipeline
+from pipelines.config import DataFile, DistillConfig, DPOConfig, FineTuneConfig, asks_models, parse_pipeline
 from pipelines.finetune.config import ADAPTER_KEYS
 from pipelines.finetune.memory import MemoryEstimate, estimate
 from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
@@ -44,8 +44,9 @@ RAY_BYTES = 600 * 2**20
 WORKER_BYTES = 70 * 2**20
 """What a Ray worker holds beside the pipeline (545 MB with Ray's worker, 475 without, measured)."""
 _MATTERS = {
-    "base_model", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora", "peft_init_lora_weights",
-    "num_virtual_tokens", "load_in_8bit", "load_in_4bit", "unfrozen_parameters",
+    "base_model", "keep_layers", "adapter", "lora_r", "lora_dropout", "lora_target_modules", "use_dora",
+    "peft_init_lora_weights", "num_virtual_tokens", "load_in_8bit", "load_in_4bit", "unfrozen_parameters",
+    "teacher", "loss.type", "hidden.type",
     "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",
     "group_by_length", "precision", "gradient_checkpointing", "max_steps", "optimizer", "reference",
 }  # fmt: skip
@@ -91,7 +92,7 @@ class DryRun:
 
     def estimate(self, config: FineTuneConfig, device: str) -> MemoryEstimate | None:
         """Of one trial; None where its model is unknown."""
-        shape = self.shape(config.base_model)
+        shape = self.shape(config.starts_from)
         if shape is None:
             return None
         answers = [getattr(entry, "max_new_tokens", None) for entry in self.loaded.spec.evaluate]
@@ -99,7 +100,11 @@ class DryRun:
         work = None
         if self.rows.train:
             work = workload(config, shape, self.rows.train, self.rows.tune, rows=self.rows.count, new_tokens=longest)
-        return estimate(config, shape, work, "gpu" if device == "gpu" else "cpu")
+        teachers = [self.shape(name) for name in named_teachers(config)]
+        if None in teachers:
+            return None
+        known = [one for one in teachers if one is not None]
+        return estimate(config, shape, work, "gpu" if device == "gpu" else "cpu", known)
 
 
 def dry_run(
@@ -158,6 +163,11 @@ def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
         return cluster.machines()
     finally:
         cluster.close()
+
+
+def named_teachers(config: FineTuneConfig) -> tuple[str, ...]:
+    """The models of a distillation's teacher that are loaded for a run."""
+    return config.teachers if isinstance(config, DistillConfig) and config.needs_teacher else ()
 
 
 def _rows(config: FineTuneConfig, splits: Splits | None) -> Rows:
@@ -259,13 +269,13 @@ def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
     """What the largest run's checkpoints need; None where its model is unknown."""
 
     def of(config: FineTuneConfig | None) -> tuple[int, int]:
-        shape = None if config is None else run.shape(config.base_model)
+        shape = None if config is None else run.shape(config.starts_from)
         return (0, 0) if config is None or shape is None else checkpoint_bytes(config, shape)
 
     largest, _ = _extremes(run, lambda config: of(config)[1])
     config = _typed(run.loaded, largest)
     weights, checkpoint = of(config)
-    shape = None if config is None else run.shape(config.base_model)
+    shape = None if config is None else run.shape(config.starts_from)
     if not checkpoint or shape is None:
         return None, []
     model = 4 * shape.parameters

@@ -22,7 +22,7 @@ from sweeps.schema import Schema
 from sweeps.soup_spec import DEFAULT
 from sweeps.spec import SweepSpec
 
-NEVER_WRITTEN = ("base_model_hash", "content_hash")
+NEVER_WRITTEN = ("base_model_hash", "teacher_hash", "content_hash")
 """Keys that `submit` fills in."""
 UNSET = "unset"
 """The default of a key that may be left out and then means nothing, or what its text says."""

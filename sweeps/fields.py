@@ -47,6 +47,10 @@ class Target:
         """A list is a value here."""
         return any(get_origin(leaf) in (tuple, list) for leaf in self.leaves)
 
+    def takes(self, value: Any) -> bool:
+        """Whether a word or number is a value here as it is, no part of a list."""
+        return value in self.literals or type(value) in self.leaves
+
     @property
     def models(self) -> tuple[type[BaseModel], ...]:
         """The sections that may stand here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-HF, AXOLOTL, FACTORY, WANDB, LUDWIG, RAY, PEFT = (
+HF, AXOLOTL, FACTORY, WANDB, LUDWIG, RAY, PEFT, TRL = (
     "Hugging Face",
     "Axolotl",
     "LLaMA-Factory",
@@ -13,6 +13,7 @@ HF, AXOLOTL, FACTORY, WANDB, LUDWIG, RAY, PEFT = (
     "Ludwig",
     "Ray Tune",
     "PEFT",
+    "TRL",
 )
 
 PIPELINE_NAMES: dict[str, tuple[str, str]] = {
@@ -66,6 +67,12 @@ PIPELINE_NAMES: dict[str, tuple[str, str]] = {
     "unfrozen_params": (AXOLOTL, "unfrozen_parameters"),
     "torch_dtype": (HF, "precision"),
     "optim": (HF, "optimizer"),
+    "teacher_model": (TRL, "teacher"),
+    "teacher_model_name_or_path": (TRL, "teacher"),
+    "kd_temperature": (AXOLOTL, "loss.temperature"),
+    "kd_alpha": (AXOLOTL, "loss.weight"),
+    "kd_ce_alpha": (AXOLOTL, "hard_weight"),
+    "num_hidden_layers": (HF, "keep_layers"),
     "stage": (FACTORY, "type"),
     "rl": (AXOLOTL, "type"),
     "rl_beta": (AXOLOTL, "loss.beta"),
@@ -234,6 +241,9 @@ VALUES: dict[str, dict[str, str]] = {
         **dict.fromkeys(("kto", "orpo", "simpo", "ipo"), "preference tuning is 'dpo' here, with this word as its loss"),
         "preference": "preference tuning is 'dpo' here",
         "rlhf": "preference tuning is 'dpo' here; there is no reinforcement learning",
+        "kd": "it is 'distill' here",
+        "gkd": "TRL's GKD on given answers is 'distill' here, with loss: {type: jsd}",
+        "distillation": "it is 'distill' here",
     },
     "evaluate": {
         "ppl": "here it is 'perplexity'",
@@ -242,6 +252,14 @@ VALUES: dict[str, dict[str, str]] = {
         "eval_loss": "here it is 'loss'",
         "accuracy": "here it is 'exact_match'",
     },
+    "hidden": {
+        "cos": "it is 'cosine' here",
+        "l2": "it is 'mse' here",
+        "pkd": "it is 'cosine' here: distances of vectors of length 1",
+        "mi": "it is 'mi_alpha' here",
+        "infonce": "it is 'mi_alpha' with alpha: 1",
+    },
+    "layer_map": {"emd": "the earth mover's map is not supported; 'skip' is the nearest"},
     "adapter": {
         "qlora": "Axolotl's qlora is 'lora' with load_in_4bit: true here",
         "ptuning": "write 'prompt_tuning'",
@@ -274,6 +292,9 @@ VALUES: dict[str, dict[str, str]] = {
         "accuracy": "it is 'exact_match' here",
     },
     "loss": {
+        "ce": "soft labels are 'kl' here, the rows' own loss counts by hard_weight",
+        "reverse_kl": "it is 'jsd' with beta: 1",
+        "mse": "on logits it is not supported; 'kl' with a high temperature goes over into it",
         "dpo": "DPO's own loss is 'sigmoid' here",
         "sigmoid_norm": "TRL's sigmoid_norm is 'ln_dpo' here",
         "dpo_norm": "open-instruct's dpo_norm is 'ln_dpo' here",

@@ -28,6 +28,7 @@ from pipelines.config import (
     parse_pipeline,
     total_resource,
 )
+from pipelines.cuts import cut_name
 from pipelines.finetune.recipes import KEYS as RECIPE_KEYS
 from pipelines.rag.models import LocalJudge
 from sweeps.benchmark_rules import absolute_entry
@@ -43,7 +44,7 @@ from sweeps.parameters import parse
 from sweeps.paths import SweepPaths
 from sweeps.problems import Problem, SpecError, show
 from sweeps.rules import Verdicts, apply_rules
-from sweeps.sources import Source, SourceError, resolve_source, unfoldable
+from sweeps.sources import Source, SourceError, resolve_source, unfoldable, with_teacher
 from sweeps.space import Space
 from sweeps.spec import NoneConfig, SweepSpec
 from sweeps.yaml_source import Document, read
@@ -176,7 +177,7 @@ class LoadedSweep:
             "finalists": self.finalists,
             "trials": self.trials,
             "baseline": None if self.baseline is None else dict(self.baseline),
-            "sources": {name: {"path": source.path, "hash": source.hash} for name, source in self.sources.items()},
+            "sources": {name: source.record() for name, source in self.sources.items()},
             "pins": dict(self.pins),
             "warnings": list(self.warnings),
         }
@@ -257,23 +258,27 @@ def _inner(document: Document) -> Document:
 def _find_sources(draft: Draft) -> dict[str, Source]:
     """What every `sweep://` name of the file means."""
     found: dict[str, Source] = {}
-    places = {leaf.source: leaf.value for leaf in draft.parsed.leaves if leaf.path.rpartition(".")[2] in MODEL_KEYS}
+    named = [(leaf.source, leaf.path, leaf.value) for leaf in draft.parsed.leaves]
     for path, value in _base_models(draft.written):
         if not draft.swept(path):
-            places[("pipeline", *path.split("."))] = value
+            named.append((("pipeline", *path.split(".")), path, value))
     if draft.sound("judge") and isinstance(draft.spec.judge, LocalJudge):
-        places[("judge", "base_model")] = draft.spec.judge.base_model
-    for place, text in places.items():
-        if not isinstance(text, str) or not text.startswith(SWEEP) or text in found:
-            continue
-        try:
-            found[text] = resolve_source(text, draft.storage, draft.folder)
-        except SourceError as error:
-            draft.wrong(place, str(error))
-            continue
-        why = unfoldable(found[text].path)
-        if why is not None:
-            draft.wrong(place, f"{show(text)} {why}; begin from its base model, or from a trial with another adapter")
+        named.append((("judge", "base_model"), "base_model", draft.spec.judge.base_model))
+    for place, path, value in named:
+        key = path.rpartition(".")[2]
+        for text in value if isinstance(value, list) else [value]:
+            if key not in MODEL_KEYS or not isinstance(text, str) or not text.startswith(SWEEP) or text in found:
+                continue
+            try:
+                found[text] = resolve_source(text, draft.storage, draft.folder, several=key == "teacher")
+            except SourceError as error:
+                draft.wrong(place, str(error))
+                continue
+            why = next(filter(None, map(unfoldable, found[text].folders)), None)
+            if why is not None:
+                draft.wrong(
+                    place, f"{show(text)} {why}; begin from its base model, or from a trial with another adapter"
+                )
     return found
 
 
@@ -286,7 +291,11 @@ def _base_models(pipeline: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def _place(
     config: Mapping[str, Any], folder: Path, sources: Mapping[str, Source], pins: Mapping[str, str]
 ) -> dict[str, Any]:
-    placed: dict[str, Any] = replaced_sources(absolute(pin(config, folder, pins), folder), _found(sources))
+    taught = with_teacher(absolute(pin(config, folder, pins), folder), sources)
+    placed: dict[str, Any] = replaced_sources(taught, _found(sources))
+    if "keep_layers" in placed and isinstance(placed.get("base_model"), str):
+        keep = placed["keep_layers"]
+        placed["base_model"] = cut_name(placed["base_model"], tuple(keep) if isinstance(keep, list) else keep)
     return placed
 
 
@@ -362,7 +371,7 @@ def from_record(record: Mapping[str, Any]) -> LoadedSweep:
     parsed = parse(document, record["spec"]["parameters"], models)
     from sweeps.draft import first
 
-    sources = {name: Source(**source) for name, source in record["sources"].items()}
+    sources = {name: Source.from_record(source) for name, source in record["sources"].items()}
     pins = record.get("pins", {})
     pipeline = _place(overlay(written, first(parsed, {}), models), folder, sources, pins)
     return LoadedSweep(

@@ -16,7 +16,7 @@ from sweeps.problems import close, show
 
 PACKAGE, SWEEP, HUB_DATA = "package://", "sweep://", "hf://datasets/"
 SPLITS = ("train", "tune", "select", "test")
-MODEL_KEYS = ("base_model", "reference")
+MODEL_KEYS = ("base_model", "reference", "teacher")
 """Keys of a fine-tune that name a model."""
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?\Z")
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -35,6 +35,8 @@ def absolute(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     for key in MODEL_KEYS:
         if isinstance(config.get(key), str):
             config[key] = absolute_model(config[key], folder)
+        elif isinstance(config.get(key), list):
+            config[key] = [absolute_model(text, folder) if isinstance(text, str) else text for text in config[key]]
     return config
 
 
@@ -98,6 +100,9 @@ def path_problem(path: str, value: Any, folder: Path, pipeline: Any = None) -> s
         from sweeps.local_rag import rag_problem
 
         return rag_problem(path, value, folder)
+    if path == "teacher" and isinstance(value, list):
+        problems = (path_problem(path, text, folder) for text in value)
+        return next((problem for problem in problems if problem), None)
     if not isinstance(value, str):
         return None
     if path in MODEL_KEYS:

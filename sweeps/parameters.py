@@ -18,7 +18,7 @@ DOMAIN_WORDS = ("distribution", "max", "min", "q", "value", "values")
 RESERVED = (*DOMAIN_WORDS, "choose", "together")
 CONTINUOUS = ("uniform", "log_uniform_values", "int_uniform", "q_uniform", "q_log_uniform_values")
 DISTRIBUTION_NAMES = (*CONTINUOUS, "categorical", "constant")
-FIXED = ("type", "import_path", "metrics", "seed_data", "base_model_hash")
+FIXED = ("type", "import_path", "metrics", "seed_data", "base_model_hash", "teacher_hash")
 """Keys that all trials must share."""
 
 
@@ -200,7 +200,7 @@ class _Parser:
             self.wrong(source, "an empty list; name at least one value")
             return None
         scalars = [value for value in values if not isinstance(value, list | dict)]
-        if target.list_typed and any(value not in target.literals for value in scalars):
+        if target.list_typed and any(not target.takes(value) for value in scalars):
             flat = ", ".join(value if isinstance(value, str) else show(value) for value in scalars)
             self.wrong(source, f"a list here is a choice between values; write [[{flat}]] for the one list [{flat}]")
             return None

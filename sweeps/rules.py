@@ -19,6 +19,7 @@ from sweeps.complaints import complaints
 from sweeps.draft import Draft, type_config
 from sweeps.fields import lookup, overlay
 from sweeps.judge_rules import asks_a_judge, check_judge
+from sweeps.layer_rules import check_layers
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
 from sweeps.problems import show
@@ -73,6 +74,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     if draft.sound("parameters", "pipeline", "method"):
         _method(draft, verdicts)
     if draft.sound("parameters", "pipeline"):
+        check_layers(draft)
         _comparable(draft, verdicts)
         _moot(draft, verdicts)
         _half_precision(draft, verdicts)

@@ -1,4 +1,4 @@
-"""`sweep://NAME/{best|soup|TRIAL}`: weights that another sweep made, as a path and a hash.
+"""`sweep://NAME/{best|soup|TRIAL|top-K}`: weights that another sweep made, as a path and a hash.
 
 The other sweep's ledger is folded, never written. NAME is a name under the storage, or a folder.
 
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.hashes import file_hash
 from pipelines.weights import NOT_WEIGHTS
@@ -24,33 +26,52 @@ from sweeps.problems import close, show
 if TYPE_CHECKING:
     from sweeps.state import RunState, SweepState
 
+_TOP = re.compile(r"top-([1-9]\d*)")
+
 
 @dataclass(frozen=True)
 class Source:
     """Weights on disk.
 
     Attributes:
-        path: absolute folder of a PEFT adapter or a model.
-        hash: SHA-256 over its safetensors files, names and contents.
+        path: absolute folder of a PEFT adapter or a model; the first of several.
+        hash: SHA-256 over its safetensors files, names and contents; of several over their hashes.
         note: what may not be meant, for people; empty mostly.
+        members: of `top-K`, their folders, the best first; else empty.
     """
 
     path: str
     hash: str
     note: str = ""
+    members: tuple[str, ...] = ()
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folder of each model."""
+        return self.members or (self.path,)
+
+    def record(self) -> dict[str, Any]:
+        """JSON; `from_record` reads it."""
+        return {"path": self.path, "hash": self.hash, **({"members": list(self.members)} if self.members else {})}
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> Source:
+        """The inverse of `record`."""
+        return cls(record["path"], record["hash"], members=tuple(record.get("members", ())))
 
 
 class SourceError(ValueError):
     """A `sweep://` name that leads nowhere; the message says what there is."""
 
 
-def resolve_source(text: str, storage: Path, folder: Path) -> Source:
+def resolve_source(text: str, storage: Path, folder: Path, *, several: bool = False) -> Source:
     """Path and hash of what `sweep://NAME/WHAT` means now.
 
     Args:
         text: the name.
         storage: where the sweeps lie.
         folder: what a relative NAME that is a folder is relative to.
+        several: whether `top-K` may stand there.
 
     Raises:
         SourceError: if there is no such sweep, or it has no such weights (yet).
@@ -60,6 +81,10 @@ def resolve_source(text: str, storage: Path, folder: Path) -> Source:
         raise SourceError(f"{show(text)} is not sweep://NAME/best, sweep://NAME/soup or sweep://NAME/TRIAL")
     paths, note = _find(name, storage, folder), ""
     state = _read(paths)
+    if (top := _TOP.fullmatch(what)) is not None:
+        if not several:
+            raise SourceError(f"{show(text)} is an ensemble, and one model is wanted: best, soup or a trial")
+        return _ensemble(paths, state, int(top[1]))
     if what == "soup":
         place = _soup(paths, state)
     elif what == "best":
@@ -78,6 +103,27 @@ def unfoldable(folder: str) -> str | None:
     if path.is_file() and json.loads(path.read_text(encoding="utf-8")).get("peft_type") == "PROMPT_TUNING":
         return "holds virtual tokens that stand before every row, which can't be folded into a model's weights"
     return None
+
+
+def with_teacher(config: Mapping[str, Any], sources: Mapping[str, Source]) -> dict[str, Any]:
+    """A configuration whose `teacher` is paths in place of `sweep://` names, with `teacher_hash` beside it.
+
+    Args:
+        config: JSON; without a teacher it stays as it is.
+        sources: name -> what it means.
+    """
+    teacher = config.get("teacher")
+    names = [teacher] if isinstance(teacher, str) else list(teacher or ())
+    known = [sources[name] for name in names if name in sources]
+    if not known:
+        return dict(config)
+    folders: list[str] = []
+    for name in names:
+        source = sources.get(name)
+        folders += [name] if source is None else source.folders
+    hashes = [source.hash for source in known]
+    joined = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+    return {**config, "teacher": folders[0] if len(folders) == 1 else folders, "teacher_hash": joined}
 
 
 def _find(name: str, storage: Path, folder: Path) -> SweepPaths:
@@ -112,6 +158,30 @@ def _soup(paths: SweepPaths, state: SweepState) -> Path:
         raise SourceError(f"the sweep '{paths.name}' has no finished soup; stockpot soup {paths.name} makes one")
     place = Path(made[-1])
     return place if place.is_absolute() else paths.root / place
+
+
+def _ensemble(paths: SweepPaths, state: SweepState, count: int) -> Source:
+    """The best runs on the primary metric."""
+    from sweeps.load import load_resolved
+    from sweeps.scoring import ranked
+
+    placed = ranked(load_resolved(paths.resolved_spec), state)
+    if len(placed) < count:
+        raise SourceError(
+            f"top-{count} of the sweep '{paths.name}': only {len(placed)} of its runs reached the top rung"
+        )
+    folders = []
+    for one in placed[:count]:
+        try:
+            folders.append(_checkpoint(paths, one.run))
+        except SourceError as error:
+            raise SourceError(f"{error}; keep.best: {count} would have kept them all") from None
+    gone = next((folder for folder in folders if not folder.is_dir()), None)
+    if gone is not None:
+        raise SourceError(f"top-{count} of the sweep '{paths.name}': {gone} is not there any more")
+    hashes = [weights_hash(folder) for folder in folders]
+    names = tuple(str(folder) for folder in folders)
+    return Source(names[0], hashlib.sha256(" ".join(hashes).encode()).hexdigest(), members=names)
 
 
 def _best(paths: SweepPaths, state: SweepState) -> tuple[RunState, str]:

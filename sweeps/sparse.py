@@ -226,7 +226,7 @@ def phase_sweep(
         mask_hash: its mask's.
     """
     swept, record = config.retrain.parameters, loaded.record()
-    base = {"base_model": pruned, "base_model_hash": None, "mask_hash": mask_hash}
+    base = {"base_model": pruned, "base_model_hash": None, "keep_layers": None, "mask_hash": mask_hash}
     plain = {"lora_dropout": 0.0, "use_dora": False, "peft_init_lora_weights": "default"}
     whole = {"load_in_8bit": False, "load_in_4bit": False}
     changes: dict[str, Any] = {"type": "retrain_pruned", **base, **plain, **whole}

@@ -30,12 +30,15 @@ import numpy as np
 
 from evaluators.base import ItemSet, Report, Score
 from pipelines.hashes import file_hash, record_hash
+from pipelines.weights import BESIDE
 
 COMPLETE = "complete.json"
 FORMAT = 2
 UNSEALED = 1
 """An older format of `complete.json`, without its own hash."""
 _NAME = re.compile(r"checkpoint-(\d+)")
+_NOT_ANSWERS = ("optimizer.safetensors", BESIDE, "state.json")
+"""Files of a checkpoint that say nothing about the model's answers."""
 
 
 @contextlib.contextmanager
@@ -138,7 +141,7 @@ def content_hash(folder: Path) -> str:
     record = _read_complete(folder)
     if record is None:
         raise FileNotFoundError(f"{folder} has no readable {COMPLETE}; it is not a checkpoint")
-    weights = {n: e["sha256"] for n, e in record["files"].items() if n not in ("optimizer.safetensors", "state.json")}
+    weights = {n: e["sha256"] for n, e in record["files"].items() if n not in _NOT_ANSWERS}
     return record_hash(weights)
 
 

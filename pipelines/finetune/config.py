@@ -7,10 +7,11 @@ library are imported.
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from pipelines.cuts import cut_name
 from pipelines.data.config import Datasets
 from pipelines.fields import HASH_PATTERN, Config, wrong
 
@@ -43,6 +44,9 @@ class FineTuneConfig(Config):
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
     base_model_hash: str | None = Field(default=None, pattern=HASH_PATTERN)
     """SHA-256 of the weights; filled in for `sweep://` sources, so that other weights make another trial."""
+    keep_layers: Annotated[int, Field(ge=1)] | tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """With `adapter: none`: train a model of some of `base_model`'s decoder layers: how many, at even distances with the first
+    and the last among them, or which, counted from 0: [0, 9, 19, 29]. All by default."""
     datasets: Datasets
     """The four splits."""
     adapter: Literal["lora", "lokr", "loha", "vera", "ia3", "prompt_tuning", "none"] = "lora"
@@ -186,6 +190,26 @@ class FineTuneConfig(Config):
                 self.quantised, f"adapter {self.adapter} {why}, which {self.quantised} has not; write one of {names}"
             )
         return self
+
+    @model_validator(mode="after")
+    def layers_are_kept_without_an_adapter(self) -> FineTuneConfig:
+        """`keep_layers` with `adapter: none`: an adapter of a cut model would fit no model that is somewhere."""
+        if self.keep_layers is None:
+            return self
+        if self.adapter != "none":
+            raise wrong(
+                "keep_layers", f"adapter is {self.adapter}, and its base would lie nowhere; write adapter: none"
+            )
+        if not isinstance(self.keep_layers, int) and list(self.keep_layers) != sorted(set(self.keep_layers)):
+            raise wrong("keep_layers", f"{list(self.keep_layers)} is not ascending; name each layer once, in order")
+        if self.keep_layers == ():
+            raise wrong("keep_layers", "is empty; give a number of layers, or name some")
+        return self
+
+    @property
+    def starts_from(self) -> str:
+        """The name of the model that a run begins from: `base_model`, with `keep_layers` a cut of it."""
+        return cut_name(self.base_model, self.keep_layers)
 
     @property
     def packs(self) -> bool:

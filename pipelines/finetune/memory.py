@@ -20,12 +20,13 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from pipelines.config import DPOConfig, FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.adapter_sizes import keeps_inputs, kept_numbers, weight_bytes
+from pipelines.finetune.distill_memory import logit_bytes, teacher_pass, teacher_states
 from pipelines.finetune.optimizer_memory import aside_bytes, state_bytes, step_bytes
 from pipelines.finetune.shape import MLP_OUTPUTS, ModelShape
 from pipelines.finetune.trained import Trained
@@ -127,7 +128,7 @@ class MemoryEstimate:
 
     Attributes:
         device: whose memory it is: `cpu` the process's resident set, `gpu` the device's.
-        moment: when the peak is: `backward`, `gradients`, `update`, `evaluation` or `generation`.
+        moment: when the peak is: `backward`, `teacher` (its forward pass), `gradients`, `update`, `evaluation` or `generation`.
         items: what it is made of then.
         moments: the total of every moment.
         trainable: trained parameters.
@@ -148,7 +149,11 @@ class MemoryEstimate:
 
 
 def estimate(
-    config: FineTuneConfig, shape: ModelShape, work: Workload | None = None, device: Device = "cpu"
+    config: FineTuneConfig,
+    shape: ModelShape,
+    work: Workload | None = None,
+    device: Device = "cpu",
+    teachers: Sequence[ModelShape] = (),
 ) -> MemoryEstimate:
     """The peak of one run with its evaluations.
 
@@ -157,17 +162,21 @@ def estimate(
         shape: its base model's.
         work: lengths and sizes of its data; without it every row is as long as `sequence_len` and trained on whole.
         device: where the model is.
+        teachers: shapes of a distillation's teacher, one a member.
     """
     work = work or Workload.largest(config)
     batch = work.train
     if config.adapter == "prompt_tuning":
         work = work.behind(config.num_virtual_tokens)
     trained = Trained.of(config, shape)
-    states = _states(config, shape, work, trained, device)
+    states = _states(config, shape, work, trained, device) | teacher_states(config, shape, teachers)
     moments = {
         name: states | {item: size for item, size in extra.items() if size}
         for name, extra in _moments(config, shape, work, trained, device).items()
     }
+    if teachers:
+        passing = teacher_pass(config, teachers, work.train.tokens, work.train.trained)
+        moments["teacher"] = {**moments["backward"], "logits": 8 * work.train.trained * shape.vocabulary} | passing
     totals = {name: sum(items.values()) for name, items in moments.items()}
     peak = max(totals, key=lambda name: totals[name])
     return MemoryEstimate(device, peak, moments[peak], totals, trained.parameters, batch)
@@ -226,7 +235,7 @@ def _moments(
             "activations": activations + layer,
             "heap": holes,
             "copies": sum(copies),
-            "logits": 12 * work.train.trained * shape.vocabulary,
+            "logits": logit_bytes(config) * work.train.trained * shape.vocabulary,
             "gradients": accumulated,
         },
         "gradients": {"gradients": gradients + 4 * trained.embedding, **retained},

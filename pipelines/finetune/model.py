@@ -1,7 +1,8 @@
 """Base models: from a name to a folder of safetensors, and from there into memory, where one stays between tasks.
 
 A name is a hub id, a folder, a GGUF file, `package://module/path`, or the folder of an adapter, which is folded into its
-base. GGUF files and adapters are converted once, in fp32, into the cache folder.
+base; `layers://4/NAME` is one with some of its layers (`pipelines.cuts`). GGUF files, adapters and cuts are converted once, in
+fp32, into the cache folder.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from pipelines.config import FineTuneConfig
+from pipelines.cuts import Keep, split_cut
 from pipelines.finetune.adapters import attach
+from pipelines.finetune.layers import cut
 from pipelines.finetune.once import made_once
 from pipelines.hashes import kept_hash, record_hash
 from pipelines.packages import PACKAGE, first_line, hub_snapshot, named_path
@@ -171,13 +174,16 @@ def resolve(source: str, cache: Path, *, trust_remote_code: bool = False) -> Pat
     """The folder of safetensors that a name stands for; converts and downloads where needed.
 
     Args:
-        source: hub id, folder, GGUF file, `package://module/path`, or an adapter's folder.
+        source: hub id, folder, GGUF file, `package://module/path`, an adapter's folder, or `layers://` before one of them.
         cache: where converted models are kept.
         trust_remote_code: also fetch the model's own Python code from a hub.
 
     Raises:
         UserError: if nothing is there, with what could be given instead.
     """
+    keep, whole = split_cut(source)
+    if keep is not None:
+        return _cut(resolve(whole, cache, trust_remote_code=trust_remote_code), keep, cache, trust_remote_code)
     if source.startswith("sweep://"):
         raise UserError(f"base_model: {source} must be resolved when the sweep file is read, but reached a worker")
     path = named_path(source, "base_model")
@@ -265,6 +271,19 @@ def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:
         loaded.tokenizer.save_pretrained(folder)
 
     return made_once(cache, f"folded-{_CONVERSION}-{name}", fold)
+
+
+def _cut(whole: Path, keep: Keep, cache: Path, trust_remote_code: bool) -> Path:
+    """A model with some of its decoder layers, made once."""
+    name = record_hash({"model": content_hash(whole), "keep_layers": keep})[:24]
+
+    def leave_out(folder: Path) -> None:
+        loaded = load_folder(whole, trust_remote_code=trust_remote_code)
+        cut(loaded.model, keep)
+        loaded.model.save_pretrained(folder)
+        loaded.tokenizer.save_pretrained(folder)
+
+    return made_once(cache, f"layers-{_CONVERSION}-{name}", leave_out)
 
 
 def _from_hub(source: str, trust_remote_code: bool) -> Path:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors.torch import load_file
 
@@ -24,6 +25,7 @@ from evaluators import evaluate_all
 from evaluators.base import LanguageModel, Report, Score
 from pipelines.config import FineTuneConfig, parse_pipeline
 from pipelines.finetune import adapters, pissa
+from pipelines.finetune.beside import attached
 from pipelines.finetune.checkpoint import read_report
 from pipelines.finetune.devices import has_bf16, memory_errors, prepare_device
 from pipelines.finetune.freezing import unfreeze
@@ -81,6 +83,10 @@ class FineTunePipeline:
         """
         raise NotImplementedError
 
+    def beside(self, objective: Objective) -> torch.nn.Module | None:
+        """What is trained beside the model, with its optimizer and checkpoints; None for nothing. See `pipelines.finetune.beside`."""
+        return None
+
     def language_model(
         self, model: Any, loaded: LoadedModel, config: FineTuneConfig, services: Services
     ) -> LanguageModel:
@@ -119,7 +125,7 @@ class FineTunePipeline:
             _log.warning("precision: bf16 is slow on this CPU, which has no instructions for it; fp32 is faster here")
         self._resident = None
         with memory_errors(config):
-            loaded = self._base(config.base_model, config, task.services.cache, device)
+            loaded = self._base(config.starts_from, config, task.services.cache, device)
             held = HeldMask.of(loaded, config)
             with self._trained_model(loaded, config, task, held) as model, unpatched([loaded.model, model]):
                 objective = self.objective(config, splits, loaded, model, task)
@@ -128,7 +134,9 @@ class FineTunePipeline:
                     lm = self.language_model(model, loaded, config, task.services)
                     return evaluate_all(entries, lm, splits.tune, "tune", samples)
 
-                Run(task, config, model, loaded, splits, objective, device, report, score, held).go()
+                start = None if task.start is None else Path(task.start)
+                with attached(model, self.beside(objective), start):
+                    Run(task, config, model, loaded, splits, objective, device, report, score, held).go()
 
     def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
         """See `Pipeline`; answers come from the memo where there is one.
@@ -181,11 +189,14 @@ class FineTunePipeline:
         return self._resident[0]
 
     def _base(self, source: str, config: FineTuneConfig, cache: str | None, device: str) -> LoadedModel:
-        if self._models is None or (cache is not None and str(self._models.cache) != cache):
-            self._models = BaseModels(cache)
-        return self._models.load(
+        return self._kept(cache).load(
             source, trust_remote_code=config.trust_remote_code, device=device, quantised=Quantised.of(config)
         )
+
+    def _kept(self, cache: str | None) -> BaseModels:
+        if self._models is None or (cache is not None and str(self._models.cache) != cache):
+            self._models = BaseModels(cache)
+        return self._models
 
     @contextlib.contextmanager
     def _trained_model(

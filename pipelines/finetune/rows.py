@@ -12,7 +12,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 from evaluators.base import Example
 from pipelines.finetune.data import Encoded, encode
 from pipelines.stage import UserError
+
+if TYPE_CHECKING:
+    from pipelines.finetune.model import LoadedModel
+    from pipelines.splits import Splits
 
 KEPT = 256
 """Encoded rows that the lazy way keeps."""
@@ -87,6 +91,20 @@ class LazyRows(Sequence[Encoded]):
         if len(self._recent) > self._kept:
             self._recent.popitem(last=False)
         return row
+
+
+class KeptRows:
+    """The tokens of `train` that were asked for last, so that the next task on them begins at once."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[tuple[int, str, int], Splits, TrainRows] | None = None
+
+    def of(self, splits: Splits, loaded: LoadedModel, sequence_len: int) -> TrainRows:
+        """See `encode_train`; the same splits give the same rows."""
+        key = (id(splits), str(loaded.folder), sequence_len)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, splits, encode_train(splits.train, loaded.tokenizer, sequence_len, splits.phases))
+        return self._kept[2]
 
 
 def encode_train(

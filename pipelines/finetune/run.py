@@ -11,6 +11,7 @@ from evaluators.base import Report, Score
 from pipelines.config import FineTuneConfig
 from pipelines.energy import EnergyConfig, added, open_meter, telemetry
 from pipelines.finetune import adapters
+from pipelines.finetune.beside import exported
 from pipelines.finetune.checkpoint import placing, write_complete
 from pipelines.finetune.devices import peak_memory
 from pipelines.finetune.masked import HeldMask
@@ -115,13 +116,14 @@ class Run:
 
     def write_weights(self, folder: Path) -> None:
         """The adapter, or all weights with what is needed to load them as a base model."""
-        if self.held is not None:
-            self.held.save(self.model, self.loaded, folder, self.config.base_model)
-        elif self.config.adapter != "none":
-            adapters.save_weights(self.model, folder, self.config.base_model)
-        else:
-            self.model.save_pretrained(folder)
-            self.loaded.tokenizer.save_pretrained(folder)
+        with exported(self.model, folder):
+            if self.held is not None:
+                self.held.save(self.model, self.loaded, folder, self.config.base_model)
+            elif self.config.adapter != "none":
+                adapters.save_weights(self.model, folder, self.config.base_model)
+            else:
+                self.model.save_pretrained(folder)
+                self.loaded.tokenizer.save_pretrained(folder)
 
     def due(self, *, last: bool) -> list[Mapping[str, Any]]:
         """`evaluate` entries of a milestone."""

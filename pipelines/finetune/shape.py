@@ -18,11 +18,13 @@ import os
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from pipelines.cuts import Keep, kept_layers, split_cut
 from pipelines.packages import PACKAGE, package_path
+from pipelines.stage import UserError
 from pipelines.weights import NOT_WEIGHTS
 
 MOST_HEADER_BYTES = 1 << 28
@@ -117,6 +119,9 @@ def read_shape(source: str) -> ModelShape:
 
 
 def _read(source: str, depth: int) -> ModelShape:
+    keep, whole = split_cut(source)
+    if keep is not None:
+        return _cut(_read(whole, depth), keep)
     path = _package_path(source) if source.startswith(PACKAGE) else Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
         return _from_gguf(path)
@@ -133,6 +138,19 @@ def _read(source: str, depth: int) -> ModelShape:
     if len(files) != 1:
         raise ShapeUnknown(f"{path} holds no model that can be read")
     return _from_gguf(files[0])
+
+
+def _cut(shape: ModelShape, keep: Keep) -> ModelShape:
+    """The shape with some of its layers, numbered anew."""
+    try:
+        kept = kept_layers(keep, shape.layers)
+    except UserError as error:
+        raise ShapeUnknown(str(error)) from None
+    tensors = {name: size for name, size in shape.tensors.items() if shape.layer_of(name) is None}
+    for at, layer in enumerate(kept):
+        own = {name: size for name, size in shape.tensors.items() if shape.layer_of(name) == layer}
+        tensors |= {_LAYER.sub(f".{at}.", name, count=1): size for name, size in own.items()}
+    return replace(shape, tensors=tensors, layers=len(kept))
 
 
 def _package_path(source: str) -> Path:

@@ -10,6 +10,7 @@ from sweeps.trial_words import words
 
 MOMENTS = {
     "backward": "as the backward pass begins",
+    "teacher": "while the teacher answers",
     "gradients": "when the backward pass ends",
     "update": "in the optimizer's step",
     "evaluation": "in the evaluation",

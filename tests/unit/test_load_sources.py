@@ -190,3 +190,52 @@ def test_a_resolved_record_keeps_what_the_name_meant(sweep, tmp_path):
     shutil.rmtree(sweep.paths.root)
     assert from_record(record) == loaded
     assert from_record(record).resolve({}) == loaded.resolve({})
+
+
+DISTILL = (
+    SFT.replace("name: demo", "name: next\nstorage: runs")
+    .replace("type: sft", "type: distill")
+    .replace("  learning_rate", "  teacher: sweep://demo/top-2\n  learning_rate")
+)
+
+
+def test_the_best_k_are_an_ensemble_for_a_teacher_alone(sweep, tmp_path):
+    best = [checkpoint(sweep, trial) for trial in ("0001-bbbbbbbb", "0000-aaaaaaaa")]
+    config = load(tmp_path, DISTILL).resolve({})
+    assert (config["teacher"], config["base_model_hash"]) == (best, None)
+    with pytest.raises(SourceError, match="only 2 of its runs reached the top rung"):
+        resolve_source("sweep://demo/top-3", sweep.paths.root.parent, sweep.folder, several=True)
+    said = problems(tmp_path, DISTILL.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "sweep://demo/top-2"))
+    assert "is an ensemble, and one model is wanted" in said["pipeline.base_model"]
+
+
+def test_a_teacher_may_be_swept_and_its_hash_tells_teachers_apart(sweep, tmp_path):
+    loaded = load(
+        tmp_path,
+        DISTILL
+        + "parameters: {teacher: [sweep://demo/top-2, sweep://demo/best, owner/name, [owner/name, sweep://demo/best]]}\n",
+    )
+    names = next(iter(loaded.space.all_axes())).domain.values
+    found = [loaded.resolve({"teacher": name}) for name in names]
+    best = checkpoint(sweep, "0001-bbbbbbbb")
+    assert [config["teacher"] for config in found[1:]] == [best, "owner/name", ["owner/name", best]]
+    assert found[1]["teacher_hash"] == weights_hash(sweep.paths.checkpoint(Attempt(Run("0001-bbbbbbbb", 0), 0), 27))
+    assert found[2]["teacher_hash"] is None
+    assert found[0]["teacher_hash"] not in (None, found[1]["teacher_hash"])
+
+
+def test_an_ensemble_survives_the_record(sweep, tmp_path):
+    from sweeps.load import from_record
+
+    loaded = load(tmp_path, DISTILL)
+    again = from_record(json.loads(json.dumps(loaded.record())))
+    assert again == loaded
+    assert again.resolve({}) == loaded.resolve({})
+
+
+def test_an_ensemble_whose_checkpoints_went_says_how_to_keep_them(sweep, tmp_path):
+    ledger = Ledger.open(sweep.paths.root)
+    gone = {"run": "0000-aaaaaaaa/seed-0", "attempt": 0, "resource": 27, "bytes": 1}
+    ledger.append([Event("checkpoint_deleted", gone)])
+    ledger.close()
+    assert "keep.best: 2 would have kept them all" in problems(tmp_path, DISTILL)["pipeline.teacher"]

@@ -27,8 +27,13 @@ def tokenizer(template: str | None = CHATML) -> Any:
     return made
 
 
-def save_model(folder: Path, seed: int = 0) -> Path:
-    """A folder that loads as a base model of 2 layers."""
+def save_model(
+    folder: Path, seed: int = 0, layers: int = 2, hidden: int = 32, words: int = 0, spread: float = 0.02
+) -> Path:
+    """A folder that loads as a base model; `words` is the height of its embedding, where it is filled up.
+
+    With the usual spread of the first weights its answers are near to even; with 0.3 they are opinions.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -36,13 +41,14 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(tokens),
-            hidden_size=32,
+            vocab_size=words or len(tokens),
+            hidden_size=hidden,
             intermediate_size=64,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             max_position_embeddings=256,
+            initializer_range=spread,
             bos_token_id=tokens.bos_token_id,
             eos_token_id=tokens.eos_token_id,
             pad_token_id=tokens.pad_token_id,
