@@ -60,13 +60,14 @@ class LMEvalEvaluator:
     def _task(self, task: BenchmarkTask, model: LanguageModel, split: Split) -> Score | None:
         harness, config = installed(), self.config
         shots = config.num_fewshot if task.num_fewshot is None else task.num_fewshot
-        loaded = harness.load(task.name, config.include_path, shots, split)
-        if loaded is None:
-            return None
-        asked = harness.AskedModel(model, config.max_new_tokens)
-        judged = harness.judge(
-            asked, loaded.tasks, split, metric=task.metric, limit=config.limit, chat=config.apply_chat_template
-        )
+        with harness.seeded():
+            loaded = harness.load(task.name, config.include_path, shots, split)
+            if loaded is None:
+                return None
+            asked = harness.AskedModel(model, config.max_new_tokens)
+            judged = harness.judge(
+                asked, loaded.tasks, split, metric=task.metric, limit=config.limit, chat=config.apply_chat_template
+            )
         name = f"lm_eval.{task.name}"
         for one in judged:
             self.samples += [{"task": one.task, **sample} for sample in one.samples]

@@ -188,12 +188,11 @@ def load(name: str, include_path: str | None, num_fewshot: int | None, split: Sp
         manager = _manager(include_path, True)
     if name not in manager.task_index:
         raise UserError(f"lm_eval: lm-evaluation-harness has no task '{name}' (lm_eval ls tasks lists them)")
-    with _seeded():
-        try:
-            built = manager.load([name])
-        except (OSError, ValueError) as error:  # what `datasets` raises where data is not there or can't be fetched
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"lm_eval: the data of {name} can't be had: {first}") from error
+    try:
+        built = manager.load([name])
+    except (OSError, ValueError) as error:  # what `datasets` raises where data is not there or can't be fetched
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"lm_eval: the data of {name} can't be had: {first}") from error
     tasks = [task for task in built["tasks"].values() if _on(task, split)]
     for task in tasks:
         if getattr(task, "UNSAFE_CODE", False):
@@ -243,15 +242,14 @@ def judge(
     empty = next((name for name, places in chosen.items() if not places), None)
     if empty is not None:
         raise UserError(f"lm_eval: {empty} has no documents for {split}")
-    with _seeded():
-        found = evaluate(
-            lm=model,
-            task_dict={"tasks": {task.task_name: task for task in tasks}},
-            samples=chosen,
-            bootstrap_iters=0,
-            apply_chat_template=chat,
-            fewshot_as_multiturn=chat,
-        )
+    found = evaluate(
+        lm=model,
+        task_dict={"tasks": {task.task_name: task for task in tasks}},
+        samples=chosen,
+        bootstrap_iters=0,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
     assert found is not None, "the first rank gets the results, and there is no other"
     return [_judged(task, found["results"][task.task_name], found["samples"][task.task_name], metric) for task in tasks]
 
@@ -299,8 +297,11 @@ def document_hash(document: Any) -> str:
 
 
 @contextlib.contextmanager
-def _seeded() -> Iterator[None]:
-    """Python's and NumPy's global generators as lm-evaluation-harness seeds them; afterwards they are as before."""
+def seeded() -> Iterator[None]:
+    """Python's and NumPy's global generators as lm-evaluation-harness seeds them; afterwards they are as before.
+
+    All that concerns a task stands within: even to ask a task's name draws from Python's.
+    """
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(FEWSHOT_SEED)

@@ -97,6 +97,7 @@ def entry(folder: Path, *tasks: Any, **more: Any) -> dict[str, Any]:
     return {"type": "lm_eval", "tasks": named, "include_path": str(folder), **more}
 
 
+@pytest.mark.slow
 def test_our_model_and_the_harness_own_give_the_same_samples(loaded: Any, folder: Path, tmp_path: Path) -> None:
     import lm_eval
     from lm_eval.models.huggingface import HFLM
