@@ -100,6 +100,15 @@ def item_set(rows: Sequence[Example]) -> ItemSet:
     return ItemSet(ids=tuple(row.id for row in rows), groups=tuple(row.group for row in rows))
 
 
+def longer_chosen(rows: Sequence[Example]) -> float:
+    """Share of pairs whose chosen answer is the longer one, in characters: the reward accuracy of preferring length alone.
+
+    A tie counts one half; NaN without pairs. Preferring the shorter answer is right in the rest.
+    """
+    found = [right(float(len(row.completion) - len(row.rejected))) for row in rows if row.rejected is not None]
+    return sum(found) / len(found) if found else math.nan
+
+
 def right(margin: float) -> float:
     """1 where the chosen answer's reward is higher, 0 where it is lower, one half where they are equal."""
     return math.nan if math.isnan(margin) else 0.5 + 0.5 * ((margin > 0) - (margin < 0))

@@ -26,7 +26,7 @@ from sweeps.problems import show
 from sweeps.rung_rules import check_rungs
 from sweeps.searchers.cover import GENERATIONS, covered, default_population, division
 from sweeps.secret_rules import check_secrets
-from sweeps.soup_spec import SparseSoupConfig
+from sweeps.soup_spec import LearnedSoupConfig, SparseSoupConfig
 from sweeps.spec import (
     CMAESConfig,
     GPConfig,
@@ -355,7 +355,11 @@ def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
         message = "a soup is chosen on rows of its own; write pipeline.datasets.select: {fraction: 0.05}"
         draft.wrong(("soup",), message)
     if isinstance(spec.soup, SparseSoupConfig) and not isinstance(spec.pipeline, SFTConfig):
-        draft.wrong(("soup", "method"), f"sparse prunes and retrains fine-tunes, and {spec.pipeline.type} is none")
+        draft.wrong(
+            ("soup", "method"), f"sparse prunes and retrains what sft trains, and {spec.pipeline.type} is another kind"
+        )
+    if isinstance(spec.soup, LearnedSoupConfig) and isinstance(spec.pipeline, DPOConfig):
+        draft.wrong(("soup", "method"), "learned minimises the likelihood of answers, not dpo's loss; take greedy")
     if verdicts.metrics:
         check_soup_metric(draft, verdicts.metrics)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
@@ -48,7 +49,7 @@ def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, 
         address: a Ray cluster's; None for this machine.
         data: whether to use all rows.
     """
-    from pipelines.config import FineTuneConfig, RagConfig
+    from pipelines.config import DPOConfig, FineTuneConfig, RagConfig
 
     config = loaded.spec.pipeline
     if isinstance(config, RagConfig) and data:
@@ -73,6 +74,11 @@ def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, 
     found["duplicates"], warnings = doubles(config, splits, progress)
     progress.close()
     found["warnings"] += warnings
+    if isinstance(config, DPOConfig):
+        from evaluators.preference import longer_chosen
+
+        shares = {name: longer_chosen(splits.rows(name)) for name in ("train", "tune", "select", "test")}
+        found["longer_chosen"] = {name: share for name, share in shares.items() if math.isfinite(share)}
     return found
 
 

@@ -35,6 +35,7 @@ def lines(found: Mapping[str, Any], *, here: bool) -> Iterator[str]:
         yield from _splits(found["splits"], "row" if found.get("corpus") is None else "question")
     if found.get("duplicates"):
         yield from _duplicates(found["duplicates"])
+    yield from _lengths(found.get("longer_chosen") or {})
 
 
 def _memory(memory: Mapping[str, Any], here: bool) -> Iterator[str]:
@@ -125,3 +126,10 @@ def _duplicates(duplicates: Mapping[str, Any]) -> Iterator[str]:
         f"  doubles  {repeated:,} exact repeats within train, {near:,} near-duplicate pairs across splits "
         f"({duplicates['compared']:,} rows compared)"
     )
+
+
+def _lengths(shares: Mapping[str, float]) -> Iterator[str]:
+    """What preferring the longer answer would get right."""
+    if shares:
+        said = ", ".join(f"{100 * share:.0f} % of {name}" for name, share in shares.items())
+        yield f"  lengths  the chosen answer is the longer one in {said}: so much length alone gets right"

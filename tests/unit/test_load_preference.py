@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 from sweep_files import load, problems
+from tiny import save_model, write_rows
+
+from sweeps import cli
 
 DPO = """\
 name: demo
@@ -119,3 +122,24 @@ def test_a_reference_is_a_path_or_a_source(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     config = load(tmp_path, DPO, ("pipeline.reference=./other",)).resolve({})
     assert config["reference"] == str(tmp_path / "other")
+
+
+def test_learned_and_sparse_soups_are_for_likelihoods(tmp_path: Path) -> None:
+    for soup in ("method: learned", "method: sparse, sparsity: 0.5"):
+        text = DPO + f"soup: {{{soup}, top: 2}}\nparameters: {{lora_r: [4, 8]}}\nmethod: grid\n"
+        found = problems(tmp_path, text)
+        assert "soup.method" in found
+
+
+def test_check_says_what_length_alone_gets_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [
+        {"prompt": f"question {i}", "chosen": "yes" if i % 4 else "no, never", "rejected": "maybe"} for i in range(200)
+    ]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    save_model(tmp_path / "model")
+    text = DPO.replace("data/train.jsonl", "pairs.jsonl").replace("HuggingFaceTB/SmolLM2-135M-Instruct", "./model")
+    (tmp_path / "sweep.yaml").write_text(text)
+    assert cli.main(["check", str(tmp_path / "sweep.yaml"), "--data"]) == 0
+    said = capsys.readouterr().out
+    assert "lengths  the chosen answer is the longer one in 2" in said
+    assert "2 pairs of up to" in said

@@ -249,5 +249,5 @@ metric: loss
 budget: {{trials: 2}}
 soup: {{method: sparse, sparsity: 0.5}}
 """
-    with pytest.raises(SpecError, match="sparse prunes and retrains fine-tunes, and custom is none"):
+    with pytest.raises(SpecError, match="sparse prunes and retrains what sft trains, and custom is another kind"):
         load_text(text.encode(), tmp_path)
