@@ -11,9 +11,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
+from typing import TYPE_CHECKING
 
-from sweeps.board import Measured
 from sweeps.state import RunState
+
+if TYPE_CHECKING:
+    from sweeps.board import Measured
 
 CAUGHT_UP = "this seed has caught up"
 """Why a seed that follows its trial's first one ended where that waits."""
@@ -67,6 +70,8 @@ def combined(values: Sequence[Measured]) -> Measured:
     The seeds share their items, so that their errors over items do not average out: the mean of them bounds the error of
     the mean.
     """
+    from sweeps.board import Measured  # brings SciPy, which the engine does without
+
     if len(values) == 1:
         return values[0]
     mean = fmean(v.value for v in values)
@@ -78,6 +83,8 @@ def combined(values: Sequence[Measured]) -> Measured:
 
 def measured(run: RunState, resource: int, metric: str) -> Measured:
     """A metric in a run's report, from its scores or its telemetry."""
+    from sweeps.board import Measured
+
     report = run.reports[resource]
     score = report.scores.get(metric)
     if score is not None:

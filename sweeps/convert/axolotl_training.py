@@ -142,6 +142,8 @@ def _all_linear(value: Any, whole: Whole) -> Outcome:
 
 
 def _optimizer(value: Any, whole: Whole) -> Outcome:
+    if not isinstance(value, str):
+        return Outcome("left", why=keys.LEFT["optimizer"])
     if value in keys.ADAMW:
         swept = "optimizer" in whole.swept
         return Outcome("carried", {"optimizer": "adamw"} if swept else {}, "" if swept else "adamw, as here")

@@ -12,6 +12,7 @@ import pytest
 from cluster import local
 from cluster.base import ClusterError, Node, Placement, place
 from cluster.local import refuse_address, refuse_silence
+from cluster.token import write_private
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,7 @@ def test_only_folders_of_dead_processes_are_swept(monkeypatch, tmp_path):
 
 
 def test_a_token_file_is_readable_by_its_owner_alone(tmp_path):
-    local._write_private(tmp_path / "token", "secret")
+    write_private(tmp_path / "token", "secret")
     assert (tmp_path / "token").stat().st_mode & 0o777 == 0o600
 
 

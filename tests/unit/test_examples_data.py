@@ -34,7 +34,7 @@ def test_committed_files_are_what_the_generator_writes(generator: ModuleType, tm
     generator.generate(tmp_path)
     written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert written == {path.name: path.read_bytes() for path in DATA.glob("*.jsonl")}
-    assert {name.removesuffix(".jsonl") for name in written} == set(generator.SPLITS)
+    assert {name.removesuffix(".jsonl") for name in written} == {*generator.SPLITS, "pairs"}
 
 
 def test_another_seed_gives_other_orders(generator: ModuleType) -> None:

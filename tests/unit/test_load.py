@@ -149,7 +149,7 @@ seeds: {tune: [1], test: [1]}
 def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_path):
     found = problems(tmp_path, SFT.replace("type: sft", "type: sftt").replace("max_steps: 27", "max_stepz: 27"))
     assert (
-        "(line 3, column 9): 'sftt' is unknown; did you mean 'sft'? (custom, rag, retrain_pruned, sft)"
+        "(line 3, column 9): 'sftt' is unknown; did you mean 'sft'? (custom, distill, dpo, rag, retrain_pruned, sft)"
         in found["pipeline.type"]
     )
     assert "did you mean 'max_steps'?" in found["pipeline.max_stepz"]

@@ -20,6 +20,9 @@ from pipelines.finetune.sft import SFTPipeline
 from pipelines.memo import open_memo
 from pipelines.stage import Diverged, EvaluationJob, ModelSource, Services, UserError
 
+SENSED = ("cost/joules", "cost/co2_grams")
+"""NaN where the machine has no sensor of its power."""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -192,10 +195,11 @@ def test_reports_come_where_they_are_due(place: Path, tmp_path: Path) -> None:
         ["tune/loss", "tune/perplexity"],
     ]
     assert [r.checkpoint for r in reports] == [None, "checkpoint-3", None, None, f"checkpoint-{TOTAL}"]
-    assert all(math.isfinite(v) for r in reports for v in r.telemetry.values())
+    measured = [v for r in reports for name, v in r.telemetry.items() if name not in SENSED]
+    assert all(map(math.isfinite, measured))
     kept = read_report(tmp_path / "checkpoint-3")
     assert kept.scores[0].record() == reports[1].scores[0].record()
-    assert kept.telemetry == dict(reports[1].telemetry)
+    assert kept.telemetry == pytest.approx(dict(reports[1].telemetry), rel=0, abs=0, nan_ok=True)
 
 
 def test_a_lost_report_is_made_again_first(place: Path, tmp_path: Path) -> None:
@@ -203,7 +207,7 @@ def test_a_lost_report_is_made_again_first(place: Path, tmp_path: Path) -> None:
     start = str(tmp_path / f"checkpoint-{STOP}")
     again = run(config(place), tmp_path, (TOTAL,), start=start, start_resource=STOP, replay=True)
     assert [r.resource for r in again] == [STOP, TOTAL]
-    assert again[0].telemetry == dict(first[0].telemetry)
+    assert again[0].telemetry == pytest.approx(dict(first[0].telemetry), rel=0, abs=0, nan_ok=True)
 
 
 def test_it_runs_outside_the_main_thread(place: Path, tmp_path: Path) -> None:
