@@ -66,6 +66,9 @@ def folder(tmp_path: Path) -> Path:
     asked = [json.dumps({"question": f"When is lift {i} tested?", "documents": ["page.md"]}) + "\n" for i in range(200)]
     (here / "questions.jsonl").write_text("".join(asked))
     (trained / "held_out.jsonl").write_text("".join(asked))
+    for split in ("tune", "select", "test"):
+        choice = {"question": f"Which is even in {split}?", "choices": ["1", "2"], "gold": 1}
+        (here / f"choices_{split}.jsonl").write_text(json.dumps(choice) + "\n")
     (here / "parts").mkdir()
     (here / "parts" / "0.csv").write_text("question,answer\n2 + 2 =, 4\n")
     return here
