@@ -62,6 +62,7 @@ def _trial(
                 "tests",
                 "also",
                 "latency",
+                "baseline",
             )
         },
         "id": row.name,

@@ -20,6 +20,7 @@ from sweeps.keep import GIGABYTE
 from sweeps.leaderboard import leaderboard
 from sweeps.ledger import Event, Ledger, number
 from sweeps.replay import differences
+from sweeps.report.trials import trial_records
 from sweeps.scoring import ranked
 from sweeps.simulate import drive
 
@@ -202,3 +203,12 @@ def test_early_signs_stand_by_rows_seen(tmp_path: Path) -> None:
         {"resource": 2, "samples": 16.0, "grad_norm": 3.0, "loss": 1.5},
         {"resource": 4, "samples": 32.0, "grad_norm": None, "loss": 1.5},
     ]
+
+
+def test_the_report_marks_its_row(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, [0.9, 0.5], "baseline: nadamw_algoperf\n")
+    trial = stage.add_baseline(1.4)
+    state = fold(stage.ledger.events())
+    board = leaderboard(state, stage.ledger, stage.loaded)
+    marked = {found["id"]: found["baseline"] for found in trial_records(state, board, (30,), driven=True)}
+    assert marked == {trial: "nadamw_algoperf", "0000-abcdef00": "", "0001-abcdef00": ""}

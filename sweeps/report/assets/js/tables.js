@@ -26,7 +26,7 @@ function boardColumns(record) {
   const place = new Map(record.trials.map((trial, i) => [trial.id, i]));
   const columns = [
     { key: "place", title: "#", num: true, value: (trial) => place.get(trial.id), cell: (trial) => (trial.rank === null ? "–" : h("span", {}, trial.rank, trial.tie ? h("span", { class: "tie", title: "can't be told from the first" }, "=") : "")) },
-    { key: "id", title: "trial", id: true, value: (trial) => trial.order, cell: (trial) => trial.id },
+    { key: "id", title: "trial", id: true, value: (trial) => trial.order, cell: (trial) => (trial.baseline ? `${trial.id} (baseline)` : trial.id) },
     { key: "state", title: "state", cls: "nowrap", value: (trial) => stateText(trial), cell: (trial) => h("span", { class: trial.state === "failed" ? "state-failed" : "" }, stateText(trial)) },
     record.milestones.length > 1 ? { key: "rung", title: "rung", num: true, value: (trial) => trial.rung, cell: (trial) => plain(trial.rung, 9) } : null,
     { key: "score", title: record.metric, num: true, value: (trial) => trial.score.value, cell: (trial) => score(trial.score) },
