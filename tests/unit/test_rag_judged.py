@@ -14,7 +14,11 @@ from evaluators.judge import VERSION, the_object
 from evaluators.rag import average_precision, statement_f1
 from tests.unit.rag_judging import TableJudge, letters, verdicts
 
-JUDGED = [name_of(config) for config in EVALUATOR_CONFIGS if config.judged or config.embeds]
+JUDGED = [
+    name_of(config)
+    for config in EVALUATOR_CONFIGS
+    if (config.judged or config.embeds) and "preference" not in config.subjects
+]
 
 
 def one(answer, reference="abc", context=(), question="Which?", name="q"):

@@ -21,7 +21,11 @@ from evaluators.config import EVALUATOR_CONFIGS, name_of
 from tests.unit.rag_judging import TableJudge
 
 ORACLE: dict[str, Any] = json.loads((Path(__file__).parents[1] / "oracles" / "judged.json").read_text())
-CLAIM_METRICS = [name_of(config) for config in EVALUATOR_CONFIGS if config.judged or config.embeds]
+CLAIM_METRICS = [
+    name_of(config)
+    for config in EVALUATOR_CONFIGS
+    if (config.judged or config.embeds) and "preference" not in config.subjects
+]
 NAN = math.nan
 OURS: dict[str, dict[str, float]] = {
     # ragas calls it a perfect match where either text has no statements; a claim that the other lacks is wrong or missing
