@@ -50,20 +50,30 @@ def make_rows(tokenizer: Any, rows: int, choices: int, tokens: int, seed: int) -
     ]
 
 
-def ours(model: Any, rows: list[dict[str, Any]], file: Path) -> tuple[float, list[float]]:
-    """Seconds, and the log-likelihood of every choice."""
+def clocks() -> tuple[float, float]:
+    """Now, and the CPU seconds of this process so far."""
+    return time.perf_counter(), time.process_time()
+
+
+def since(began: tuple[float, float]) -> tuple[float, float]:
+    """Seconds by both clocks."""
+    now = clocks()
+    return now[0] - began[0], now[1] - began[1]
+
+
+def ours(model: Any, rows: list[dict[str, Any]], file: Path) -> tuple[tuple[float, float], list[float]]:
+    """Seconds and CPU seconds, and the log-likelihood of every choice."""
     from evaluators.config import MultipleChoiceConfig
     from evaluators.multiple_choice import MultipleChoiceEvaluator
 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    began = time.perf_counter()
+    began = clocks()
     evaluator = MultipleChoiceEvaluator(MultipleChoiceConfig(tune=str(file)))
     evaluator.evaluate(model, [], "tune")
-    seconds = time.perf_counter() - began
-    return seconds, [one for sample in evaluator.samples for one in sample["log_likelihoods"]]
+    return since(began), [one for sample in evaluator.samples for one in sample["log_likelihoods"]]
 
 
-def theirs(model: Any, rows: list[dict[str, Any]]) -> tuple[float, list[float]]:
+def theirs(model: Any, rows: list[dict[str, Any]]) -> tuple[tuple[float, float], list[float]]:
     """The same by lm-evaluation-harness's model."""
     from lm_eval.api.instance import Instance
 
@@ -72,9 +82,9 @@ def theirs(model: Any, rows: list[dict[str, Any]]) -> tuple[float, list[float]]:
         for row in rows
         for place, choice in enumerate(row["choices"])
     ]
-    began = time.perf_counter()
+    began = clocks()
     found = model.loglikelihood(requests, disable_tqdm=True)
-    return time.perf_counter() - began, [nats for nats, _ in found]
+    return since(began), [nats for nats, _ in found]
 
 
 def compare(
@@ -82,7 +92,7 @@ def compare(
 ) -> tuple[float, float]:
     """Print one line; the ratio of all seconds, and the largest relative difference of a log-likelihood."""
     mine, other = sides
-    seconds: list[tuple[float, float]] = []
+    seconds: list[tuple[tuple[float, float], tuple[float, float]]] = []
     apart = 0.0
     for start in [0, *range(0, len(rows), block)]:
         part = rows[start : start + block]
@@ -93,11 +103,12 @@ def compare(
         seconds.append((fast, slow))
         apart = max(apart, max(abs(x - y) / abs(y) for x, y in zip(a, b, strict=True)))
     counted = seconds[1:]
-    fast, slow = (sum(side) for side in zip(*counted, strict=True))
-    ratios = [one[1] / one[0] for one in counted]
+    fast, slow = (sum(side[0] for side in sides) for sides in zip(*counted, strict=True))
+    cpu = sum(slow_side[1] for _, slow_side in counted) / sum(fast_side[1] for fast_side, _ in counted)
+    ratios = [slow_side[0] / fast_side[0] for fast_side, slow_side in counted]
     print(
         f"{name:24} {len(rows)} rows: ours {fast:.1f} s, lm-eval's {slow:.1f} s: {slow / fast:.2f} times as fast "
-        f"(blocks: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}); "
+        f"(blocks: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}; CPU seconds {cpu:.2f}); "
         f"log-likelihoods within {apart:.1e}",
         flush=True,
     )

@@ -19,6 +19,7 @@ from sweeps.trial import finite
 
 if TYPE_CHECKING:
     from evaluators.base import Example, Score, Split
+    from evaluators.config import EvaluatorConfig
     from pipelines.config import DataFile
     from pipelines.stage import EvaluationJob, ModelSource
     from sweeps.load import LoadedSweep
@@ -47,6 +48,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     entries = _entries(arguments, data.loaded)
     source = _model(arguments)
     scores = _score(arguments, data, entries, source)
+    if not scores:
+        raise UsageError(f"--with {arguments.evaluators}: nothing of it is scored on {data.split}")
     if arguments.json:
         model = {"base_model": source.base_model, "adapter": source.adapter, "hash": source.content_hash}
         record = {"model": model, "on": arguments.on, "scores": [score.record() for score in scores]}
@@ -272,9 +275,10 @@ def _entries(arguments: argparse.Namespace, loaded: LoadedSweep | None) -> list[
         UsageError: for an unknown evaluator, or a setting that none of those named takes.
     """
     from evaluators import EVALUATORS, parse_evaluator
+    from evaluators.config import EVALUATOR_CONFIGS, name_of
     from sweeps.metrics import subjects
 
-    known = {entry.type: entry for entry in loaded.spec.evaluate} if loaded is not None else {}
+    asks = {name_of(config): config.example for config in EVALUATOR_CONFIGS if config.example}
     names = [name.strip() for name in arguments.evaluators.split(",") if name.strip()]
     settings = {"max_new_tokens": arguments.max_new_tokens, "answer_regex": arguments.answer_regex}
     given = {name: value for name, value in settings.items() if value is not None}
@@ -284,17 +288,22 @@ def _entries(arguments: argparse.Namespace, loaded: LoadedSweep | None) -> list[
     for name in dict.fromkeys(names):
         if name not in EVALUATORS:
             raise UsageError(f"--with: {unknown(name, list(EVALUATORS))}")
-        entry = known.get(name) or parse_evaluator({"type": name})
+        mine = () if loaded is None else loaded.spec.evaluate
+        own: list[EvaluatorConfig] = [one for one in mine if one.type == name]
+        if not own and name in asks:
+            raise UsageError(f"--with: '{name}' has settings; score a split of a sweep with evaluate: [{asks[name]}]")
+        entry = own[0] if own else parse_evaluator({"type": name})
         can = ("model",) if loaded is None else subjects(loaded.spec.pipeline)
         if can and not set(entry.subjects) & set(can):
             what = "a model alone" if loaded is None else f"what {loaded.spec.pipeline.type} makes"
             raise UsageError(f"--with: '{name}' can't score {what}")
-        changes = {key: value for key, value in given.items() if key in type(entry).model_fields}
+        changes: dict[str, Any] = {key: value for key, value in given.items() if key in type(entry).model_fields}
         taken |= set(changes)
-        changed = {**entry.model_dump(mode="json"), "when": None, **changes}
         if loaded is not None and arguments.limit is not None:
-            changed["limit"] = arguments.limit
-        entries.append(parse_evaluator(changed).model_dump(mode="json"))
+            changes["limit"] = arguments.limit
+        for one in own or [entry]:
+            changed = parse_evaluator({**one.model_dump(mode="json"), "when": None, **changes})
+            entries.append(changed.model_dump(mode="json"))
     for key in given.keys() - taken:
         raise UsageError(f"--{key.replace('_', '-')} means nothing to {', '.join(names)}")
     return entries

@@ -242,3 +242,31 @@ def test_rows_of_choices_are_read_and_mistakes_named(tmp_path: Path) -> None:
         path.write_text(line + "\n")
         with pytest.raises(UserError, match=wrong):
             read_questions(path)
+
+
+def test_a_run_scores_benchmarks_keeps_samples_and_trains_on_as_without_them(folder: Path, tmp_path: Path) -> None:
+    import torch
+    from sft_runs import config, make_place, run, weights
+
+    from pipelines.finetune.sft import SFTPipeline
+    from pipelines.stage import EvaluationJob, ModelSource
+
+    place = make_place(tmp_path / "place")
+    settings = config(place, max_steps=4)
+    tasks = entry(folder, "tiny_choice", "tiny_answer", apply_chat_template=True, num_fewshot=1)
+    with_it, without = tmp_path / "with", tmp_path / "without"
+    reports = run(settings, with_it, (2, 4), rung_evaluators=({"type": "loss"}, tasks))
+    run(settings, without, (2, 4))
+    assert [score.name for score in reports[0].scores] == ["loss", "lm_eval", "lm_eval.tiny_choice"]
+    for name, weight in weights(with_it / "checkpoint-4").items():
+        assert torch.equal(weight, weights(without / "checkpoint-4")[name])
+    [kept] = (with_it / "samples-2").iterdir()
+    samples = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert {sample["task"] for sample in samples} == {"tiny_choice"}
+    assert samples[0]["arguments"][0][0].endswith("<|im_start|>assistant\n")
+    assert samples[0]["arguments"][0][0].count("<|im_start|>user") == 2
+    model = ModelSource(settings["base_model"], str(with_it / "checkpoint-4"))
+    job = EvaluationJob(settings, model, "tune", (tasks,), samples=str(tmp_path / "final"))
+    again = SFTPipeline().evaluate(job)
+    assert [s.value for s in again] == [s.value for s in reports[1].scores[1:]]
+    assert list((tmp_path / "final").iterdir())

@@ -133,3 +133,14 @@ def test_the_tasks_that_come_with_the_harness_are_found_without_importing_it() -
     assert task_files(found / "gsm8k").names >= {"gsm8k"}
     assert scored_during("arc_easy", (task_files(found / "arc"),))
     assert not scored_during("gsm8k", (task_files(found / "gsm8k"),))
+
+
+def test_an_evaluator_with_settings_is_asked_of_a_sweep_s_split(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sweeps.cli import main
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "completion": "b"}\n')
+    assert main(["evaluate", "some/model", "--on", str(rows), "--with", "lm_eval"]) == 2
+    assert "'lm_eval' has settings; score a split of a sweep with evaluate: [{type: lm_eval" in capsys.readouterr().err
