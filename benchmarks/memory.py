@@ -57,6 +57,10 @@ EXTRA: dict[str, dict[str, Any]] = {
         **{"adapter": "none", "micro_batch_size": 4, "sequence_len": 256, "precision": "bf16"},
         "gradient_checkpointing": True,
     },
+    "lokr-fp32-2x256": {"adapter": "lokr", "micro_batch_size": 2, "sequence_len": 256},
+    "vera-fp32-2x256": {"adapter": "vera", "lora_r": 256, "micro_batch_size": 2, "sequence_len": 256},
+    "ia3-fp32-2x256": {"adapter": "ia3", "micro_batch_size": 2, "sequence_len": 256},
+    "prompt-fp32-2x256": {"adapter": "prompt_tuning", "micro_batch_size": 2, "sequence_len": 256},
     "lora-fp16-2x256": {"micro_batch_size": 2, "sequence_len": 256, "precision": "fp16"},
     "full-fp32-4x256-unfrozen": {
         **{"adapter": "none", "micro_batch_size": 4, "sequence_len": 256},

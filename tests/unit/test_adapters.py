@@ -17,11 +17,12 @@ from sft_runs import STOP, TOTAL, config, disturb, make_place, run, same, weight
 from evaluators.base import GenerationRequest, Report
 from pipelines.config import FineTuneConfig, parse_pipeline
 from pipelines.finetune import adapters, pissa
+from pipelines.finetune.memory import Batch, _kept
 from pipelines.finetune.model import LoadedModel, load_folder, resolve
 from pipelines.finetune.sft import SFTPipeline
 from pipelines.finetune.shape import read_shape
 from pipelines.finetune.trained import Trained as SizesOf
-from pipelines.lm import LocalLanguageModel
+from pipelines.lm import LocalLanguageModel, trained_logits
 from pipelines.soups import merge
 from pipelines.stage import EvaluationJob, ModelSource, Services, UserError
 from sweeps.footprint import checkpoint_bytes
@@ -227,6 +228,33 @@ def test_sizes_are_those_of_a_written_checkpoint(trained: Trained) -> None:
     moments = [value for name, value in load_file(folder / "optimizer.safetensors").items() if "exp_avg" in name]
     assert whole - told == sum(value.nbytes for value in moments)
     assert SizesOf.of(typed, shape).parameters == trained.reports[-1].telemetry["train/trainable_parameters"]
+
+
+def test_what_is_kept_for_the_backward_pass_is_as_estimated(trained: Trained, place: Path) -> None:
+    typed = parse_pipeline(trained.settings)
+    assert isinstance(typed, FineTuneConfig)
+    loaded = load_folder(place / "model")
+    loaded.model.requires_grad_(False)
+    model = adapters.inject(loaded.model, typed).train()
+    own = {tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def see(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor
+
+    ids = torch.arange(800).reshape(4, 200) % 200
+    mask, labels = torch.ones_like(ids), torch.full_like(ids, -100)
+    mask[0, -5:], labels[:, -2:] = 0, 1
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        logits = trained_logits(model, ids, mask, labels)[0]
+        assert logits.requires_grad
+    prompt = typed.num_virtual_tokens if typed.adapter == "prompt_tuning" else 0
+    shape = read_shape(str(place / "model"))
+    told = _kept(typed, shape, Batch(4, 200 + prompt, 8, True), SizesOf.of(typed, shape), "cpu")
+    assert sum(told) == pytest.approx(sum(size for size, _ in kept.values()), rel=0.05)
 
 
 def test_sizes_of_lokr_follow_its_rank(place: Path) -> None:
