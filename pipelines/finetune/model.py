@@ -68,6 +68,10 @@ class LoadedModel:
     folder: Path
 
 
+ROUNDED = {None: "", "load_in_8bit": " on int8", "load_in_4bit": " on nf4"}
+"""What the memo's keys say of quantised weights."""
+
+
 @dataclass(frozen=True)
 class Quantised:
     """How linear weights are kept where they are not fp32.

@@ -30,7 +30,7 @@ from pipelines.finetune.checkpoint import read_report
 from pipelines.finetune.devices import has_bf16, memory_errors, prepare_device
 from pipelines.finetune.freezing import unfreeze
 from pipelines.finetune.masked import HeldMask, adapter_folder, holding
-from pipelines.finetune.model import BaseModels, LoadedModel, Quantised
+from pipelines.finetune.model import ROUNDED, BaseModels, LoadedModel, Quantised
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.run import Run
 from pipelines.finetune.trainer import unpatched
@@ -43,8 +43,6 @@ from pipelines.weights import content_hash
 
 _log = logging.getLogger(__name__)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-_BITS = {None: "", "load_in_8bit": " on int8", "load_in_4bit": " on nf4"}
-"""What the memo's keys say of quantised weights."""
 
 
 class FineTunePipeline:
@@ -169,7 +167,7 @@ class FineTunePipeline:
                     memo=job.services.memo(),
                     model_hash=_source_hash(loaded.folder, job.model.adapter),
                     tokenizer_hash=content_hash(loaded.folder, "tokenizer"),
-                    dtype=_DTYPES[config.precision] + _BITS[config.quantised],
+                    dtype=_DTYPES[config.precision] + ROUNDED[config.quantised],
                     settings={"sequence_len": config.sequence_len},
                 )
                 lm = self.remembered(lm, remember)

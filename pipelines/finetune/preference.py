@@ -15,7 +15,7 @@ from evaluators.base import Example, LanguageModel
 from pipelines.calls import make_calls
 from pipelines.config import DPOConfig, FineTuneConfig
 from pipelines.finetune.adapters import disabled
-from pipelines.finetune.model import BaseModels, LoadedModel, load_folder, resolve
+from pipelines.finetune.model import ROUNDED, BaseModels, LoadedModel, load_folder, resolve
 from pipelines.finetune.pairs import Preferred, encode_preferences
 from pipelines.finetune.pipeline import FineTunePipeline
 from pipelines.finetune.preference_lm import PreferenceLanguageModel
@@ -89,6 +89,7 @@ class DPOPipeline(FineTunePipeline):
             loaded.tokenizer,
             batch_size=config.eval_batch_size,
             precision=config.precision,
+            weights=ROUNDED[config.quantised] if _in_memory(config, folder, loaded) else "",
             device=device,
             memo=None if services.memo is None else services.memo(),
             kept=self._references,
@@ -108,6 +109,11 @@ def _judge(config: Mapping[str, Any] | None, services: Services) -> Judge | None
     return build_judge(config, make_calls(services, uuid.uuid4().hex))
 
 
+def _in_memory(config: DPOConfig, folder: Path, loaded: LoadedModel) -> bool:
+    """Whether the reference is the model that training starts from, under the adapter."""
+    return config.adapter != "none" and folder == loaded.folder
+
+
 @contextlib.contextmanager
 def _opened(config: DPOConfig, folder: Path, loaded: LoadedModel, model: Any, device: str) -> Iterator[Any]:
     """The reference: what is in memory already, without its adapter, or else its own weights for a while.
@@ -115,7 +121,7 @@ def _opened(config: DPOConfig, folder: Path, loaded: LoadedModel, model: Any, de
     Raises:
         UserError: if its tokens are others than the model's.
     """
-    if config.adapter != "none" and folder == loaded.folder:
+    if _in_memory(config, folder, loaded):
         with disabled(model) if hasattr(model, "peft_config") else contextlib.nullcontext():
             yield model
         return

@@ -57,6 +57,7 @@ class Reference:
         tokenizer: with a padding token.
         batch_size: rows in one forward pass.
         precision: as in training.
+        weights: what its weights were rounded to, where they were (`pipelines.finetune.model.ROUNDED`).
         device: `cpu` or `cuda`, whose random state is put back after a model was loaded.
         memo: the store; None keeps what was computed in `kept`.
         kept: entries that were computed before in this process.
@@ -70,6 +71,7 @@ class Reference:
         *,
         batch_size: int,
         precision: str,
+        weights: str = "",
         device: str,
         memo: Memo | None,
         kept: dict[str, list[float]],
@@ -79,6 +81,7 @@ class Reference:
         self._tokenizer = tokenizer
         self._batch_size = batch_size
         self._precision = precision
+        self._weights = weights
         self._device = device
         self._memo = memo
         self._kept = kept
@@ -109,7 +112,7 @@ class Reference:
             FUNCTION,
             content_hash(self._folder),
             content_hash(self._folder, "tokenizer"),
-            self._precision,
+            self._precision + self._weights,
             hashlib.sha256(said.encode()).hexdigest(),
             {"batch_size": self._batch_size},
         )

@@ -16,7 +16,7 @@ from tiny import save_model, write_rows
 from evaluators.base import GenerationRequest
 from pipelines.finetune import preference as preference_module
 from pipelines.finetune.data import encode_answer
-from pipelines.finetune.model import load_folder
+from pipelines.finetune.model import Quantised, load_folder
 from pipelines.finetune.preference import DPOPipeline
 from pipelines.finetune.preference_objective import answer_logprobs
 from pipelines.lm import pad
@@ -184,6 +184,19 @@ def test_what_the_memo_gives_is_what_would_be_computed(place: Path, tmp_path: Pa
     alone = DPOPipeline()._reference(typed, loaded, loaded.model, Services()).log_probabilities(rows)
     assert np.array_equal(shared[0], shared[1])
     assert np.array_equal(shared[0], alone)
+
+
+def test_a_quantised_reference_is_another_one(place: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    pipeline = DPOPipeline()
+    found = []
+    for changed in ({}, {"load_in_4bit": True}, {}):
+        typed = preference_module.DPOConfig.model_validate(config(place, **changed))
+        loaded = load_folder(place / "model", quantised=Quantised.of(typed))
+        rows = [one for row in pipeline._encode(typed, loaded, load_splits(typed.datasets).tune) for one in row.answers]
+        found.append(pipeline._reference(typed, loaded, loaded.model, Services()).log_probabilities(rows))
+    assert np.array_equal(found[0], found[2])
+    assert np.abs(found[0] - found[1]).max() > 1e-3
 
 
 def test_another_model_can_be_the_reference(place: Path, tmp_path: Path) -> None:
