@@ -63,4 +63,4 @@ def test_the_same_answers_to_gsm8k_as_the_harness_own_model(shared_data: Path, t
         assert [sample[name] for sample in mine] == [sample[name] for sample in want]
     assert score.value == pytest.approx(expected["results"]["gsm8k_here"]["exact_match,flexible-extract"])
     assert (score.n, score.unscored) == (QUESTIONS, 0)
-    assert len({sample["resps"][0][0] for sample in mine}) == QUESTIONS
+    assert len({sample["resps"][0][0] for sample in mine}) > QUESTIONS / 2  # they are answers, not one text
