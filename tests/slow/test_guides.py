@@ -72,6 +72,7 @@ def test_commands_run_and_print_what_the_page_shows(page: Path, folder: Path) ->
 
 
 def test_what_is_not_run_says_why() -> None:
-    marked = [block for page in GUIDES for block in blocks(page, SHELL) if block.not_run is not None]
-    assert 0 < len(marked) < 6
+    shown = [block for page in GUIDES for block in blocks(page, SHELL)]
+    marked = [block for block in shown if block.not_run is not None]
+    assert 0 < len(marked) < len(shown) / 3
     assert [str(block) for block in marked if not block.not_run] == []
