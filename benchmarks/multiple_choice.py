@@ -63,7 +63,7 @@ def since(began: tuple[float, float]) -> tuple[float, float]:
 
 def ours(model: Any, rows: list[dict[str, Any]], file: Path) -> tuple[tuple[float, float], list[float]]:
     """Seconds and CPU seconds, and the log-likelihood of every choice."""
-    from evaluators.config import MultipleChoiceConfig
+    from evaluators.benchmark_config import MultipleChoiceConfig
     from evaluators.multiple_choice import MultipleChoiceEvaluator
 
     file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

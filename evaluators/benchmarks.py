@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluators.base import Direction, Example, ItemSet, LanguageModel, Score, Split, UserError, summarise
-from evaluators.config import BenchmarkTask, LMEvalConfig
+from evaluators.benchmark_config import BenchmarkTask, LMEvalConfig
 
 if TYPE_CHECKING:
     from evaluators.harness import Judged

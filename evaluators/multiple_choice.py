@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluators.base import Direction, Example, ItemSet, LanguageModel, Score, Split, UserError, summarise
-from evaluators.config import MultipleChoiceConfig
+from evaluators.benchmark_config import MultipleChoiceConfig
 
 
 @dataclass(frozen=True)

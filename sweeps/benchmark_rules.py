@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from evaluators.config import EvaluatorConfig, LMEvalConfig, MultipleChoiceConfig
+from evaluators.benchmark_config import LMEvalConfig, MultipleChoiceConfig
+from evaluators.config import EvaluatorConfig
 from sweeps.draft import Draft
 from sweeps.local import absolute_path
 from sweeps.metrics import Metric, owner, soup_metric

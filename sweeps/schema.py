@@ -16,7 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from evaluators.config import LMEvalConfig, default_entries, name_of
+from evaluators.benchmark_config import LMEvalConfig
+from evaluators.config import default_entries, name_of
 from pipelines.config import PIPELINE_CONFIGS
 from sweeps.complaints import BARE
 from sweeps.fields import take_apart, type_names
