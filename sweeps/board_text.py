@@ -129,7 +129,7 @@ def _columns(board: Leaderboard) -> list[_Column]:
         title = f"{name.partition('/')[2]}{_n_of(rows, name)}"
         columns.append(_Column(title, lambda row, name=name: score_text(row.also.get(name, Measured())), 1))  # type: ignore[misc]
     if board.trainable_differs:
-        columns.append(_Column("trainable", lambda row: _text(row.trainable), 3))
+        columns.append(_Column("trainable", lambda row: _text(row.trainable), 1))
     columns += [_Column("resource", lambda row: _text(row.resource), 5), _Column("seconds", _seconds, 4)]
     costs = {name for row in rows for name in row.cost} - {metric.bare for metric in board.metrics}
     if LATENCY in costs or any(row.latency for row in rows):

@@ -245,7 +245,7 @@ def kind_problems(runs: Sequence[str], folders: Sequence[Path]) -> list[str]:
         groups.setdefault(what.format_map({"num_virtual_tokens": "?", **config}), []).append(run)
     if len(groups) < 2:
         return []
-    told = "; ".join(f"{', '.join(members)} {what}" for what, members in groups.items())
+    told = "; ".join(f"some {what}: {', '.join(members)}" for what, members in groups.items())
     return [f"no adapter can hold both: {told}"]
 
 
