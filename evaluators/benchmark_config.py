@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from evaluators.entry import Direction, EvaluatorConfig
+from evaluators.field_texts import Documented
 
 
 class MultipleChoiceConfig(EvaluatorConfig):
@@ -48,10 +49,10 @@ LESS_IS_BETTER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_
 """Metrics of lm-evaluation-harness that are better when smaller; all others are taken to be better when larger."""
 
 
-class BenchmarkTask(BaseModel):
+class BenchmarkTask(Documented):
     """A task of `lm_eval`; its name alone is enough."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     name: str
     """As lm-evaluation-harness calls it: a task, a group or a tag."""

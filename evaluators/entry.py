@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
+
+from evaluators.field_texts import Documented
 
 Direction = Literal["minimize", "maximize"]
 Subject = Literal["model", "preference", "retrieval", "answer"]
@@ -12,10 +14,10 @@ Subject = Literal["model", "preference", "retrieval", "answer"]
 questions (RAG)."""
 
 
-class EvaluatorConfig(BaseModel):
+class EvaluatorConfig(Documented):
     """What all entries of `evaluate:` share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     metrics: ClassVar[dict[str, Direction]]
     subjects: ClassVar[tuple[Subject, ...]] = ("model",)

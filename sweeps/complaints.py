@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from evaluators.field_texts import description
 from pipelines.config import PIPELINE_CONFIGS
 from pipelines.fields import CLASS_PATTERN, HASH_PATTERN, URL_PATTERN
 from sweeps.fields import Models, lookup, model_at, type_names
@@ -136,11 +137,11 @@ def unknown_key(path: Place, data: Any, root: Models, top: str) -> str:
 
 def _missing(path: Place, data: Any, root: Models) -> str:
     for model in model_at(root, data, path[:-1]):
-        info = model.model_fields.get(str(path[-1]))
-        if info is not None and info.description:
+        text = description(model, str(path[-1]))
+        if text:
             command = _INIT.get(str(path[-1]))
             mend = f"; `{command}` writes a file for your data" if command else ""
-            return f"is missing: {info.description.splitlines()[0].rstrip('.')}{mend}"
+            return f"is missing: {text.splitlines()[0].rstrip('.')}{mend}"
     return "is missing"
 
 

@@ -15,6 +15,7 @@ from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
+from evaluators.field_texts import description
 from sweeps.complaints import BARE, pattern_words
 from sweeps.fields import tag_key, take_apart, type_names
 from sweeps.parameters import DISTRIBUTION_NAMES, FIXED
@@ -168,7 +169,7 @@ def _keys(model: type[BaseModel], path: str) -> Iterator[Key]:
         whole = f"{path}.{name}" if path else name
         inside = whole.removeprefix("pipeline.")
         told_apart = name == tag_key(model) and "const" in about
-        text = _line(model.model_fields[name].description) or ("Says which section this is." if told_apart else "")
+        text = _line(description(model, name)) or ("Says which section this is." if told_apart else "")
         default = None if told_apart or name in schema.get("required", ()) else _default(about)
         default = DEFAULT if told_apart and path == "soup" else default
         yield Key(
