@@ -68,9 +68,7 @@ def hub_snapshot(source: str, setting: str, files: Sequence[str], whole: Callabl
     Raises:
         UserError: if it can't be fetched.
     """
-    import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     with contextlib.suppress(OSError, ValueError):
         local = Path(snapshot_download(source, allow_patterns=list(files), local_files_only=True))
@@ -79,11 +77,19 @@ def hub_snapshot(source: str, setting: str, files: Sequence[str], whole: Callabl
     try:
         revision = HfApi().model_info(source, timeout=HUB_SECONDS).sha
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(files), etag_timeout=HUB_SECONDS))
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except hub_failures() as error:
         raise UserError(
             f"{setting}: {source!r} is no folder here and can't be fetched from the model hub "
             f"({type(error).__name__}: {first_line(error)}). {mend}"
         ) from error
+
+
+def hub_failures() -> tuple[type[Exception], ...]:
+    """What the hub's library raises where the hub is out of reach, or has not what was asked for."""
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it speaks through: httpx, or httpx2
+
+    return (HfHubHTTPError, httpx.HTTPError, OSError, ValueError)
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.cuts import split_cut
 from pipelines.hashes import kept_hash, record_hash
-from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
+from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, hub_failures, named_path
 from pipelines.stage import UserError
 
 BESIDE = "beside.safetensors"
@@ -95,9 +95,7 @@ def _of_adapter(folder: Path) -> WeightsIdentity:
 
 def _commit(source: str) -> str:
     """The commit of a hub repository: of the copy that lies here, else the hub's newest."""
-    import httpx
     from huggingface_hub import HfApi, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
 
     with contextlib.suppress(OSError, ValueError):
         local = try_to_load_from_cache(source, "config.json")
@@ -105,7 +103,7 @@ def _commit(source: str) -> str:
             return Path(local).parent.name
     try:
         return str(HfApi().model_info(source, timeout=HUB_SECONDS).sha)
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except hub_failures() as error:
         raise UserError(
             f"base_model: {source!r} is no folder here and the model hub does not know it ({first_line(error)})"
         ) from error

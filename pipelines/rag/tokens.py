@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, named_path
+from pipelines.packages import HUB_SECONDS, PACKAGE, first_line, hub_failures, named_path
 from pipelines.stage import UserError
 
 if TYPE_CHECKING:
@@ -77,14 +77,15 @@ def _file(source: str) -> Path:
 
 
 def _from_hub(source: str) -> Path:
-    import httpx
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import HfApi, hf_hub_download, try_to_load_from_cache
 
     try:
         local = try_to_load_from_cache(source, FILE)
-        return Path(local if isinstance(local, str) else hf_hub_download(source, FILE, etag_timeout=HUB_SECONDS))
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+        if isinstance(local, str):
+            return Path(local)
+        revision = HfApi().model_info(source, timeout=HUB_SECONDS).sha  # fails at once, where a download tries for 23 s
+        return Path(hf_hub_download(source, FILE, revision=revision, etag_timeout=HUB_SECONDS))
+    except hub_failures() as error:
         raise UserError(
             f"tokenizer: {source!r} is no folder here and can't be fetched from the model hub "
             f"({type(error).__name__}: {first_line(error)}). {_ALTERNATIVES}"
