@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 help:
 	@echo "make demo       set up, then run examples/quickstart.yaml (about 10 minutes on 2 cores)"
 	@echo "make demo-rag   set up, then race RAG configurations on the handbook (about 7 minutes)"
-	@echo "make test       set up, then the unit tests and a smoke run"
+	@echo "make test       set up, then the unit tests"
 	@echo "make test-slow  real Ray, real models, kill -9, the report in a browser"
 	@echo "make check      ruff, format, mypy strict"
 	@echo "make reference  write docs/reference.md from the spec"

@@ -8,9 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.unit.tiny import save_model
 
-ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 SMALLER = {
     "name": "smoke",
     "pipeline.base_model": "{folder}/model",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import save_model, sums, write_rows
@@ -16,6 +18,17 @@ from pipelines.finetune.sft import SFTPipeline
 from pipelines.stage import Task
 
 TOTAL, STOP = 8, 5
+
+
+def quick(cases: Iterable[Any], *kept: str, ids: Sequence[str] = ()) -> list[Any]:
+    """Cases of a parametrised test: those named run with every test, the others, of the same code, with the slow ones."""
+    cases = list(cases)
+    names = list(ids or cases)
+    assert set(kept) < set(names), "every case that is kept must be there"
+    slow = {name: () if name in kept else (pytest.mark.slow,) for name in names}
+    return [pytest.param(case, id=str(name), marks=slow[name]) for case, name in zip(cases, names, strict=True)]
+
+
 ROWS = 13  # an epoch of 13 rows at 4 a step ends between steps 3 and 4
 
 

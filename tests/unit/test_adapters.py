@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file
-from sft_runs import STOP, TOTAL, config, disturb, make_place, run, same, weights
+from sft_runs import STOP, TOTAL, config, disturb, make_place, quick, run, same, weights
 
 from evaluators.base import GenerationRequest, Report
 from pipelines.config import FineTuneConfig, parse_pipeline
@@ -112,7 +112,7 @@ def test_without_an_adapter_there_is_none_to_turn_off(place: Path) -> None:
         pass
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=quick(KINDS, "lora", "lokr", "pissa-rslora", "prompt_tuning"))
 def trained(request: pytest.FixtureRequest, place: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """A run of each kind, in a pipeline that stays."""
     folder, pipeline = tmp_path_factory.mktemp("trained"), SFTPipeline()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from sft_runs import STOP, TOTAL, config, disturb, make_place, run, same
+from sft_runs import STOP, TOTAL, config, disturb, make_place, quick, run, same
 from tiny import save_model, tokenizer
 
 from pipelines.finetune.checkpoint import content_hash, is_whole, read_report, write_complete
@@ -48,15 +48,19 @@ def distil(told: dict[str, Any], folder: Path, *rest: Any, **more: Any) -> Any:
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"adapter": "lora", "learning_rate": 0.01},
-        {"loss": {"type": "jsd", "beta": 0.3}, "gradient_checkpointing": True, "precision": "bf16"},
-        {**QUIET, "hidden": WIDE["mse"], "teacher": "wide", "gradient_checkpointing": True},
-        {**SOFT, "hidden": WIDE["cosine"], "teacher": "wide", "adapter": "lora", "hard_weight": 0.0},
-        {"hidden": {"type": "mi_alpha", "alpha": 0.5, "layer_map": "last"}, "optimizer": "schedule_free_adamw"},
-        QUIET,
-    ],
-    ids=["kl", "jsd", "mse", "cosine", "mi_alpha", "none"],
+    quick(
+        [
+            {"adapter": "lora", "learning_rate": 0.01},
+            {"loss": {"type": "jsd", "beta": 0.3}, "gradient_checkpointing": True, "precision": "bf16"},
+            {**QUIET, "hidden": WIDE["mse"], "teacher": "wide", "gradient_checkpointing": True},
+            {**SOFT, "hidden": WIDE["cosine"], "teacher": "wide", "adapter": "lora", "hard_weight": 0.0},
+            {"hidden": {"type": "mi_alpha", "alpha": 0.5, "layer_map": "last"}, "optimizer": "schedule_free_adamw"},
+            QUIET,
+        ],
+        "kl",
+        "mi_alpha",
+        ids=["kl", "jsd", "mse", "cosine", "mi_alpha", "none"],
+    ),
 )
 def test_a_stopped_run_goes_on_bit_by_bit(place: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     changed = changed | ({"teacher": str(place / changed["teacher"])} if "teacher" in changed else {})

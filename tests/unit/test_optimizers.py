@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
-from sft_runs import STOP, TOTAL, config, go_on, make_place, run, same, weights
+from sft_runs import STOP, TOTAL, config, go_on, make_place, quick, run, same, weights
 
 from pipelines.config import FineTuneConfig, SFTConfig
 from pipelines.extras import needs
@@ -36,7 +36,7 @@ def settings_of(place: Path, kind: str, **changed: Any) -> dict[str, Any]:
     return config(place, optimizer=kind, **{**OWN.get(kind, {}), **changed})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", quick(KINDS, "adamw", "schedule_free_adamw", "prodigy"))
 class TestEveryOptimizer:
     def test_it_descends(self, place: Path, tmp_path: Path, kind: str) -> None:
         reports = run(settings_of(place, kind, adapter="none", max_steps=40, warmup_ratio=0.1), tmp_path, (1, 40))

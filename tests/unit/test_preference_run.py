@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sft_runs import STOP, TOTAL, disturb, run, same, weights
+from sft_runs import STOP, TOTAL, disturb, quick, run, same, weights
 from tiny import save_model, write_rows
 
 from evaluators.base import GenerationRequest
@@ -75,7 +75,7 @@ def tune(settings: dict[str, Any], folder: Path, milestones: tuple[int, ...] = (
     return run(settings, folder, milestones, **words)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", quick(LOSSES, "sigmoid", "kto", "orpo"))
 def test_every_loss_falls_and_every_weight_moves(place: Path, tmp_path: Path, loss: str) -> None:
     settings = config(place, loss={"type": loss}, max_steps=12, lora_dropout=0.0)
     reports = tune(settings, tmp_path, (1, 12))
@@ -100,8 +100,12 @@ def test_the_untouched_model_is_a_coin(place: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{}, {"loss": {"type": "kto"}}, {"adapter": "none", "learning_rate": 0.001}, {"precision": "bf16"}],
-    ids=["sigmoid", "kto", "full", "bf16"],
+    quick(
+        [{}, {"loss": {"type": "kto"}}, {"adapter": "none", "learning_rate": 0.001}, {"precision": "bf16"}],
+        "kto",
+        "full",
+        ids=["sigmoid", "kto", "full", "bf16"],
+    ),
 )
 def test_a_stopped_run_goes_on_bit_by_bit(place: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     settings = config(place, **changed)

@@ -143,7 +143,7 @@ class TestNSGA2:
 
 @pytest.mark.parametrize("searcher", [GPSearcher, CMAESSearcher, NSGA2Searcher])
 def test_it_beats_random_on_a_mixed_bowl(searcher):
-    seeds, trials = range(10 if searcher is not GPSearcher else 3), 40 if searcher is not GPSearcher else 20
+    seeds, trials = range(10 if searcher is not GPSearcher else 3), 40 if searcher is not GPSearcher else 16
     own = median(best_of(searcher(BOWL, seed=seed), trials) for seed in seeds)
     plain = median(best_of(RandomSearcher(BOWL, seed), trials) for seed in seeds)
     assert own < plain

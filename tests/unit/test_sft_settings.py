@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from sft_runs import STOP, TOTAL, config, go_on, make_place, run, same, weights
+from sft_runs import STOP, TOTAL, config, go_on, make_place, quick, run, same, weights
 from transformers import AutoModelForCausalLM
 
 from pipelines.finetune.checkpoint import read_report
@@ -41,13 +41,17 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "changed",
-    [
-        {"use_dora": True},
-        {"precision": "fp16"},
-        {"gradient_checkpointing": True},
-        {"adapter": "none", "unfrozen_parameters": ["model.layers.1", "model.norm"]},
-    ],
-    ids=["DoRA", "fp16", "checkpointed", "unfrozen"],
+    quick(
+        [
+            {"use_dora": True},
+            {"precision": "fp16"},
+            {"gradient_checkpointing": True},
+            {"adapter": "none", "unfrozen_parameters": ["model.layers.1", "model.norm"]},
+        ],
+        "fp16",
+        "unfrozen",
+        ids=["DoRA", "fp16", "checkpointed", "unfrozen"],
+    ),
 )
 def test_it_goes_on_bit_by_bit(place: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
     settings = config(place, **changed)
