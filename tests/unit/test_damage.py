@@ -17,6 +17,9 @@ from sweeps.cli import main
 from sweeps.ledger import Event, Items, Ledger, LedgerError
 from sweeps.paths import SweepPaths
 
+PARTS = [part if part < 3 else pytest.param(part, marks=pytest.mark.slow) for part in range(10)]
+"""Seeds, in tenths: three with every test, the others with the slow ones."""
+
 
 def harm(path: Path, draw: random.Random) -> None:
     """Flip bits, write other bytes, or cut the end off."""
@@ -66,7 +69,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", PARTS)
 def test_a_damaged_ledger_is_said_to_be_one(plain: Path, tmp_path: Path, part: int) -> None:
     """600 live files: right, or an error; with the segments beside it, a driver never has less than they hold."""
     before, refused = facts(plain), 0
@@ -88,7 +91,7 @@ def test_a_damaged_ledger_is_said_to_be_one(plain: Path, tmp_path: Path, part: i
     assert refused > 10
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", PARTS)
 def test_a_damaged_segment_rebuilds_nothing_wrong(plain: Path, tmp_path: Path, part: int) -> None:
     """300 segments, the live file gone."""
     before, refused = facts(plain), 0

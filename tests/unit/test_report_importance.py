@@ -51,12 +51,12 @@ def test_twenty_trials_find_the_strong_one_and_hold_back_on_the_rest() -> None:
 
 def test_noise_alone_is_told_from_chance_once_in_twenty() -> None:
     false = 0
-    for seed in range(25):
+    for seed in range(15):
         rng = np.random.default_rng(seed)
         x = rng.random((30, 4))
         made = importance({str(d): x[:, d] for d in range(4)}, rng.random(30), seed=seed)
         false += any(index.value > index.noise for index in made.indices)
-    assert false <= 5
+    assert false <= 3
 
 
 def test_intervals_cover_the_truth() -> None:

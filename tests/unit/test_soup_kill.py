@@ -57,7 +57,7 @@ def test_a_kill_anywhere_changes_nothing(tmp_path: Path, method: str) -> None:
     calls, events = len(calm.backend.calls), len(calm.facts())
     assert calls > 3
     for what, count in (("call", calls), ("event", events)):
-        for after in range(0, count, -(-count // 4)):
+        for after in range(0, count, -(-count // 3)):
             stage = staged(tmp_path / f"{what}-{after}")
             stage.kill(what, after)
             with pytest.raises(Killed):
