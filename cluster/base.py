@@ -23,11 +23,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Placement:
-    """What every trial gets, and how many run at once."""
+    """What every worker of a trial gets, how many workers a trial has, and how many trials run at once."""
 
     slots: int
     cpus: float
     gpus: float
+    workers: int = 1
+
+    @property
+    def each(self) -> str:
+        """What one trial has, in words."""
+        cpus = f"{self.cpus:g} CPU{'' if self.cpus == 1 else 's'}"
+        has = f"{cpus} and {self.gpus:g} GPU{'' if self.gpus == 1 else 's'}" if self.gpus else cpus
+        return has if self.workers == 1 else f"{self.workers} workers of {has}"
 
 
 class ClusterError(RuntimeError):
@@ -52,30 +60,35 @@ def place(
     cpus: float | Literal["auto"],
     gpus: float | Literal["auto"],
     most: int | None,
+    workers: int = 1,
 ) -> Placement:
     """How trials fit on the nodes.
 
     `gpus: auto` is one GPU where any node has one. `cpus: auto` shares the CPUs evenly among the trials that run at
     once: as many as the GPUs carry, or one for every 4 CPUs where there are none, and `most` of them where it is given.
+    The workers of a trial may stand on several nodes, each of them on one.
 
     Args:
         nodes: the cluster.
-        cpus: CPU threads of a trial.
-        gpus: GPUs of a trial.
+        cpus: CPU threads of a worker.
+        gpus: GPUs of a worker.
         most: trials at once at most (`max_concurrent_trials`).
+        workers: processes of a trial.
 
     Raises:
-        ClusterError: when no node can ever run one trial.
+        ClusterError: when the nodes can never run one trial.
     """
     if not nodes:
         raise ClusterError("the Ray cluster has no living node; start one, or leave --address out to run here")
     wanted_gpus = (1.0 if any(node.gpus >= 1 for node in nodes) else 0.0) if gpus == "auto" else float(gpus)
     limit = min(most or MAX_SLOTS, MAX_SLOTS)
-    wanted_cpus = _even_share(nodes, wanted_gpus, most) if cpus == "auto" else float(cpus)
-    slots = sum(_fit(node, wanted_cpus, wanted_gpus) for node in nodes)
-    if not slots:
+    wanted_cpus = _even_share(nodes, wanted_gpus, most, workers) if cpus == "auto" else float(cpus)
+    places = sum(_fit(node, wanted_cpus, wanted_gpus) for node in nodes)
+    if not places:
         raise ClusterError(_infeasible(nodes, wanted_cpus, wanted_gpus))
-    return Placement(min(slots, limit), wanted_cpus, wanted_gpus)
+    if places < workers:
+        raise ClusterError(_too_few(nodes, wanted_cpus, wanted_gpus, workers, places))
+    return Placement(min(places // workers, limit), wanted_cpus, wanted_gpus, workers)
 
 
 def _fit(node: Node, cpus: float, gpus: float) -> int:
@@ -91,17 +104,27 @@ def _fit_gpus(node: Node, gpus: float) -> int:
     return int(node.gpus) * math.floor(1 / gpus + 1e-6)
 
 
-def _even_share(nodes: Sequence[Node], gpus: float, most: int | None) -> float:
-    """The most CPUs a trial can have while as many run at once as should; rounded down to what Ray can count."""
+def _even_share(nodes: Sequence[Node], gpus: float, most: int | None, workers: int) -> float:
+    """The most CPUs a worker can have while as many trials run at once as should; rounded down to what Ray can count."""
     if gpus:
-        carried = sum(_fit_gpus(node, gpus) for node in nodes)
-        wanted = min(carried, most or MAX_SLOTS)
+        carried = sum(_fit_gpus(node, gpus) for node in nodes) // workers
+        trials = min(carried, most or MAX_SLOTS)
     else:
-        wanted = most or sum(max(1, math.floor(node.cpus / AUTO_CPUS)) for node in nodes)
-    wanted = max(1, min(wanted, MAX_SLOTS))
+        trials = most or sum(max(1, math.floor(node.cpus / AUTO_CPUS)) for node in nodes) // workers
+    wanted = workers * max(1, min(trials, MAX_SLOTS))
     shares = {math.floor(node.cpus / k * 1e4) / 1e4 for node in nodes for k in range(1, wanted + 1)}
     fair = [share for share in shares if share > 0 and sum(_fit(node, share, gpus) for node in nodes) >= wanted]
     return max(fair, default=1.0)
+
+
+def _too_few(nodes: Sequence[Node], cpus: float, gpus: float, workers: int, places: int) -> str:
+    """Why the workers of one trial never run together."""
+    has = Placement(1, cpus, gpus, workers).each
+    there = ", ".join(f"{node.cpus:g} CPUs + {node.gpus:g} GPUs" for node in nodes)
+    key = "gpus" if gpus and sum(_fit_gpus(node, gpus) for node in nodes) < workers else "workers"
+    return (
+        f"resources.{key}: a trial needs {has}, and the cluster ({there}) has room for {places}; legal: up to {places}"
+    )
 
 
 def _infeasible(nodes: Sequence[Node], cpus: float, gpus: float) -> str:

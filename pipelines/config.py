@@ -65,7 +65,10 @@ PIPELINE_ADAPTER: TypeAdapter[AnyPipeline] = TypeAdapter(PipelineConfig)
 
 
 def total_resource(
-    config: AnyPipeline, count_rows: Callable[[Datasets], int], count_questions: Callable[[RagConfig], int]
+    config: AnyPipeline,
+    count_rows: Callable[[Datasets], int],
+    count_questions: Callable[[RagConfig], int],
+    workers: int = 1,
 ) -> int:
     """The resource of a whole run: optimizer steps of a fine-tune, questions of RAG, `total` of a pipeline of your own.
 
@@ -73,6 +76,7 @@ def total_resource(
         config: the trial's configuration.
         count_rows: counts the rows of train (`pipelines.splits.count_train`); called for `num_epochs` only.
         count_questions: counts the questions of tune (`pipelines.rag.questions.count_tune`).
+        workers: processes that train one trial together, each with the configuration's rows a step.
     """
     if isinstance(config, CustomConfig):
         return config.total
@@ -80,7 +84,7 @@ def total_resource(
         return count_questions(config)
     if config.max_steps is not None:
         return config.max_steps
-    a_step = config.micro_batch_size * config.gradient_accumulation_steps
+    a_step = config.micro_batch_size * config.gradient_accumulation_steps * workers
     return max(1, math.ceil((config.num_epochs or 0.0) * math.ceil(count_rows(config.datasets) / a_step)))
 
 

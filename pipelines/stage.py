@@ -20,15 +20,34 @@ Resource = Literal["steps", "tokens", "questions"]
 
 @dataclass(frozen=True)
 class Devices:
-    """What a trial may use.
+    """What a process of a trial may use.
 
     Attributes:
         cpus: CPU threads; torch and BLAS are set to this many.
-        gpus: GPUs, fractions share a device; 0 means the trial sees none.
+        gpus: GPUs, fractions share a device; 0 means the process sees none.
+        workers: processes that train one trial together, each with as much.
     """
 
     cpus: float = 1.0
     gpus: float = 0.0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Rank:
+    """A process's place among those that train one trial together.
+
+    Attributes:
+        index: its number; 0 decides, scores, writes and reports for all.
+        size: how many there are.
+        host: where the first one's store listens.
+        port: as above.
+    """
+
+    index: int = 0
+    size: int = 1
+    host: str = ""
+    port: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,7 @@ class Task:
         services: memo, hosts, secrets, cache.
         judge: the sweep's `judge:` (JSON), for evaluators that ask one.
         energy: the sweep's `resources.energy` (JSON), for pipelines that measure theirs (`pipelines.energy.open_meter`).
+        rank: this process's place among `devices.workers`; those after the first are never asked to report.
     """
 
     config: Mapping[str, Any]
@@ -108,6 +128,7 @@ class Task:
     services: Services = Services()
     judge: Mapping[str, Any] | None = None
     energy: Mapping[str, Any] | None = None
+    rank: Rank = Rank()
 
 
 @dataclass(frozen=True)
@@ -161,3 +182,7 @@ class OutOfMemory(RuntimeError):
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite, or passed the allowed multiple of its first value; says which, and at which resource."""
+
+
+class WorkerLost(RuntimeError):
+    """Another process of the trial is gone or failed; a node's failure, unless that one says more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -11,18 +12,37 @@ from sweeps.failures import classify
 from sweeps.loop import CallFailed, Pending
 
 
+@dataclass(frozen=True)
+class CallActor:
+    """A process for calls.
+
+    Attributes:
+        actor: `sweeps.worker.CallWorker`.
+        group: the placement group that it has to itself, with room for the workers that it trains with; None without any.
+    """
+
+    actor: Any
+    group: Any = None
+
+    def end(self) -> None:
+        """End the process, and those that it started."""
+        ray.kill(self.actor)
+        if self.group is not None:
+            ray.util.remove_placement_group(self.group)
+
+
 class Caller:
     """A worker for calls.
 
     Attributes:
-        worker: its actor (`sweeps.worker.CallWorker`).
+        process: its own.
         number: from 0; a worker that takes an ended one's place has its number.
         future: its present call, or its last one.
         claimed: whether somebody waits for that call's result.
     """
 
-    def __init__(self, worker: Any, number: int) -> None:
-        self.worker, self.number = worker, number
+    def __init__(self, process: CallActor, number: int) -> None:
+        self.process, self.number = process, number
         self.future: Any = None
         self.claimed = False
 
@@ -45,11 +65,11 @@ class Callers:
     """The workers of one backend.
 
     Args:
-        make: an actor with the number of a worker.
+        make: a process with the number of a worker.
         most: workers at once at most.
     """
 
-    def __init__(self, make: Callable[[int], Any], most: Callable[[], int]) -> None:
+    def __init__(self, make: Callable[[int], CallActor], most: Callable[[], int]) -> None:
         self._make, self._most = make, most
         self._all: list[Caller] = []
 
@@ -60,7 +80,7 @@ class Callers:
             RuntimeError: when every worker has a call whose result is still to be asked for.
         """
         caller = self._free()
-        caller.future, caller.claimed = caller.worker.call.remote(function, dict(payload)), True
+        caller.future, caller.claimed = caller.process.actor.call.remote(function, dict(payload)), True
         return Call(caller, self.end)
 
     def end(self, caller: Caller) -> None:
@@ -68,7 +88,7 @@ class Callers:
         if caller in self._all:
             self._all.remove(caller)
             if ray.is_initialized():
-                ray.kill(caller.worker)
+                caller.process.end()
 
     def close(self) -> None:
         """End all of them."""
@@ -120,7 +140,7 @@ class Call:
         seen = 0
         while not ray.wait([self._future], timeout=0.5 if on_progress else None)[0]:
             if on_progress:
-                for text in ray.get(self._caller.worker.poll.remote(seen)):
+                for text in ray.get(self._caller.process.actor.poll.remote(seen)):
                     seen += 1
                     on_progress(text)
         return ray.get(self._future)

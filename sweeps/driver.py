@@ -194,8 +194,7 @@ def _connected(
     before = _on_sigterm(_interrupt)
     try:
         placed = backend.placement
-        gpus = f" and {placed.gpus:g} GPUs" if placed.gpus else ""
-        say(f"{placed.slots} trial{'s' if placed.slots > 1 else ''} at a time, each with {placed.cpus:g} CPUs{gpus}")
+        say(f"{placed.slots} trial{'s' if placed.slots > 1 else ''} at a time, each with {placed.each}")
         yield backend
     finally:
         backend.close()
@@ -205,7 +204,13 @@ def _connected(
 def _host(backend: RayBackend, address: str | None) -> dict[str, Any]:
     """Who drives and on what: the body of `driver_started`."""
     placed = backend.placement
-    on = {"slots": placed.slots, "cpus": placed.cpus, "gpus": placed.gpus, "address": address}
+    on = {
+        "slots": placed.slots,
+        "cpus": placed.cpus,
+        "gpus": placed.gpus,
+        "workers": placed.workers,
+        "address": address,
+    }
     return {"pid": os.getpid(), "host": socket.gethostname(), "version": version("stockpot"), **on}
 
 

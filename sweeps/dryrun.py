@@ -48,7 +48,7 @@ _MATTERS = {
     "peft_init_lora_weights", "num_virtual_tokens", "load_in_8bit", "load_in_4bit", "unfrozen_parameters",
     "teacher", "loss.type", "hidden.type",
     "micro_batch_size", "gradient_accumulation_steps", "eval_batch_size", "sequence_len", "sample_packing",
-    "group_by_length", "precision", "gradient_checkpointing", "max_steps", "optimizer", "reference",
+    "group_by_length", "precision", "parallel", "gradient_checkpointing", "max_steps", "optimizer", "reference",
 }  # fmt: skip
 """Keys of the pipeline that move a trial's memory."""
 
@@ -104,7 +104,8 @@ class DryRun:
         if None in teachers:
             return None
         known = [one for one in teachers if one is not None]
-        return estimate(config, shape, work, "gpu" if device == "gpu" else "cpu", known)
+        workers = self.loaded.spec.resources.together
+        return estimate(config, shape, work, "gpu" if device == "gpu" else "cpu", known, workers)
 
 
 def dry_run(
@@ -229,7 +230,8 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
         if asks_models(loaded.spec.pipeline):
             slots = plan_hosts(loaded.spec, nodes).placement
         else:
-            slots = place(nodes, wanted.cpus, wanted.gpus, loaded.spec.max_concurrent_trials)
+            most = loaded.spec.max_concurrent_trials
+            slots = place(nodes, wanted.cpus, wanted.gpus_each, most, wanted.together)
     except ClusterError as error:
         return {"largest": None, "smallest": None, "reason": str(error), "machines": _told(run)}, [str(error)]
     device = "gpu" if slots.gpus else "cpu"
@@ -245,7 +247,13 @@ def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:
         found[name] = None if config is None or made is None else _record(config, made, parameters)
     counts = [_trained(run, parameters) for parameters in reversed(_extremes(run, lambda c: _numbers(run, c)))]
     found["trainable"] = None if None in counts else {"least": counts[0], "most": counts[1]}
-    told: dict[str, Any] = {**found, "device": device, "machines": _told(run), "at_once": slots.slots}
+    told: dict[str, Any] = {
+        **found,
+        "device": device,
+        "machines": _told(run),
+        "at_once": slots.slots,
+        "workers": slots.workers,
+    }
     unknown = [str(error) for error in run.shapes.values() if isinstance(error, ShapeUnknown)]
     told["reason"] = "; ".join(unknown) or None
     told["basis"] = run.rows.basis
@@ -335,7 +343,7 @@ def _told(run: DryRun) -> list[dict[str, Any]]:
 
 
 def _fit(run: DryRun, total: int, gpus: float) -> int | None:
-    """Trials of this size that the memory of all machines carries at once; None where a machine's is unknown."""
+    """Trials whose workers are of this size that the memory of all machines carries at once; None where one's is unknown."""
     fit = 0
     for node, machine in run.machines:
         if gpus:
@@ -347,7 +355,7 @@ def _fit(run: DryRun, total: int, gpus: float) -> int | None:
             return None
         else:
             fit += max(0, machine.free - (RAY_BYTES if run.here else 0)) // total
-    return fit
+    return fit // run.loaded.spec.resources.together
 
 
 def _complaints(run: DryRun, told: Mapping[str, Any]) -> list[str]:
@@ -356,7 +364,8 @@ def _complaints(run: DryRun, told: Mapping[str, Any]) -> list[str]:
     if largest is None or fit is None or fit >= at_once:
         return []
     has = _capacity(run, told["device"])
-    needs = f"a trial needs about {gigabytes(largest['total'])} at its peak ({words(largest['config'])})"
+    who = "a trial needs" if told["workers"] == 1 else f"each of a trial's {told['workers']} workers needs"
+    needs = f"{who} about {gigabytes(largest['total'])} at its peak ({words(largest['config'])})"
     if fit:
         return [f"memory: {needs}, {at_once} run at once, but {has} carry {fit}; write max_concurrent_trials: {fit}"]
     mends = _mends(run, largest, told["device"])
@@ -384,6 +393,7 @@ def _mends(run: DryRun, largest: Mapping[str, Any], device: str) -> str:
         *({"micro_batch_size": size, "gradient_accumulation_steps": micro * steps // size} for size in halved),
         {"eval_batch_size": 1},
         {"gradient_checkpointing": True},
+        *([{"parallel": "fsdp"}] if run.loaded.spec.resources.together > 1 else []),
         {"precision": "bf16"},
         {"sequence_len": max(8, config.sequence_len // 2)},
         {"adapter": "lora", "unfrozen_parameters": None},

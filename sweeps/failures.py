@@ -50,6 +50,9 @@ def classify(error: BaseException) -> Failure:
     Reads `pipelines.stage`'s own classes, torch's and Python's out-of-memory errors by name (without importing torch),
     and Ray's actor deaths; errors in names, types and imports are the user's code; everything else is `unknown`.
     """
+    told = getattr(error, "failure", None)
+    if isinstance(told, Failure):  # another worker's
+        return told
     names = {cls.__name__ for cls in type(error).__mro__}
     text = "".join(tb.format_exception(error))
     lines = str(error).strip().splitlines()
@@ -67,7 +70,14 @@ def classify(error: BaseException) -> Failure:
         or "NODE_OUT_OF_MEMORY" in str(error)  # Ray ended the worker, as its node had hardly any left
     ):
         kind = "oom"
-    elif names & {"RayActorError", "ActorDiedError", "ActorUnavailableError", "WorkerCrashedError", "NodeDiedError"}:
+    elif names & {
+        "WorkerLost",
+        "RayActorError",
+        "ActorDiedError",
+        "ActorUnavailableError",
+        "WorkerCrashedError",
+        "NodeDiedError",
+    }:
         kind = "node"
     elif names & {"ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "NameError", "KeyError"}:
         kind = "user"

@@ -52,6 +52,8 @@ class LeaseThread:
     """
 
     def __init__(self, task: Task, log: str | None, run: Run) -> None:
+        self.broken = False
+        """Whether it failed, or something beside it did: it may wait for what never comes."""
         self._task = task
         self._log = log
         self._run = run
@@ -78,6 +80,11 @@ class LeaseThread:
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
+    def fail(self, failure: Failure) -> None:
+        """Say that something beside the lease failed: that is its end, wherever it is."""
+        self.broken = True
+        self._met.put(Met("failed", failure=failure, recycle=True))
+
     def _report(self, report: Report) -> None:
         if not isinstance(report, Report):
             raise TypeError(f"report() takes an evaluators.base.Report, but got {type(report).__name__}")
@@ -97,6 +104,7 @@ class LeaseThread:
                 failure = classify(error)
                 print(failure.traceback, end="", file=sys.stderr, flush=True)
                 end = Met("failed", failure=failure, recycle=True)
+                self.broken = True
             else:
                 end = Met("ended")
         if "torch" in sys.modules:

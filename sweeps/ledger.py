@@ -6,7 +6,7 @@ numbered segments (at most 2 s or 100 events apart). One `append` is one transac
 Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scores use `Score.record`).
 
     sweep_created     {name, spec, versions, space}                    first event; the resolved spec
-    driver_started    {pid, host, version, slots, cpus, gpus, address} one a driver: submit, resume; cpus and gpus a trial's
+    driver_started    {pid, host, version, slots, cpus, gpus, workers, address} one a driver: submit, resume; cpus and gpus a worker's
     budget_changed    {budget, trials, finalists, before}              after the driver_started of a `resume --budget`
     suggested         {trial, order, config, parameters, choices, distributions, attributes, duplicate_of}
     adjusted          {run, changes, after, reason}                    it begins smaller, as `after` ran out of memory

@@ -156,7 +156,8 @@ class LoadedSweep:
         if not isinstance(self.spec.early_terminate, NoneConfig):
             return self.total
         typed = parse_pipeline(config)
-        return total_resource(typed, lambda datasets: _count(typed, datasets), count_questions)
+        workers = self.spec.resources.together
+        return total_resource(typed, lambda datasets: _count(typed, datasets), count_questions, workers)
 
     def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """Milestones of a resolved configuration; `milestones` wherever all runs have one length."""

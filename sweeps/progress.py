@@ -96,7 +96,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "reported_at": max((run.newest.time for run in state.runs.values() if run.newest is not None), default=None),
         "stall_after": loaded.spec.stall_after,
         "failures": dict(sorted(kinds.items())),
-        "devices": {key: state.driver.get(key) for key in ("slots", "cpus", "gpus")},
+        "devices": {key: state.driver.get(key) for key in ("slots", "cpus", "gpus", "workers")},
         "last_driver": {key: state.driver.get(key) for key in ("pid", "host")} | {"ended": state.driver_ended},
         "eta": None if eta is None else eta.record(),
         "then": " and ".join(follows),

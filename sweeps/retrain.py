@@ -32,7 +32,7 @@ def train(payload: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: if the pipeline returned without that checkpoint.
     """
-    from sweeps.worker import WARM, current_setup, progress, services
+    from sweeps.worker import current_setup, progress, run_together, services
 
     setup = current_setup()
     folder, total = Path(payload["folder"]), int(payload["milestones"][-1])
@@ -55,7 +55,7 @@ def train(payload: Mapping[str, Any]) -> dict[str, Any]:
         def report(report: Report) -> None:
             progress(f"{payload['trial']} with seed {payload['seed']}: {report.resource} of {total}")
 
-        WARM.get(task.config, task.devices).run(task, report)
+        run_together(task, report)
     newest = newest_whole(folder)
     if newest is None or reached(folder) != total:
         raise RuntimeError(f"the pipeline ended without a checkpoint at {total} in {folder}")

@@ -60,7 +60,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     verdicts = Verdicts()
     check_secrets(draft)
     _storage(draft)
-    _several_devices(draft)
+    _several_workers(draft, verdicts)
     _entries(draft)
     check_judge(draft)
     if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or _fine_tunes(draft)):
@@ -99,10 +99,26 @@ def _storage(draft: Draft) -> None:
         draft.wrong(("storage",), "is empty; give a folder, or delete the line")
 
 
-def _several_devices(draft: Draft) -> None:
-    gpus = draft.spec.resources.gpus
-    if draft.sound("resources") and isinstance(gpus, float) and gpus > 1:
-        draft.wrong(("resources", "gpus"), f"{gpus:g} GPUs for one trial is not supported yet; give at most 1")
+def _several_workers(draft: Draft, verdicts: Verdicts) -> None:
+    """Only fine-tunes know how to share a trial's steps, and only several workers have something to share."""
+    if not draft.sound("resources", "pipeline"):
+        return
+    resources, pipeline = draft.spec.resources, draft.spec.pipeline
+    if resources.together > 1 and not isinstance(pipeline, FineTuneConfig):
+        key = "gpus" if resources.workers is None else "workers"
+        draft.wrong(
+            ("resources", key),
+            f"{resources.together} processes for one trial are for fine-tunes, but this is {pipeline.type}; give 1",
+        )
+    if resources.together == 1 and draft.sound("parameters") and draft.swept("parallel"):
+        draft.wrong(
+            draft.source("parallel"),
+            "parallel has no effect where one worker trains a trial, so trials would be equal; write resources: {gpus: 2}, or more",
+        )
+    elif resources.together == 1 and "parallel" in pipeline.model_fields_set:
+        verdicts.warnings.append(
+            "pipeline.parallel has no effect: one worker trains a trial; resources: {gpus: 2} gives it two"
+        )
 
 
 def _fine_tunes(draft: Draft) -> bool:

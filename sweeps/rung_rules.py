@@ -102,7 +102,8 @@ def _totals(draft: Draft) -> set[int]:
             return counted[key]
 
         try:
-            found.add(total_resource(config, rows, lambda config: _count_questions(config, draft)))
+            workers = draft.spec.resources.together if draft.sound("resources") else 1
+            found.add(total_resource(config, rows, lambda config: _count_questions(config, draft), workers))
         except _DataError as error:
             draft.wrong(("pipeline", "questions" if isinstance(config, RagConfig) else "datasets"), str(error))
             return set()

@@ -25,12 +25,13 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import SearchAlgorithm
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.base import Placement, place
 from cluster.local import RayCluster, connect
 from pipelines.config import asks_models, shares_memo
 from pipelines.stage import Devices
-from sweeps.callers import Callers
+from sweeps.callers import CallActor, Callers
 from sweeps.endpoints import endpoints_of
 from sweeps.failures import Failure, classify
 from sweeps.host_plan import HostPlan, plan_hosts
@@ -80,8 +81,8 @@ class LeaseTrainable(tune.Trainable):
         return {"met": self._worker.next()}
 
     def cleanup(self) -> None:
-        """End the present lease."""
-        self._worker.end()
+        """End the present lease, and what works beside it."""
+        self._worker.close()
 
 
 class LeaseSearch(SearchAlgorithm):
@@ -168,7 +169,8 @@ class LeaseController(TuneController):
     def __init__(self, loop: Loop, placement: Placement, spawn: Spawn, folder: str) -> None:
         tune.register_trainable(TRAINABLE, LeaseTrainable)
         experiment = Experiment(f"sweep-{uuid.uuid4().hex[:8]}", TRAINABLE, storage_path=folder)
-        resources = PlacementGroupFactory([{"CPU": placement.cpus, "GPU": placement.gpus}])
+        bundles = [{"CPU": placement.cpus, "GPU": placement.gpus}] * placement.workers
+        resources = PlacementGroupFactory(bundles, strategy="PACK")
         self.search = LeaseSearch(loop, placement.slots, spawn, experiment, resources)
         self.scheduler = LeaseScheduler(loop, self.search)
         self._killed: dict[str, Failure] = {}
@@ -264,8 +266,9 @@ class RayBackend:
         spec, nodes = self._loaded.spec, self._cluster.nodes
         setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()))
         if not asks_models(spec.pipeline):
-            placement = place(nodes, spec.resources.cpus, spec.resources.gpus, spec.max_concurrent_trials)
-            setup = replace(setup, devices=Devices(placement.cpus, placement.gpus))
+            wanted = spec.resources
+            placement = place(nodes, wanted.cpus, wanted.gpus_each, spec.max_concurrent_trials, wanted.together)
+            setup = replace(setup, devices=Devices(placement.cpus, placement.gpus, placement.workers))
             if shares_memo(spec.pipeline):
                 self._residents = Residents(HostPlan((), placement), self._paths, setup)
                 setup = replace(setup, memo=self._residents.memo)
@@ -331,10 +334,15 @@ class RayBackend:
             self._residents.close()
         self._cluster.close()
 
-    def _new_caller(self, number: int) -> Any:
-        options = {"num_cpus": self.placement.cpus, "num_gpus": self.placement.gpus, "max_concurrency": 2}
+    def _new_caller(self, number: int) -> CallActor:
+        placed = self.placement
+        options: dict[str, Any] = {"num_cpus": placed.cpus, "num_gpus": placed.gpus, "max_concurrency": 2}
         log = str(self._paths.log("calls" if number == 0 else f"calls-{number}"))
-        return ray.remote(**options)(CallWorker).remote(self._setup, log)
+        if placed.workers == 1:
+            return CallActor(ray.remote(**options)(CallWorker).remote(self._setup, log))
+        group = ray.util.placement_group([{"CPU": placed.cpus, "GPU": placed.gpus}] * placed.workers, strategy="PACK")
+        first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        return CallActor(ray.remote(**options, scheduling_strategy=first)(CallWorker).remote(self._setup, log), group)
 
     def _spawn(self, lease: Lease) -> dict[str, Any]:
         task = make_task(self._loaded, self._paths, lease, self._setup)

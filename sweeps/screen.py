@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from cluster.base import Placement
 from sweeps.glyphs import ASCII, UNICODE, Charset, Line, Part, bar, cells, clean, clip
 from sweeps.overview import Overview, with_error
 from sweeps.rows import table
@@ -175,14 +176,10 @@ def _devices(view: Overview, charset: Charset) -> Line:
         line.append(("slots ", "dim"))
         if slots <= 16:
             line += [(charset.slot * min(used, slots), "cyan"), (charset.free * max(0, slots - used), "dim"), (" ", "")]
-        each = [
-            f"{driver[key]:g} {key[:-1].upper()}{'s' if driver[key] != 1 else ''}"
-            for key in ("cpus", "gpus")
-            if driver.get(key)
-        ]
         line.append((f"{min(used, slots)}/{slots} busy", ""))
-        if each:
-            line.append((f", {' and '.join(each)} each", ""))
+        if driver.get("cpus"):
+            has = Placement(slots, driver["cpus"], driver.get("gpus") or 0.0, driver.get("workers") or 1)
+            line.append((f", {has.each} each", ""))
     if view.memory:
         line.append((("  " if line else "") + f"peak {_bytes(view.memory)} a run", ""))
     if view.gpus:

@@ -183,9 +183,13 @@ class Resources(Config):
     """What one trial gets."""
 
     cpus: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
-    """CPU threads; `auto` shares the machine's evenly among the trials that run at once."""
+    """CPU threads, of each worker; `auto` shares the machine's evenly among all workers that run at once."""
     gpus: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
-    """GPUs, a fraction shares one; `auto` is one where the cluster has one."""
+    """GPUs, a fraction shares one; with several, a worker on each trains a part of every step (fine-tunes only). `auto` is one
+    a worker where the cluster has one."""
+    workers: int | None = Field(default=None, ge=1)
+    """Processes that train one trial together, over several nodes where one has too little; default: one a GPU. A step has
+    `micro_batch_size` x `gradient_accumulation_steps` rows of each."""
     energy: EnergyConfig = EnergyConfig()
     """How the energy of a fine-tune is measured, in joules and grams of CO2."""
 
@@ -195,6 +199,31 @@ class Resources(Config):
         if isinstance(self.gpus, float) and self.gpus > 1 and not self.gpus.is_integer():
             raise wrong("gpus", f"{self.gpus:g} is neither a share of one GPU nor a whole number of them")
         return self
+
+    @model_validator(mode="after")
+    def several_workers_have_a_gpu_each_or_none(self) -> Resources:
+        """NCCL joins processes that have a device each."""
+        if self.workers is not None and self.workers > 1 and isinstance(self.gpus, float):
+            if self.gpus not in (0.0, float(self.workers)):
+                raise wrong(
+                    "gpus",
+                    f"{self.gpus:g} for {self.workers} workers, which need a GPU each; write gpus: {self.workers}, or 0",
+                )
+        elif self.workers == 1 and isinstance(self.gpus, float) and self.gpus > 1:
+            raise wrong("workers", f"1 for {self.gpus:g} GPUs, each of which needs a worker; delete the line")
+        return self
+
+    @property
+    def together(self) -> int:
+        """Processes that train one trial."""
+        if self.workers is not None:
+            return self.workers
+        return max(1, int(self.gpus)) if isinstance(self.gpus, float) else 1
+
+    @property
+    def gpus_each(self) -> float | Literal["auto"]:
+        """GPUs of one of them."""
+        return self.gpus / self.together if isinstance(self.gpus, float) else self.gpus
 
 
 class HostResources(Config):

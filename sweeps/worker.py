@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pipelines.memo import Memo
     from sweeps.load import LoadedSweep
     from sweeps.paths import SweepPaths
+    from sweeps.team import Team
     from sweeps.trial import Lease
 
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -67,6 +68,10 @@ def prepare(setup: Setup) -> None:
     for name in THREAD_VARIABLES:
         os.environ[name] = threads
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    if (
+        setup.devices.workers > 1
+    ):  # what c10d warns of on its way (a port that is not there yet, an unused flag) is no news
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not setup.devices.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ.update(setup.env)
@@ -207,12 +212,37 @@ def probe(payload: Mapping[str, Any]) -> dict[str, Any]:
     return measure(payload["config"], services(setup), setup.devices)
 
 
+def run_together(
+    task: Task,
+    report: Callable[[Report], None],
+    log: str | None = None,
+    tell: Callable[[Failure], None] | None = None,
+) -> None:
+    """Run one lease with the workers beside this one, where there are any; as `run_lease`.
+
+    Args:
+        task: the lease.
+        report: as the pipeline gets it, on this worker alone.
+        log: this worker's log; the others write beside it.
+        tell: told when another worker fails and this one does not come to an end by itself.
+    """
+    team = current_team()
+    if team is None:
+        run_lease(task, report)
+        return
+    from sweeps.team import teamwork
+
+    with teamwork(team, task, log, tell) as seat:
+        run_lease(seat, report)
+
+
 class LeaseWorker:
-    """A worker process's leases, one after another."""
+    """A worker process's leases, one after another; where trials have several workers, the first one of them."""
 
     def __init__(self, setup: Setup) -> None:
         enter(setup)
         self._setup = setup
+        self._team = current_team()
         self._lease: LeaseThread | None = None
         self._first_bytes: int | None = None
         self._stuck = False
@@ -222,7 +252,7 @@ class LeaseWorker:
         """End the lease before and start this one."""
         self.end()
         if not self._stuck:
-            self._lease = LeaseThread(task, log, run_lease)
+            self._lease = LeaseThread(task, log, partial(run_together, log=log, tell=self._break))
 
     def next(self) -> Met:
         """Let the present lease go on until it reports, ends or fails."""
@@ -236,8 +266,22 @@ class LeaseWorker:
         """End the present lease, where there is one."""
         lease, self._lease = self._lease, None
         if lease is not None:
+            if lease.broken and self._team is not None:
+                self._team.dismiss()  # what the lease waits for then breaks
             self._stuck = not lease.finish()
+            if self._team is not None:
+                self._team.settle()
             self._grown = self._has_grown()
+
+    def _break(self, failure: Failure) -> None:
+        if self._lease is not None:
+            self._lease.fail(failure)
+
+    def close(self) -> None:
+        """End the present lease, and the workers beside this one."""
+        self.end()
+        if self._team is not None:
+            self._team.dismiss()
 
     def _has_grown(self) -> bool:
         """Whether, between two leases, the process keeps much more than after its first one.
@@ -311,12 +355,24 @@ def progress(text: str) -> None:
 
 
 _SETUP: list[Setup] = []
+_TEAM: list[Team] = []
 
 
 def enter(setup: Setup) -> None:
     """Make this process a worker with the given setup."""
     prepare(setup)
     _SETUP[:] = [setup]
+    _TEAM.clear()
+
+
+def current_team() -> Team | None:
+    """The workers beside this one, where a trial has several."""
+    setup = current_setup()
+    if setup.devices.workers > 1 and not _TEAM:
+        from sweeps.team import Team
+
+        _TEAM.append(Team(setup))
+    return _TEAM[0] if _TEAM else None
 
 
 def current_setup() -> Setup:

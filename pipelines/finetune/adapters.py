@@ -131,9 +131,16 @@ def _plain(name: str) -> str:
     return name.replace(".base_layer.", ".").replace(".original_module.", ".")
 
 
-def save_weights(adapted: Any, folder: Path, base_model: str) -> None:
-    """Write `adapter_model.safetensors` and `adapter_config.json`; plain PEFT loads them."""
-    weights = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+def save_weights(adapted: Any, folder: Path, base_model: str, gathered: dict[str, Any] | None = None) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json`; plain PEFT loads them.
+
+    Args:
+        adapted: a `PeftModel`.
+        folder: of the checkpoint.
+        base_model: what is recorded as its base.
+        gathered: the adapter's weights by parameter name, where workers hold a part of them each.
+    """
+    weights = get_peft_model_state_dict(adapted, state_dict=gathered, save_embedding_layers=False)
     if pissa.has_start(adapted):
         start = get_peft_model_state_dict(adapted, adapter_name=pissa.START, save_embedding_layers=False)
         weights = pissa.joined(weights, start)

@@ -34,6 +34,8 @@ ADAPTER_KEYS: dict[str, tuple[str, ...]] = {
 """Key -> the adapters that it means something to."""
 QUANTISED_ADAPTERS = ("lora", "vera", "ia3", "prompt_tuning")
 """Adapters that work on quantised weights."""
+SPREADABLE = ("adamw", "nadamw")
+"""Optimizers that can train a part of a weight as if it were the whole."""
 
 
 class FineTuneConfig(Config):
@@ -113,6 +115,9 @@ class FineTuneConfig(Config):
     """Put rows of similar length into one step and micro batch, which saves padding."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """`bf16` and `fp16` are autocast over fp32 weights; `fp16` scales the loss, and is for GPUs without bf16."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Where several workers train one trial (`resources`): `ddp` keeps the whole model on each, `fsdp` spreads weights,
+    gradients and the optimizer's state over them, which takes less memory and more traffic."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass instead of keeping them: less memory, more time, equal weights."""
     seed_data: int = 0
@@ -129,6 +134,15 @@ class FineTuneConfig(Config):
             raise wrong("max_steps", "max_steps and num_epochs are both given; delete one")
         if self.max_steps is None and self.num_epochs is None:
             raise wrong("max_steps", "is missing; give the length of a run: max_steps (or num_epochs)")
+        return self
+
+    @model_validator(mode="after")
+    def a_spread_model_is_trained_number_by_number(self) -> FineTuneConfig:
+        """`parallel: fsdp` without a loss scale, and with optimizers that treat each number of a weight by itself."""
+        if self.parallel == "fsdp" and self.precision == "fp16":
+            raise wrong(
+                "precision", "fp16 scales the loss, which parallel: fsdp does not support; write precision: bf16"
+            )
         return self
 
     @model_validator(mode="after")
@@ -327,6 +341,13 @@ class RetrainPrunedConfig(SFTConfig):
     """`none` trains all weights, `lora` an adapter whose product is masked; the checkpoint is a whole model either way."""
     mask_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Mask that `base_model` must have (SHA-256, as `stockpot prune` prints it); default: whichever it has."""
+
+    @model_validator(mode="after")
+    def a_mask_is_held_in_whole_weights(self) -> RetrainPrunedConfig:
+        """`parallel: ddp`: a mask is laid on whole matrices."""
+        if self.parallel == "fsdp":
+            raise wrong("parallel", "fsdp cuts the weights that the mask lies on; write parallel: ddp")
+        return self
 
     @model_validator(mode="after")
     def a_masked_adapter_is_plain_lora(self) -> RetrainPrunedConfig:

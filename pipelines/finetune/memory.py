@@ -27,6 +27,7 @@ from typing import Literal
 from pipelines.config import DPOConfig, FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.adapter_sizes import keeps_inputs, kept_numbers, weight_bytes
 from pipelines.finetune.distill_memory import logit_bytes, teacher_pass, teacher_states
+from pipelines.finetune.memory_workers import over_workers
 from pipelines.finetune.optimizer_memory import aside_bytes, state_bytes, step_bytes
 from pipelines.finetune.shape import MLP_OUTPUTS, ModelShape
 from pipelines.finetune.trained import Trained
@@ -154,8 +155,9 @@ def estimate(
     work: Workload | None = None,
     device: Device = "cpu",
     teachers: Sequence[ModelShape] = (),
+    workers: int = 1,
 ) -> MemoryEstimate:
-    """The peak of one run with its evaluations.
+    """The peak of one run with its evaluations; where several workers train it, of one of them.
 
     Args:
         config: the trial's configuration.
@@ -163,17 +165,22 @@ def estimate(
         work: lengths and sizes of its data; without it every row is as long as `sequence_len` and trained on whole.
         device: where the model is.
         teachers: shapes of a distillation's teacher, one a member.
+        workers: processes that train together.
     """
     work = work or Workload.largest(config)
     batch = work.train
     if config.adapter == "prompt_tuning":
         work = work.behind(config.num_virtual_tokens)
     trained = Trained.of(config, shape)
-    states = _states(config, shape, work, trained, device) | teacher_states(config, shape, teachers)
-    moments = {
-        name: states | {item: size for item, size in extra.items() if size}
-        for name, extra in _moments(config, shape, work, trained, device).items()
-    }
+    states, added = over_workers(
+        config,
+        shape,
+        trained.parameters,
+        workers,
+        _states(config, shape, work, trained, device) | teacher_states(config, shape, teachers),
+        _moments(config, shape, work, trained, device),
+    )
+    moments = {name: states | {item: size for item, size in extra.items() if size} for name, extra in added.items()}
     if teachers:
         passing = teacher_pass(config, teachers, work.train.tokens, work.train.trained)
         moments["teacher"] = {**moments["backward"], "logits": 8 * work.train.trained * shape.vocabulary} | passing

@@ -81,19 +81,27 @@ class TokenObjective:
         pad_token: fills up.
         seed: the run's seed.
         total: optimizer steps of the whole run.
+        workers: processes whose micro batches make a step.
 
     Raises:
         UserError: if rows are to be packed, and would see each other.
     """
 
     def __init__(
-        self, rows: TrainRows, config: FineTuneConfig, model: Any, pad_token: int, seed: int, total: int
+        self,
+        rows: TrainRows,
+        config: FineTuneConfig,
+        model: Any,
+        pad_token: int,
+        seed: int,
+        total: int,
+        workers: int = 1,
     ) -> None:
         self._rows = rows
         self.items, self.sampler = build_items(
             rows,
             seed=seed,
-            batch=config.micro_batch_size * config.gradient_accumulation_steps,
+            batch=config.micro_batch_size * config.gradient_accumulation_steps * workers,
             room=config.sequence_len,
             packed=config.packs,
             grouped=config.group_by_length,

@@ -29,11 +29,13 @@ from pipelines.finetune.beside import attached
 from pipelines.finetune.checkpoint import read_report
 from pipelines.finetune.devices import has_bf16, memory_errors, prepare_device
 from pipelines.finetune.freezing import unfreeze
+from pipelines.finetune.group import Group, joined
 from pipelines.finetune.masked import HeldMask, adapter_folder, holding
 from pipelines.finetune.model import ROUNDED, BaseModels, LoadedModel, Quantised
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.run import Run
 from pipelines.finetune.trainer import unpatched
+from pipelines.finetune.wrapping import is_sharded, shard
 from pipelines.lm import LocalLanguageModel, memoised
 from pipelines.soups import merge
 from pipelines.soups.resident import ResidentSum
@@ -111,9 +113,16 @@ class FineTunePipeline:
         """
         config = _typed(task.config)
         self.judge = task.judge
-        if task.replay and task.start is not None:
-            report(read_report(Path(task.start)))
         device = prepare_device(task.devices)
+        with joined(task.rank, device) as group:
+            if task.replay and task.start is not None:
+                start = Path(task.start)
+                group.lead(lambda: report(read_report(start)))
+            self._run(task, config, device, report, group)
+
+    def _run(
+        self, task: Task, config: FineTuneConfig, device: str, report: Callable[[Report], None], group: Group
+    ) -> None:
         splits = load_splits(config.datasets, config.seed_data)
         for warning in splits.warnings:
             _log.warning("%s", warning)
@@ -123,9 +132,12 @@ class FineTunePipeline:
             _log.warning("precision: bf16 is slow on this CPU, which has no instructions for it; fp32 is faster here")
         self._resident = None
         with memory_errors(config):
-            loaded = self._base(config.starts_from, config, task.services.cache, device)
+            spread = config.parallel == "fsdp" and group.size > 1  # each layer goes to the device by itself
+            loaded = self._base(config.starts_from, config, task.services.cache, "cpu" if spread else device)
             held = HeldMask.of(loaded, config)
             with self._trained_model(loaded, config, task, held) as model, unpatched([loaded.model, model]):
+                if spread:
+                    shard(model, loaded.model, group, device)
                 objective = self.objective(config, splits, loaded, model, task)
 
                 def score(entries: Sequence[Mapping[str, Any]], samples: Path) -> tuple[Score, ...]:
@@ -134,7 +146,7 @@ class FineTunePipeline:
 
                 start = None if task.start is None else Path(task.start)
                 with attached(model, self.beside(objective), start):
-                    Run(task, config, model, loaded, splits, objective, device, report, score, held).go()
+                    Run(task, config, model, loaded, splits, objective, device, report, score, held, group).go()
 
     def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
         """See `Pipeline`; answers come from the memo where there is one.
@@ -216,7 +228,10 @@ class FineTunePipeline:
                     with _checkpointed(loaded.model, config), holding(held, model):
                         yield model
                 finally:
-                    adapters.detach(model)
+                    if is_sharded(model) and self._models is not None:
+                        self._models.drop()
+                    else:
+                        adapters.detach(model)
             else:
                 assert self._models is not None
                 self._models.drop()

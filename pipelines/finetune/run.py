@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from pipelines.energy import EnergyConfig, added, open_meter, telemetry
 from pipelines.finetune import adapters
 from pipelines.finetune.beside import exported
 from pipelines.finetune.checkpoint import placing, write_complete
+from pipelines.finetune.counting import StepLosses
 from pipelines.finetune.devices import peak_memory
+from pipelines.finetune.group import ALONE, Group
 from pipelines.finetune.masked import HeldMask
 from pipelines.finetune.model import LoadedModel, origin
 from pipelines.finetune.objective import Objective
 from pipelines.finetune.optimizer_kinds import averaged, current_rate
 from pipelines.finetune.optimizers import random_state, set_random_state
-from pipelines.finetune.trainer import StepLosses, Trainer
+from pipelines.finetune.trainer import Trainer
+from pipelines.finetune.wrapping import Weights, gathered, whole_optimizer, whole_weights
 from pipelines.splits import Splits
 from pipelines.stage import Task
 
@@ -38,6 +42,7 @@ class Run:
         report: ends the lease by raising `SystemExit`.
         score: scores the model on tune with the given `evaluate` entries, and keeps samples in a folder.
         held: the mask that is kept, of a pruned model.
+        group: the processes that train together; the first one scores, writes and reports.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Run:
         report: Callable[[Report], None],
         score: Callable[[Sequence[Mapping[str, Any]], Path], tuple[Score, ...]],
         held: HeldMask | None,
+        group: Group = ALONE,
     ) -> None:
         self.task = task
         self.held = held
@@ -63,6 +69,7 @@ class Run:
         self.device = device
         self.report = report
         self.score = score
+        self.group = group
         self.clock = time.monotonic()
         self.energy = EnergyConfig(**(task.energy or {}))
         self.meter = open_meter(self.energy, task.devices)
@@ -76,6 +83,7 @@ class Run:
             folder=Path(task.folder),
             device=device,
             on_step=self.after_step,
+            group=group,
         )
 
     def go(self) -> None:
@@ -93,44 +101,68 @@ class Run:
         elif self.task.report_every and step % self.task.report_every == 0:
             self.lap(training=True)
             random = random_state(self.device)
-            self.report(Report(step, (), self.telemetry()))
+            peak = self.peak_memory()
+            self.group.lead(lambda: self.report(Report(step, (), self.telemetry(peak))))
             set_random_state(random)
 
     def milestone(self, step: int) -> None:
         """Checkpoint, score on `tune`, report. The random state is the same after as before."""
         self.lap(training=True)
         random = random_state(self.device)
-        folder = Path(self.task.folder) / f"checkpoint-{step}"
-        with placing(folder) as aside, averaged(self.trainer.optimizer):
-            self.write_weights(aside)
-            due = self.due(last=step == self.task.milestones[-1])
-            scores = self.score(due, folder.with_name(f"samples-{step}"))
-            self.lap(training=False)
-            done = Report(step, scores, self.telemetry(), folder.name)
-            self.trainer.save(aside, random, origin(self.loaded.folder))
-            write_complete(aside, done)
-        self.report(done)
+        states = [json.loads(state) for state in self.group.gather(json.dumps(random))]
+        peak = self.peak_memory()
+        weights = whole_weights(self.model, self.group)
+        optimizer = whole_optimizer(self.trainer.optimizer, self.model, self.group)
+        with gathered(self.model):
+            self.group.lead(lambda: self.conclude(step, states, peak, weights, optimizer))
         set_random_state(random)
         self.clock = time.monotonic()
         self.meter.lap()  # of waiting, which is nobody's
 
-    def write_weights(self, folder: Path) -> None:
-        """The adapter, or all weights with what is needed to load them as a base model."""
+    def conclude(
+        self, step: int, states: Sequence[dict[str, Any]], peak: float, weights: Weights | None, optimizer: Any
+    ) -> None:
+        """What the first worker does at a milestone for all.
+
+        Args:
+            step: where it is.
+            states: random states of all workers.
+            peak: bytes at most so far, of the worker that took most.
+            weights: of a sharded model, gathered.
+            optimizer: what has the optimizer's whole state.
+        """
+        folder = Path(self.task.folder) / f"checkpoint-{step}"
+        with placing(folder) as aside, averaged(self.trainer.optimizer):
+            self.write_weights(aside, weights)
+            due = self.due(last=step == self.task.milestones[-1])
+            scores = self.score(due, folder.with_name(f"samples-{step}"))
+            self.lap(training=False)
+            done = Report(step, scores, self.telemetry(max(peak, peak_memory(self.device))), folder.name)
+            self.trainer.save(aside, states, origin(self.loaded.folder), optimizer)
+            write_complete(aside, done)
+        self.report(done)
+
+    def peak_memory(self) -> float:
+        """Bytes at most so far, of the worker that took most; on the first one."""
+        return max((float(peak) for peak in self.group.gather(str(peak_memory(self.device)))), default=0.0)
+
+    def write_weights(self, folder: Path, weights: Weights | None) -> None:
+        """The adapter, or all weights with what is needed to load them as a base model; `weights` of a sharded model."""
         with exported(self.model, folder):
             if self.held is not None:
                 self.held.save(self.model, self.loaded, folder, self.config.base_model)
             elif self.config.adapter != "none":
-                adapters.save_weights(self.model, folder, self.config.base_model)
+                adapters.save_weights(self.model, folder, self.config.base_model, weights)
             else:
-                self.model.save_pretrained(folder)
+                self.model.save_pretrained(folder, state_dict=weights)
                 self.loaded.tokenizer.save_pretrained(folder)
 
     def due(self, *, last: bool) -> list[Mapping[str, Any]]:
         """`evaluate` entries of a milestone."""
         return [*self.task.rung_evaluators, *(self.task.end_evaluators if last else ())]
 
-    def telemetry(self) -> dict[str, float]:
-        """Numbers without an error, over the steps since the last report."""
+    def telemetry(self, peak: float) -> dict[str, float]:
+        """Numbers without an error, over the steps of all workers since the last report; `peak` in bytes."""
         trainer, losses = self.trainer, self.trainer.losses
         counted = trainer.progress
         trainer.losses = StepLosses()
@@ -154,14 +186,17 @@ class Run:
             "cost/evaluation_seconds": counted.evaluation_seconds,
             "cost/tokens": float(counted.tokens),
             "cost/tokens_per_second": counted.tokens / counted.train_seconds if counted.train_seconds else float("nan"),
-            "cost/peak_memory_bytes": peak_memory(self.device),
+            "cost/peak_memory_bytes": peak,
             **telemetry(counted.energy, self.energy),
         }
 
     def lap(self, *, training: bool) -> None:
-        """Book the seconds and the joules since the last call."""
+        """Book the seconds and the joules since the last call: in training those of all workers, which all call it."""
         now = time.monotonic()
-        self.trainer.progress.energy = added(self.trainer.progress.energy, self.meter.lap())
+        spent = self.meter.lap()
+        everyone = [json.loads(one) for one in self.group.gather(json.dumps(spent))] if training else [spent]
+        for one in everyone:
+            self.trainer.progress.energy = added(self.trainer.progress.energy, one)
         if training:
             self.trainer.progress.train_seconds += now - self.clock
         else:

@@ -29,4 +29,5 @@ class SFTPipeline(FineTunePipeline):
     ) -> TokenObjective:
         """The mean loss over trained-on tokens; see `FineTunePipeline.objective`."""
         rows = self._rows.of(splits, loaded, config.sequence_len)
-        return TokenObjective(rows, config, model, loaded.tokenizer.pad_token_id, task.seed, task.total)
+        pad = loaded.tokenizer.pad_token_id
+        return TokenObjective(rows, config, model, pad, task.seed, task.total, task.rank.size)

@@ -6,7 +6,8 @@ What TRL and Transformers keep: the training loop, the optimizer, the schedule, 
 - the order of items is a pure function of (seed, epoch), so going on needs no data to be read again;
 - state is kept in safetensors and JSON, at milestones only, and nothing is written by the Trainer itself;
 - a loss that is NaN, infinite or a multiple of the run's first ends the run before the weights are touched;
-- in fp16 the loss is scaled: a step whose gradients overflow is left out and counted, and the scale halved.
+- in fp16 the loss is scaled: a step whose gradients overflow is left out and counted, and the scale halved;
+- several workers take slices of each step of the one order (`slices`), and what is counted is summed over all of them.
 """
 
 from __future__ import annotations
@@ -15,20 +16,26 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
 from pipelines.config import FineTuneConfig
-from pipelines.energy import UNKNOWN, Spent
+from pipelines.energy import UNKNOWN
 from pipelines.finetune.batches import EpochSampler
-from pipelines.finetune.objective import Objective
+from pipelines.finetune.counting import Counted, Progress, StepLosses
+from pipelines.finetune.group import ALONE, Group
+from pipelines.finetune.objective import BatchLoss, Objective
 from pipelines.finetune.optimizer_kinds import build_optimizer
 from pipelines.finetune.optimizers import (
     load_optimizer,
@@ -41,6 +48,8 @@ from pipelines.finetune.optimizers import (
     set_random_state,
     warmup_steps,
 )
+from pipelines.finetune.slices import COUNTS, SlicedItems, StepSlices, collate_slice
+from pipelines.finetune.wrapping import inside, is_sharded, share_trained_alone, spread_optimizer
 from pipelines.lm import autocast
 from pipelines.stage import Diverged
 
@@ -48,57 +57,6 @@ STATE = "state.json"
 FORMAT = 1
 MIN_SCALE = 1.0
 """A loss scale below this has collapsed: the gradients overflow without any scaling."""
-
-
-@dataclass
-class Progress:
-    """What a run counts; kept in `state.json`, so that it goes on after a restart.
-
-    Attributes:
-        tokens: tokens fed to the model.
-        samples: rows fed to the model.
-        train_seconds: seconds of training steps.
-        evaluation_seconds: seconds of evaluations and checkpoints.
-        first_loss: the loss of the run's first step.
-        skipped_steps: fp16 steps that were left out because their gradients overflowed.
-        energy: joules, as `pipelines.energy.Spent`.
-    """
-
-    tokens: int = 0
-    samples: int = 0
-    train_seconds: float = 0.0
-    evaluation_seconds: float = 0.0
-    first_loss: float | None = None
-    skipped_steps: int = 0
-    energy: Spent = field(default_factory=dict)
-
-
-@dataclass
-class StepLosses:
-    """Numbers of the steps since the last report.
-
-    Attributes:
-        total: summed loss.
-        weight: what it is a sum over: trained-on tokens, pairs, ...
-        sums: what else the objective tells, summed over the same.
-        grad_norm: of the newest step that was taken, before clipping.
-        steps: optimizer steps.
-        places: places in the batches, padding included.
-        padding: those of them that are padding.
-    """
-
-    total: float = 0.0
-    weight: float = 0.0
-    sums: dict[str, float] = field(default_factory=dict)
-    grad_norm: float = math.nan
-    steps: int = 0
-    places: int = 0
-    padding: int = 0
-
-    def means(self) -> dict[str, float]:
-        """The loss and what else the objective tells, each a mean over what counts; NaN before the first step."""
-        sums = {"loss": self.total, **self.sums}
-        return {f"train/{name}": value / self.weight if self.weight else math.nan for name, value in sums.items()}
 
 
 class Trainer(SFTTrainer):
@@ -114,6 +72,7 @@ class Trainer(SFTTrainer):
         folder: a folder for the Trainer, which writes nothing there.
         device: `cpu` or `cuda`.
         on_step: called with the number of steps done.
+        group: the processes that train together; of a model that is sharded over them, Accelerate leaves the wrapping to us.
     """
 
     optimizer: Any
@@ -130,15 +89,16 @@ class Trainer(SFTTrainer):
         folder: Path,
         device: str,
         on_step: Callable[[int], None],
+        group: Group = ALONE,
     ) -> None:
+        self.group = group
         self.progress = Progress()
         self.losses = StepLosses()
         self._settings = config
         self._place = device
         self._state_to_load: dict[str, Any] | None = None
         self._objective = objective
-        self._step_total = torch.zeros((), dtype=torch.float64)
-        self._step_weight = 0.0
+        self._counted = Counted()
         own = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
         super().__init__(
             model=model,
@@ -153,26 +113,41 @@ class Trainer(SFTTrainer):
         self.scaler = torch.amp.GradScaler(device) if config.precision == "fp16" else None
         self.accelerator.scaler = self.scaler
         self.model_accepts_loss_kwargs = True
+        self.is_distributed_loading_by_transformers = is_sharded(model)
         for callback in (PrinterCallback, ProgressCallback):
             self.remove_callback(callback)
         self.add_callback(_OnStep(self, on_step))
 
-    def save(self, folder: Path, random: dict[str, Any], origin: Mapping[str, str | None]) -> None:
+    @contextlib.contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Accumulate without summing over workers, of a sharded model; Transformers asks its own configuration here."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
+
+    def save(
+        self, folder: Path, random: Sequence[dict[str, Any]], origin: Mapping[str, str | None], optimizer: Any
+    ) -> None:
         """Write optimizer, schedule, random states, position and counters; the weights are written by the pipeline.
 
         Args:
             folder: the checkpoint's folder.
-            random: random states as they were at the step.
+            random: random states as they were at the step, one of each worker.
             origin: hashes of what the run began from, kept beside the rest.
+            optimizer: what has the optimizer's whole state.
         """
-        groups = save_optimizer(self.optimizer, folder)
+        groups = save_optimizer(optimizer, folder)
         state = {
             "format": FORMAT,
             "step": self.state.global_step,
             "epoch": self.state.epoch,
             "schedule": schedule_state(self.lr_scheduler),
             "param_groups": groups,
-            "random": random,
+            "random": random[0],
+            "workers": len(random),
+            "random_of_others": list(random[1:]),
             "scaler": scale_state(self.scaler),
             "progress": asdict(self.progress),
             "torch": torch.__version__,
@@ -187,28 +162,73 @@ class Trainer(SFTTrainer):
         if start is not None:
             self._state_to_load = json.loads((start / STATE).read_text(encoding="utf-8"))
             self.progress = Progress(**{"energy": UNKNOWN, **self._state_to_load["progress"]})
+        if self.group.size > 1:
+            if not is_sharded(self.model):
+                share_trained_alone(self.model)
+            self.scatter_random_states(0)
         self.train(resume_from_checkpoint=None if start is None else str(start))
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a micro batch over what counts in the whole step; see `Trainer.compute_loss`."""
-        mask = inputs["attention_mask"]
-        found = self._objective.loss(model, inputs)
-        fed = int(mask.sum())
-        self.progress.tokens += fed
-        self.progress.samples += len(mask) if found.samples is None else found.samples
-        self.losses.places += mask.numel()
-        self.losses.padding += mask.numel() - fed
+        counts = float(inputs.pop(COUNTS, 1.0))
+        mask, counted = inputs["attention_mask"], self._counted
+        found = self._loss(model, inputs)
+        if counts:
+            counted.tokens += int(mask.sum())
+            counted.samples += len(mask) if found.samples is None else found.samples
+            counted.places += mask.numel()
+            counted.total += found.total.detach().double().cpu()
+            counted.weight += found.weight
         for name, value in found.sums.items():
-            self.losses.sums[name] = self.losses.sums.get(name, 0.0) + value
-        self._step_total += found.total.detach().double().cpu()
-        self._step_weight += found.weight
-        return found.total / num_items_in_batch
+            counted.sums[name] = counted.sums.get(name, 0.0) + value * counts
+        loss = found.total / num_items_in_batch
+        # Gradients are averaged over workers, but the loss is a mean over what all of them count.
+        return loss if self.group.size == 1 else loss * (self.group.size * counts)
+
+    def _loss(self, model: Any, inputs: dict[str, Any]) -> BatchLoss:
+        """The objective's loss of the bare model, computed inside the forward pass of what wraps it for several workers."""
+        if model is self.model:
+            return self._objective.loss(model, inputs)
+        found: list[BatchLoss] = []
+
+        def act() -> torch.Tensor:
+            found.append(self._objective.loss(self.model, inputs))
+            return found[0].total
+
+        total = inside(model, self.model, act)
+        return replace(found[0], total=total)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> float:
-        """What counts in all micro batches of a step."""
-        return sum(self._objective.weight(batch) for batch in batch_samples)
+        """What counts in all micro batches of a step, of all workers."""
+        own = sum(self._weight(batch) for batch in batch_samples)
+        return self.group.sum([own])[0]
+
+    def _weight(self, batch: dict[str, Any]) -> float:
+        bare = {name: value for name, value in batch.items() if name != COUNTS}
+        return self._objective.weight(bare) * float(batch.get(COUNTS, 1.0))
+
+    def get_train_dataloader(self) -> Any:
+        """This worker's micro batches: Accelerate would fill an epoch's last step up with rows that count twice."""
+        if self.group.size == 1:
+            return super().get_train_dataloader()
+        slices = StepSlices(
+            self._objective.sampler,
+            micro=self._settings.micro_batch_size,
+            accumulation=self._settings.gradient_accumulation_steps,
+            rank=self.group.rank,
+            size=self.group.size,
+        )
+        loader = torch.utils.data.DataLoader(
+            SlicedItems(self._objective.items),
+            batch_sampler=slices,
+            collate_fn=partial(collate_slice, collate=self._objective.collate),
+            pin_memory=self._place != "cpu",
+        )
+        return prepare_data_loader(
+            loader, device=self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         """Autocast of our own: Accelerate's would patch the model's forward for good."""
@@ -245,13 +265,14 @@ class Trainer(SFTTrainer):
         """Called after every step's last backward: take stock, and end a run that diverged before its update."""
         if grad_norm is None:
             self._unscale()
-        norm = float(super()._get_grad_norm(model, grad_norm=grad_norm))
-        total, weight = float(self._step_total), self._step_weight
-        self._step_total.zero_()
-        self._step_weight = 0.0
+        found = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm = float(found.full_tensor() if isinstance(found, DTensor) else found)
+        counted, self._counted = self._counted.over(self.group), Counted()
+        total, weight = float(counted.total), counted.weight
         self._watch(total / weight if weight else 0.0, norm)
-        self.losses.total += total
-        self.losses.weight += weight
+        self.progress.tokens += counted.tokens
+        self.progress.samples += counted.samples
+        self.losses.add(counted)
         if math.isfinite(norm):
             self.losses.grad_norm = norm
         self.losses.steps += 1
@@ -278,6 +299,11 @@ class Trainer(SFTTrainer):
                 f"{self._settings.loss_multiple:g} times the run's first"
             )
 
+    def _move_model_to_device(self, model: Any, device: Any) -> None:
+        """Called when the Trainer is made; the parts of a sharded model are where they belong."""
+        if not is_sharded(model):
+            super()._move_model_to_device(model, device)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Nothing: the pipeline has loaded the weights."""
 
@@ -285,14 +311,27 @@ class Trainer(SFTTrainer):
         if checkpoint is not None and self._state_to_load is not None:
             load_optimizer(self.optimizer, Path(checkpoint), self._state_to_load["param_groups"])
             load_schedule(self.lr_scheduler, self._state_to_load["schedule"])
+            spread_optimizer(self.optimizer)
 
     def _load_scaler(self, checkpoint: str | None) -> None:
         if checkpoint is not None and self._state_to_load is not None:
             load_scale(self.scaler, self._state_to_load.get("scaler"))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        if checkpoint is not None and self._state_to_load is not None:
+        if checkpoint is None or self._state_to_load is None:
+            return
+        others = self._state_to_load.get("random_of_others", [])
+        if self.group.rank == 0:
             set_random_state(self._state_to_load["random"])
+        elif self.group.rank <= len(others):
+            set_random_state(others[self.group.rank - 1])
+        else:
+            self.scatter_random_states(self.state.global_step)
+
+    def scatter_random_states(self, step: int) -> None:
+        """Have every worker after the first draw numbers of its own, for dropout; all began with the run's seed."""
+        if self.group.rank:
+            transformers.set_seed((self.args.seed + 1_000_003 * self.group.rank + 7919 * step) % 2**32)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         raise AssertionError("checkpoints are written at milestones by the pipeline, but the Trainer tried to")
@@ -338,6 +377,9 @@ def _arguments(config: FineTuneConfig, *, seed: int, total: int, folder: Path, d
         packing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
+        # Buckets that are not put together anew after the first step: a run that goes on sums in the order of one that
+        # was never stopped.
+        ddp_find_unused_parameters=True,
         dataloader_num_workers=0,
         dataloader_pin_memory=device != "cpu",
         save_strategy="no",

@@ -156,30 +156,35 @@ def machines_of(loaded: LoadedSweep, cpus: int | None, gpus: int | None, nodes: 
     """CPU threads and GPUs of a machine, and how many of them.
 
     A machine holds one trial where nothing else is said, and there are as many as trials that run at once. A trial that
-    leaves its GPUs to the cluster gets one where it trains, none where it asks resident models.
+    leaves its GPUs to the cluster gets one where it trains, none where it asks resident models. The workers of a trial may
+    stand on several machines.
 
     Raises:
-        UsageError: if one trial does not fit on a machine.
+        UsageError: if one worker of a trial does not fit on a machine.
     """
     from pipelines.config import asks_models
 
     asked, light = loaded.spec.resources, asks_models(loaded.spec.pipeline)
-    a_trial_gpus = (0.0 if light else 1.0) if asked.gpus == "auto" else float(asked.gpus)
-    a_trial_cpus = (float(cpus or CPUS) if not light else 0.1) if asked.cpus == "auto" else float(asked.cpus)
-    machine_gpus = math.ceil(a_trial_gpus) if gpus is None else gpus
+    workers = asked.together
+    its_gpus = (0.0 if light else 1.0) if asked.gpus_each == "auto" else float(asked.gpus_each)
+    machine_gpus = math.ceil(its_gpus * workers) if gpus is None else gpus
     if asked.gpus == "auto" and gpus == 0:
-        a_trial_gpus = 0.0
-    machine_cpus = max(CPUS if light else 1, math.ceil(a_trial_cpus)) if cpus is None else cpus
-    if a_trial_gpus > machine_gpus or a_trial_cpus > machine_cpus:
+        its_gpus = 0.0
+    by_gpus = math.floor(machine_gpus / its_gpus) if its_gpus else math.inf
+    beside = max(1, min(workers, by_gpus))  # workers of a trial on one machine
+    share = float(CPUS if cpus is None else cpus / beside)
+    its_cpus = (share if not light else 0.1) if asked.cpus == "auto" else float(asked.cpus)
+    machine_cpus = max(CPUS if light else 1, math.ceil(its_cpus * beside)) if cpus is None else cpus
+    if its_gpus > machine_gpus or its_cpus > machine_cpus:
+        who = "a trial" if workers == 1 else "a worker of a trial"
         raise UsageError(
-            f"a trial takes {a_trial_cpus:g} CPUs and {a_trial_gpus:g} GPUs (resources), which a machine of {machine_cpus} "
+            f"{who} takes {its_cpus:g} CPUs and {its_gpus:g} GPUs (resources), which a machine of {machine_cpus} "
             f"CPUs and {machine_gpus} GPUs has not; raise --cpus and --gpus, or lower resources"
         )
     if nodes is None:
-        by_gpus = math.floor(machine_gpus / a_trial_gpus) if a_trial_gpus else math.inf
-        a_machine = max(1, min(by_gpus, math.floor(machine_cpus / a_trial_cpus)))
+        a_machine = max(1, min(by_gpus, math.floor(machine_cpus / its_cpus)))
         at_once = min(loaded.spec.max_concurrent_trials or AT_ONCE, loaded.trials or AT_ONCE)
-        nodes = math.ceil(at_once / a_machine)
+        nodes = math.ceil(at_once * workers / a_machine)
     return machine_cpus, machine_gpus, nodes
 
 

@@ -44,8 +44,9 @@ def _memory(memory: Mapping[str, Any], here: bool) -> Iterator[str]:
         yield f"  memory   unknown: {memory['reason']}"
         return
     where = "the device" if memory["device"] == "gpu" else "the process"
+    whose = "a trial's peak" if memory["workers"] == 1 else f"the peak of each of a trial's {memory['workers']} workers"
     yield (
-        f"  memory   about {gigabytes(largest['total'])} at a trial's peak, {MOMENTS[largest['moment']]} "
+        f"  memory   about {gigabytes(largest['total'])} at {whose}, {MOMENTS[largest['moment']]} "
         f"({where}; {words(largest['config'])}; lengths by {memory['basis']})"
     )
     items = sorted(largest["items"].items(), key=lambda item: -item[1])

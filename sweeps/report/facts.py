@@ -110,7 +110,8 @@ def _train_rows(source: Source) -> int | None:
         epoch = None if report is None else report.telemetry.get("train/epoch")
         micro, times = config.get("micro_batch_size"), config.get("gradient_accumulation_steps", 1)
         if report is not None and epoch and micro and times and math.isfinite(epoch):
-            return round(report.resource * micro * times / epoch)
+            workers = source.state.driver.get("workers") or 1
+            return round(report.resource * micro * times * workers / epoch)
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import socket
 from pathlib import Path
 
@@ -60,6 +61,47 @@ def test_what_auto_gives_always_fits(nodes, most):
 def test_what_can_never_run_is_refused(nodes, cpus, gpus, said):
     with pytest.raises(ClusterError, match=said.replace(".", r"\.")):
         place(nodes, cpus, gpus, None)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "most", "workers", "expected"),
+    [
+        ([Node(2)], 1.0, 0.0, None, 2, Placement(1, 1.0, 0.0, 2)),
+        ([Node(2)], "auto", "auto", None, 2, Placement(1, 1.0, 0.0, 2)),
+        ([Node(32, 4)], "auto", 1.0, None, 4, Placement(1, 8.0, 1.0, 4)),
+        ([Node(32, 4)], "auto", 1.0, None, 2, Placement(2, 8.0, 1.0, 2)),
+        ([Node(32, 4)], "auto", 1.0, 1, 2, Placement(1, 16.0, 1.0, 2)),
+        ([Node(16, 2), Node(16, 2)], "auto", "auto", None, 4, Placement(1, 8.0, 1.0, 4)),
+        ([Node(16, 3), Node(16, 3)], 1.0, 1.0, None, 4, Placement(1, 1.0, 1.0, 4)),
+        ([Node(3), Node(3), Node(3)], 2.0, 0.0, None, 3, Placement(1, 2.0, 0.0, 3)),
+    ],
+)
+def test_workers_of_a_trial_fit_over_nodes(nodes, cpus, gpus, most, workers, expected):
+    assert place(nodes, cpus, gpus, most, workers) == expected
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "gpus", "workers", "said"),
+    [
+        (
+            [Node(2)],
+            1.0,
+            0.0,
+            3,
+            "resources.workers: a trial needs 3 workers of 1 CPU, and the cluster (2 CPUs + 0 GPUs) ",
+        ),
+        ([Node(16, 2)], "auto", 1.0, 4, "resources.gpus: a trial needs 4 workers of "),
+        ([Node(16, 2)], "auto", 1.0, 4, "has room for 2; legal: up to 2"),
+    ],
+)
+def test_workers_that_never_run_together_are_refused(nodes, cpus, gpus, workers, said):
+    with pytest.raises(ClusterError, match=re.escape(said)):
+        place(nodes, cpus, gpus, None, workers)
+
+
+def test_what_a_trial_has_in_words():
+    placed = [Placement(1, 2.0, 0.0), Placement(1, 1.0, 0.5), Placement(1, 4.0, 1.0, 4)]
+    assert [one.each for one in placed] == ["2 CPUs", "1 CPU and 0.5 GPUs", "4 workers of 4 CPUs and 1 GPU"]
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "head:", ":6379", "head:port"])

@@ -238,7 +238,7 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ),
         ("baseline: {lora_r: 0}", "baseline.lora_r", "0 is not at least 1"),
         ("baseline: {datasets: {train: {lmit: 3}}}", "baseline.datasets.train.lmit", "did you mean 'limit'?"),
-        ("resources: {gpus: 2}", "resources.gpus", "not supported yet"),
+        ("resources: {gpus: 2, workers: 3}", "resources.gpus", "need a GPU each"),
         ("resources: {cpus: lots}", "resources.cpus", "'lots' is not a number or 'auto'"),
         ("storage: s3://bucket/x", "storage", "is remote, which is not supported yet"),
         ("learning_rate: 3", "learning_rate", "it belongs under pipeline:"),

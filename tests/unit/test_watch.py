@@ -92,7 +92,7 @@ def test_a_snapshot_tells_what_people_ask(half: tuple[SweepPaths, list[Event], L
     paths, _, ledger = half
     shot = read_snapshot(paths)
     assert shot["driver"]["pid"] == os.getpid()
-    assert shot["devices"] == {"slots": 4, "cpus": 1.0, "gpus": 0.5}
+    assert shot["devices"] == {"slots": 4, "cpus": 1.0, "gpus": 0.5, "workers": None}
     assert shot["eta"]["low"] <= shot["eta"]["seconds"] <= shot["eta"]["high"]
     text = describe(shot, paths)
     assert "half: running" in text.replace("gsm8k-lora", "half")

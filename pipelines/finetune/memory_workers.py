@@ -1,0 +1,47 @@
+"""What several workers change about the memory of each: copies that are kept whole (DDP), or parts of one model (FSDP)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from pipelines.finetune.config import FineTuneConfig
+from pipelines.finetune.shape import ModelShape
+
+Moments = dict[str, dict[str, int]]
+_SPREAD = ("weights", "adapter", "optimizer", "gradients")
+
+
+def over_workers(
+    config: FineTuneConfig, shape: ModelShape, trainable: int, workers: int, states: Mapping[str, int], moments: Moments
+) -> tuple[dict[str, int], Moments]:
+    """States and moments of one of several workers, from those of one alone.
+
+    DDP keeps the gradients once more, in the buckets that are summed. FSDP keeps a part of everything, two decoder layers and
+    what is outside of them whole while it computes, and everything whole for an evaluation by the first worker.
+
+    Args:
+        config: the trial's configuration.
+        shape: its base model's.
+        trainable: trained parameters.
+        workers: how many there are.
+        states: bytes that stay, by item.
+        moments: bytes that each moment adds, by item.
+    """
+    if workers == 1:
+        return dict(states), moments
+    if config.parallel == "ddp":
+        training = {
+            name: extra if name in ("evaluation", "generation") else extra | {"buckets": 4 * trainable}
+            for name, extra in moments.items()
+        }
+        return dict(states), training
+    inside = sum(math.prod(size) for name, size in shape.linears.items() if shape.layer_of(name) is not None)
+    a_layer = inside // max(1, shape.layers)
+    computing = 4 * min(shape.parameters, 2 * a_layer + max(0, shape.parameters - inside))
+    own = {name: -(-size // workers) if name in _SPREAD else size for name, size in states.items()}
+    return own, {
+        name: {item: -(-size // workers) if item in _SPREAD else size for item, size in extra.items()}
+        | {"gathered": 4 * shape.parameters if name in ("evaluation", "generation") else computing}
+        for name, extra in moments.items()
+    }

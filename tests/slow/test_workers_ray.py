@@ -1,0 +1,223 @@
+"""Trials of two workers on real Ray: the loss curve of one worker, early stops that leave nothing behind, a killed worker.
+
+Models are tiny and two CPUs are the whole machine, so that one trial runs at a time and would wait for ever for what another
+one had kept.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import killing
+import pytest
+import ray
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+
+from sft_runs import same, weights
+from tiny import save_model, sums, write_rows
+
+from evaluators.base import Report
+from pipelines.finetune.sft import SFTPipeline
+from pipelines.stage import Task
+from sweeps.engine import Engine
+from sweeps.ledger import Event, Ledger
+from sweeps.load import load_file
+from sweeps.paths import SweepPaths
+from sweeps.runner import RayBackend
+from sweeps.state import SweepState
+
+pytestmark = pytest.mark.slow
+
+STEPS = 8
+PIPELINE: dict[str, Any] = {
+    "type": "sft",
+    "base_model": "./model",
+    "datasets": {
+        "train": {"path": "train.jsonl", "type": "prompt_completion"},
+        "tune": {"path": "tune.jsonl", "type": "prompt_completion"},
+    },
+    "lora_r": 4,
+    "micro_batch_size": 2,
+    "max_steps": STEPS,
+    "sequence_len": 32,
+    "learning_rate": 0.01,
+}
+TOGETHER = {"workers": 2, "cpus": 1, "gpus": 0}
+
+
+def place(folder: Path) -> Path:
+    """A tiny model, and rows of which an epoch ends in the middle of a step of two workers."""
+    save_model(folder / "model")
+    write_rows(folder / "train.jsonl", sums(13))
+    write_rows(folder / "tune.jsonl", sums(6, 100))
+    return folder
+
+
+def write(folder: Path, name: str, **sections: Any) -> Path:
+    file = folder / f"{name}.yaml"
+    body = {"name": name, "storage": "./runs", "metric": "loss", "report_every": 1, "resources": TOGETHER, **sections}
+    file.write_text(yaml.safe_dump(body))
+    return file
+
+
+@dataclass
+class Ran:
+    """A sweep that was run in this process, with its backend still open."""
+
+    state: SweepState
+    paths: SweepPaths
+    left: list[str]
+    groups: list[str]
+    cpus: tuple[float, float]
+    pids: list[int]
+
+
+def titles(pids: list[int]) -> list[str]:
+    """What Ray calls the workers among these processes that are somebody's."""
+    found = []
+    for pid in killing.alive(pids):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
+        if words.startswith("ray::") and not words.startswith("ray::IDLE"):
+            found.append(words)
+    return found
+
+
+def await_free(seconds: float = 20) -> tuple[float, float]:
+    """CPUs that are free, and all of them; waits until these are the same."""
+    until = time.monotonic() + seconds
+    while True:
+        free, whole = ray.available_resources().get("CPU", 0.0), ray.cluster_resources()["CPU"]
+        if free == whole or time.monotonic() > until:
+            return free, whole
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    folder = place(tmp_path_factory.mktemp("workers"))
+    rates = [0.01, 0.004, 0.002, 0.0005, 0.0002, 0.0001]
+    file = write(
+        folder,
+        "halved",
+        pipeline=PIPELINE,
+        parameters={"learning_rate": rates},
+        method="grid",
+        early_terminate={"type": "asha", "min": 2, "eta": 2},
+    )
+    loaded = load_file(file)
+    backend = RayBackend(loaded, loaded.paths)
+    ledger = Ledger.create(loaded.paths.root)
+    ledger.append([Event("sweep_created", {"name": "halved", "spec": loaded.record(), "versions": {}, "space": {}})])
+    ledger.append([Event("driver_started", {"pid": os.getpid(), "host": "here", "version": ""})])
+    engine = Engine(loaded, ledger, loaded.paths, backend.slots)
+    try:
+        assert (backend.slots, backend.placement.each) == (os.cpu_count() // 2, "2 workers of 1 CPU")  # type: ignore[operator]
+        backend.run(engine)
+        cpus = await_free()
+        groups = [group["state"] for group in ray.util.placement_group_table().values()]
+        pids = killing.below(os.getpid())
+        left = titles(pids)
+    finally:
+        backend.close()
+        engine.close()
+        ledger.close()
+    yield Ran(engine.state, loaded.paths, left, groups, cpus, pids)
+    assert not killing.await_gone(pids, 15), "processes were left behind"
+
+
+def test_early_stops_leave_no_worker_no_group_and_no_cpu_behind(ran: Ran) -> None:
+    ends = sorted(run.phase for run in ran.state.runs.values())
+    assert len(ends) == 6
+    assert ends.count("stopped") >= 3
+    assert "finished" in ends
+    assert not any(run.failures for run in ran.state.runs.values())
+    assert ran.left == []
+    assert set(ran.groups) == {"REMOVED"}
+    assert ran.cpus[0] == ran.cpus[1]
+
+
+def test_both_workers_stay_warm(ran: Ran) -> None:
+    heads = {
+        kind: re.findall(r"^--- .* pid (\d+)$", "".join(log.read_text() for log in ran.paths.logs.glob(pattern)), re.M)
+        for kind, pattern in {"first": "0*[0-9a-f].log", "second": "*.worker-1.log"}.items()
+    }
+    leases = sum(run.leases for run in ran.state.runs.values())
+    assert [len(pids) for pids in heads.values()] == [leases, leases]
+    assert len(set(heads["first"])) < leases
+    assert len(set(heads["second"])) < leases
+
+
+def alone(ran: Ran, config: dict[str, Any], folder: Path) -> list[Report]:
+    """Reports of one process with the steps of two."""
+    reports: list[Report] = []
+    task = Task(
+        {**config, "gradient_accumulation_steps": 2},
+        "0000-alone",
+        0,
+        0,
+        str(folder),
+        (STEPS,),
+        total=STEPS,
+        rung_evaluators=({"type": "loss"},),
+        report_every=1,
+    )
+    SFTPipeline().run(task, reports.append)
+    return reports
+
+
+def test_the_loss_curve_is_that_of_one_worker_with_the_same_steps(ran: Ran, tmp_path: Path) -> None:
+    run = next(run for run in ran.state.runs.values() if run.phase == "finished")
+    theirs = {at: report.telemetry for at, report in run.reports.items()}
+    mine = {report.resource: report for report in alone(ran, dict(ran.state.trials[run.trial].config), tmp_path)}
+    assert sorted(theirs) == sorted(mine) == list(range(1, STEPS + 1))
+    for at, report in mine.items():
+        for name in ("train/loss", "train/grad_norm"):
+            assert theirs[at][name] == pytest.approx(report.telemetry[name], abs=1e-4), (at, name)
+        assert theirs[at]["cost/tokens"] == report.telemetry["cost/tokens"]
+    assert mine[1].telemetry["train/loss"] > mine[STEPS].telemetry["train/loss"] + 0.1
+
+
+def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    folder = place(tmp_path)
+    plan = {
+        "early_terminate": {"type": "asha", "min": 4, "eta": 2},
+        "parameters": {"learning_rate": [0.01]},
+        "method": "grid",
+    }
+    slow = {**PIPELINE, "max_steps": 40, "lora_dropout": 0.1}
+    whole, cut = (write(folder, name, pipeline=slow, **plan) for name in ("whole", "cut"))
+    assert killing.run_to_the_end(whole) == 0
+    driver = killing.start(cut)
+    paths = load_file(cut).paths
+    try:
+        until = time.monotonic() + 100
+        while not list(paths.root.glob("trials/*/seed-0/attempt-0/checkpoint-*/complete.json")):
+            assert time.monotonic() < until
+            assert driver.poll() is None
+            time.sleep(0.01)
+        (log,) = paths.logs.glob("*.worker-1.log")
+        victim = int(re.findall(r"pid (\d+)$", log.read_text(), re.M)[-1])
+        os.kill(victim, signal.SIGKILL)
+        killed = time.time()
+        assert driver.wait(120) == 0
+    finally:
+        driver.kill()
+        driver.wait()
+    (failed,) = [event for event in killing.read(paths) if event.kind == "failed"]
+    assert failed.body["kind"] == "node"
+    assert failed.time - killed < 15
+    ends = [next((load_file(file).paths.root).glob("trials/*/seed-0/attempt-*/checkpoint-40")) for file in (whole, cut)]
+    assert ends[1].parent.name == "attempt-1"
+    assert same(*ends), max(float((weights(ends[0])[n] - w).abs().max()) for n, w in weights(ends[1]).items())
+    assert json.loads((ends[1] / "state.json").read_text())["workers"] == 2
