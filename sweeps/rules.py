@@ -115,7 +115,7 @@ def _several_workers(draft: Draft, verdicts: Verdicts) -> None:
             draft.source("parallel"),
             "parallel has no effect where one worker trains a trial, so trials would be equal; write resources: {gpus: 2}, or more",
         )
-    elif resources.together == 1 and "parallel" in pipeline.model_fields_set:
+    elif resources.together == 1 and isinstance(pipeline, FineTuneConfig) and pipeline.parallel == "fsdp":
         verdicts.warnings.append(
             "pipeline.parallel has no effect: one worker trains a trial; resources: {gpus: 2} gives it two"
         )

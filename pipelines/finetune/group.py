@@ -29,7 +29,7 @@ from pipelines.stage import Rank, WorkerLost
 
 COLLECTIVE_SECONDS = 1800.0
 """How long a process waits for the others in one sum; a lost connection ends the wait at once."""
-_LOOK_SECONDS = 0.02
+_LOOK_SECONDS = 0.05
 _SIOCGIFADDR = 0x8915
 """Linux's request for an interface's address (netdevice(7))."""
 _GO, _END, _LOST = b"go", b"end", b"lost"

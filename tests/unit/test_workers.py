@@ -131,7 +131,6 @@ def test_as_many_trials_fit_as_have_room_for_all_their_workers(tmp_path: Path):
 def test_machines_for_trials_of_several_workers(tmp_path: Path, resources, cpus, gpus, expected):
     loaded = load(
         tmp_path,
-        SFT
-        + f"resources: {resources}\nmax_concurrent_trials: 8\nparameters: {{seed_data: 0, lora_r: [1, 2, 3, 4, 5, 6, 7, 8]}}\n",
+        SFT + f"resources: {resources}\nmax_concurrent_trials: 8\nparameters: {{lora_r: [1, 2, 3, 4, 5, 6, 7, 8]}}\n",
     )
     assert machines_of(loaded, cpus, gpus, None) == expected
