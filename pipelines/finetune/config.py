@@ -7,7 +7,7 @@ library are imported.
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,8 @@ SPREADABLE = ("adamw", "nadamw")
 class FineTuneConfig(Config):
     """What every fine-tune has in common; a kind of it adds its `type`, and what it trains on beside the rows."""
 
+    spreadable: ClassVar[bool] = False
+    """Whether its weights can be spread over workers: nobody looks at a whole one, and all workers run the model together."""
     type: str
     base_model: str
     """Hub id, folder, GGUF file, `package://module/path`, or `sweep://NAME/{best|soup|TRIAL}`."""
@@ -139,6 +141,8 @@ class FineTuneConfig(Config):
     @model_validator(mode="after")
     def a_spread_model_is_trained_number_by_number(self) -> FineTuneConfig:
         """`parallel: fsdp` without a loss scale, and with optimizers that treat each number of a weight by itself."""
+        if self.parallel == "fsdp" and not self.spreadable:
+            raise wrong("parallel", f"fsdp is for type: sft, and this is {self.type}; write parallel: ddp")
         if self.parallel == "fsdp" and self.precision == "fp16":
             raise wrong(
                 "precision", "fp16 scales the loss, which parallel: fsdp does not support; write precision: bf16"
@@ -260,6 +264,7 @@ class FineTuneConfig(Config):
 class SFTConfig(FineTuneConfig):
     """Supervised fine-tuning with TRL's SFTTrainer, LoRA or full."""
 
+    spreadable: ClassVar[bool] = True
     type: Literal["sft"] = "sft"
     recipe: Literal["lab", "tulu"] | None = None
     """Defaults by name for whatever the file does not say: all weights trained at 2e-5, `lab` with 3,840 rows a step and a
@@ -336,18 +341,12 @@ class PruneConfig(Config):
 class RetrainPrunedConfig(SFTConfig):
     """Supervised fine-tuning of a pruned model that keeps its zeros, with all weights or with an adapter (W + dW) * M."""
 
+    spreadable: ClassVar[bool] = False
     type: Literal["retrain_pruned"] = "retrain_pruned"  # type: ignore[assignment]
     adapter: Literal["lora", "none"] = "none"
     """`none` trains all weights, `lora` an adapter whose product is masked; the checkpoint is a whole model either way."""
     mask_hash: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Mask that `base_model` must have (SHA-256, as `stockpot prune` prints it); default: whichever it has."""
-
-    @model_validator(mode="after")
-    def a_mask_is_held_in_whole_weights(self) -> RetrainPrunedConfig:
-        """`parallel: ddp`: a mask is laid on whole matrices."""
-        if self.parallel == "fsdp":
-            raise wrong("parallel", "fsdp cuts the weights that the mask lies on; write parallel: ddp")
-        return self
 
     @model_validator(mode="after")
     def a_masked_adapter_is_plain_lora(self) -> RetrainPrunedConfig:

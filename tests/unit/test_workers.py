@@ -60,6 +60,7 @@ def test_only_fine_tunes_are_shared(tmp_path: Path):
     ("line", "place", "said"),
     [
         ("precision: fp16\n  parallel: fsdp", "pipeline.precision", "write precision: bf16"),
+        ("optimizer: adafactor\n  parallel: fsdp", "pipeline.optimizer", "take adamw or nadamw"),
         ("parallel: deepspeed", "pipeline.parallel", "ddp"),
     ],
 )
