@@ -143,6 +143,10 @@ class FineTuneConfig(Config):
         """`parallel: fsdp` without a loss scale, and with optimizers that treat each number of a weight by itself."""
         if self.parallel == "fsdp" and not self.spreadable:
             raise wrong("parallel", f"fsdp is for type: sft, and this is {self.type}; write parallel: ddp")
+        if self.parallel == "fsdp" and self.adapter not in ("lora", "none"):
+            raise wrong("parallel", f"fsdp trains LoRA or all weights, not {self.adapter}; write parallel: ddp")
+        if self.parallel == "fsdp" and (self.quantised or self.peft_init_lora_weights == "pissa"):
+            raise wrong("parallel", "fsdp cuts base weights, which must be plain ones; write parallel: ddp")
         if self.parallel == "fsdp" and self.precision == "fp16":
             raise wrong(
                 "precision", "fp16 scales the loss, which parallel: fsdp does not support; write precision: bf16"

@@ -99,7 +99,8 @@ class Trainer(SFTTrainer):
         self._state_to_load: dict[str, Any] | None = None
         self._objective = objective
         self._counted = Counted()
-        own = [(parameter, parameter.data) for parameter in model.parameters() if parameter.requires_grad]
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        own = [] if is_sharded(model) else [(parameter, parameter.data) for parameter in trained]
         super().__init__(
             model=model,
             args=_arguments(config, seed=seed, total=total, folder=folder, device=device),

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.finetune import pissa
 from pipelines.finetune.group import Group
 
 Weights = dict[str, torch.Tensor]
@@ -19,7 +20,12 @@ Weights = dict[str, torch.Tensor]
 
 def share_trained_alone(model: Any) -> None:
     """Have the workers' copies be made equal in what is trained only: the rest was read from the same files by all of them."""
-    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    begun = {pissa.START}  # what PiSSA takes off again is computed, on each machine
+    frozen = [
+        name
+        for name, weight in model.named_parameters()
+        if not weight.requires_grad and not begun & set(name.split("."))
+    ]
     buffers = [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, [*frozen, *buffers])
 
