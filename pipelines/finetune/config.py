@@ -151,6 +151,11 @@ class FineTuneConfig(Config):
             raise wrong(
                 "precision", "fp16 scales the loss, which parallel: fsdp does not support; write precision: bf16"
             )
+        if self.parallel == "fsdp" and self.optimizer not in SPREADABLE:
+            raise wrong(
+                "optimizer",
+                f"{self.optimizer} looks at whole weights, which parallel: fsdp cuts; take {' or '.join(SPREADABLE)}",
+            )
         return self
 
     @model_validator(mode="after")

@@ -93,6 +93,17 @@ def titles(pids: list[int]) -> list[str]:
     return found
 
 
+def await_nothing(pids: list[int], seconds: float = 20) -> tuple[list[str], list[str]]:
+    """Titles of workers and states of placement groups that are left; waits until there is nothing."""
+    until = time.monotonic() + seconds
+    while True:
+        left = titles(pids)
+        groups = [group["state"] for group in ray.util.placement_group_table().values()]
+        if (not left and set(groups) == {"REMOVED"}) or time.monotonic() > until:
+            return left, groups
+        time.sleep(0.2)
+
+
 def await_free(seconds: float = 20) -> tuple[float, float]:
     """CPUs that are free, and all of them; waits until these are the same."""
     until = time.monotonic() + seconds
@@ -125,9 +136,8 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         assert (backend.slots, backend.placement.each) == (os.cpu_count() // 2, "2 workers of 1 CPU")  # type: ignore[operator]
         backend.run(engine)
         cpus = await_free()
-        groups = [group["state"] for group in ray.util.placement_group_table().values()]
         pids = killing.below(os.getpid())
-        left = titles(pids)
+        left, groups = await_nothing(pids)
     finally:
         backend.close()
         engine.close()
@@ -148,10 +158,10 @@ def test_early_stops_leave_no_worker_no_group_and_no_cpu_behind(ran: Ran) -> Non
 
 
 def test_both_workers_stay_warm(ran: Ran) -> None:
-    heads = {
-        kind: re.findall(r"^--- .* pid (\d+)$", "".join(log.read_text() for log in ran.paths.logs.glob(pattern)), re.M)
-        for kind, pattern in {"first": "0*[0-9a-f].log", "second": "*.worker-1.log"}.items()
-    }
+    heads: dict[str, list[str]] = {"first": [], "second": []}
+    for log in ran.paths.logs.glob("0*.log"):
+        kind = "second" if log.name.endswith(".worker-1.log") else "first"
+        heads[kind] += re.findall(r"^--- .* pid (\d+)$", log.read_text(), re.M)
     leases = sum(run.leases for run in ran.state.runs.values())
     assert [len(pids) for pids in heads.values()] == [leases, leases]
     assert len(set(heads["first"])) < leases
@@ -216,7 +226,7 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
         driver.wait()
     (failed,) = [event for event in killing.read(paths) if event.kind == "failed"]
     assert failed.body["kind"] == "node"
-    assert failed.time - killed < 15
+    assert failed.time - killed < 30
     ends = [next((load_file(file).paths.root).glob("trials/*/seed-0/attempt-*/checkpoint-40")) for file in (whole, cut)]
     assert ends[1].parent.name == "attempt-1"
     assert same(*ends), max(float((weights(ends[0])[n] - w).abs().max()) for n, w in weights(ends[1]).items())
