@@ -88,7 +88,7 @@ def titles(pids: list[int]) -> list[str]:
     found = []
     for pid in killing.alive(pids):
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
-        if words.startswith("ray::") and not words.startswith("ray::IDLE"):
+        if words.startswith("ray::") and not words.startswith("ray::IDLE") and not words.endswith("Agent"):
             found.append(words)
     return found
 
@@ -207,11 +207,11 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
     }
     slow = {**PIPELINE, "max_steps": 40, "lora_dropout": 0.1}
     whole, cut = (write(folder, name, pipeline=slow, **plan) for name in ("whole", "cut"))
-    assert killing.run_to_the_end(whole) == 0
+    assert killing.run_to_the_end(whole, 400) == 0
     driver = killing.start(cut)
     paths = load_file(cut).paths
     try:
-        until = time.monotonic() + 100
+        until = time.monotonic() + 300
         while not list(paths.root.glob("trials/*/seed-0/attempt-0/checkpoint-*/complete.json")):
             assert time.monotonic() < until
             assert driver.poll() is None
@@ -220,7 +220,7 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
         victim = int(re.findall(r"pid (\d+)$", log.read_text(), re.M)[-1])
         os.kill(victim, signal.SIGKILL)
         killed = time.time()
-        assert driver.wait(120) == 0
+        assert driver.wait(400) == 0
     finally:
         driver.kill()
         driver.wait()

@@ -70,8 +70,8 @@ def test_the_mean_of_micro_means_would_be_another_gradient(
 
     def mean_of_its_own(self: Any, model: Any, inputs: Any, return_outputs: bool = False, **rest: Any) -> Any:
         found = self._objective.loss(model, inputs)
-        self._step_total += found.total.detach().double()
-        self._step_weight += found.weight
+        self._counted.total += found.total.detach().double()
+        self._counted.weight += found.weight
         return found.total / found.weight / 8
 
     monkeypatch.setattr(trainer.Trainer, "compute_loss", mean_of_its_own)
