@@ -98,10 +98,14 @@ def shares_memo(config: AnyPipeline) -> bool:
     return isinstance(config, DPOConfig)
 
 
-def parse_pipeline(config: Mapping[str, Any]) -> AnyPipeline:
+def parse_pipeline(config: Mapping[str, Any], workers: int = 1) -> AnyPipeline:
     """The typed form of a resolved configuration, on a worker.
+
+    Args:
+        config: JSON.
+        workers: processes that train one trial; it matters only where a recipe is still to be filled in.
 
     Raises:
         pydantic.ValidationError: never after the door has passed it.
     """
-    return PIPELINE_ADAPTER.validate_python(filled(dict(config)))
+    return PIPELINE_ADAPTER.validate_python(filled(dict(config), workers))

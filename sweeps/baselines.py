@@ -36,18 +36,19 @@ _DROPOUT = 0.1
 """Its dropout, which an adapter has a place for."""
 
 
-def changes(name: str, config: FineTuneConfig) -> dict[str, Any]:
+def changes(name: str, config: FineTuneConfig, workers: int = 1) -> dict[str, Any]:
     """What a named baseline changes in the pipeline, by dotted path.
 
     Args:
         name: the word in the file.
         config: the sweep's first configuration.
+        workers: processes that train one trial.
 
     Raises:
         ValueError: if there is no such baseline.
     """
     if name in RECIPES:
-        return recipe_values(name, config.micro_batch_size)
+        return recipe_values(name, config.micro_batch_size, workers)
     if name != "nadamw_algoperf":
         raise ValueError(f"a baseline must be nadamw_algoperf or a recipe, but got {name!r}")
     takes_dropout = config.adapter in ("lora", "vera") and config.type != "retrain_pruned"

@@ -20,7 +20,7 @@ from sweeps.local import absolute_path, disk_values, path_problem
 from sweeps.parameters import Parsed, parse
 from sweeps.problems import close, show
 from sweeps.space import Choice, Domain, Interval
-from sweeps.spec import SweepSpec
+from sweeps.spec import Resources, SweepSpec
 from sweeps.yaml_source import Document, Place
 
 GRID_CHECKED = 4096
@@ -175,17 +175,25 @@ def validate(data: Mapping[str, Any]) -> SweepSpec:
     Raises:
         ValidationError: with every mistake.
     """
-    whole = {**data, "pipeline": filled(data["pipeline"])} if "pipeline" in data else data
+    whole = {**data, "pipeline": filled(data["pipeline"], _workers(data))} if "pipeline" in data else data
     return SweepSpec.model_validate_json(json.dumps(whole), strict=True)
 
 
-def type_config(config: Mapping[str, Any]) -> AnyPipeline:
-    """Type one pipeline configuration, strictly.
+def _workers(data: Mapping[str, Any]) -> int:
+    """Processes that train one trial of a file as it is read; 1 where it says that wrongly, which is told elsewhere."""
+    try:
+        return Resources.model_validate_json(json.dumps(data.get("resources", {})), strict=True).together
+    except ValidationError:
+        return 1
+
+
+def type_config(config: Mapping[str, Any], workers: int = 1) -> AnyPipeline:
+    """Type one pipeline configuration, strictly; a recipe fills in for so many workers a trial.
 
     Raises:
         ValidationError: with every mistake.
     """
-    return PIPELINE_ADAPTER.validate_json(json.dumps(filled(config)), strict=True)
+    return PIPELINE_ADAPTER.validate_json(json.dumps(filled(config, workers)), strict=True)
 
 
 def _leaf_of(found: Complaint, parsed: Parsed) -> str | None:
@@ -214,7 +222,7 @@ def _check_leaves(draft: Draft) -> None:
     for leaf in draft.parsed.leaves:
         config = overlay(draft.written, first(draft.parsed, leaf.choices), draft.models)
         try:
-            type_config(config)
+            type_config(config, draft.spec.resources.together)
         except ValidationError as error:
             for found in complaints(error, config, draft.models, "pipeline"):
                 path = ".".join(str(part) for part in found.path)
@@ -241,7 +249,7 @@ def _span(draft: Draft) -> None:
     for parameters in itertools.islice(spanned(draft.parsed), GRID_CHECKED):
         config = overlay(draft.written, parameters, draft.models)
         try:
-            draft.configs.append((parameters, type_config(config)))
+            draft.configs.append((parameters, type_config(config, draft.spec.resources.together)))
         except ValidationError as error:
             for found in complaints(error, config, draft.models, "pipeline"):
                 if found.message not in seen:

@@ -148,7 +148,7 @@ class LoadedSweep:
 
     def _complete(self, config: Mapping[str, Any]) -> dict[str, Any]:
         placed = _place(config, self.folder, self.sources, self.pins)
-        complete: dict[str, Any] = parse_pipeline(placed).model_dump(mode="json")
+        complete: dict[str, Any] = parse_pipeline(placed, self.spec.resources.together).model_dump(mode="json")
         return complete
 
     def total_of(self, config: Mapping[str, Any]) -> int:

@@ -387,13 +387,13 @@ def _baseline(draft: Draft, baseline: str | Mapping[str, Any]) -> dict[str, Any]
     if not isinstance(baseline, str):
         _flatten(draft, baseline, ("baseline",), (), flat, places)
     elif isinstance(draft.spec.pipeline, FineTuneConfig):
-        flat = changes(baseline, draft.spec.pipeline)
+        flat = changes(baseline, draft.spec.pipeline, draft.spec.resources.together)
     else:
         kind = draft.spec.pipeline.type
         draft.wrong(("baseline",), f"'{baseline}' is a fine-tune's; for {kind} give changes to pipeline, or delete it")
     config = overlay(draft.spec.pipeline.model_dump(mode="json", exclude_unset=True), flat, draft.models)
     try:
-        type_config(config)
+        type_config(config, draft.spec.resources.together)
     except ValidationError as error:
         for found in complaints(error, config, draft.models, "baseline"):
             path = ".".join(str(part) for part in found.path)

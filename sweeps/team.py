@@ -97,7 +97,7 @@ class Team:
     def begin(self, task: Task, log: str | None) -> Task:
         """Start a lease on all of them; the task for the first worker."""
         self._hire()
-        self._store, port = _serve(self._host)
+        self._store, port = serve_store(self._host)
         size = len(self._workers) + 1
         seats = [replace(task, rank=Rank(index, size, self._host, port)) for index in range(size)]
         self._runs = [
@@ -211,7 +211,7 @@ def _outcome(run: Any) -> Failure | None:
         return classify(error)
 
 
-def _serve(host: str) -> tuple[Any, int]:
+def serve_store(host: str) -> tuple[Any, int]:
     """A store for the process group on a free port of this address alone."""
     from torch.distributed import TCPStore
 

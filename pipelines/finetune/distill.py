@@ -97,7 +97,8 @@ class DistillPipeline(FineTunePipeline):
         if teacher is not None and not isinstance(config.hidden, NoHidden):
             comparison = compare(config.hidden, loaded.model, teacher.model).to(device)
         rows = self._rows.of(splits, loaded, config.sequence_len)
-        tokens = TokenObjective(rows, config, model, loaded.tokenizer.pad_token_id, task.seed, task.total)
+        pad = loaded.tokenizer.pad_token_id
+        tokens = TokenObjective(rows, config, model, pad, task.seed, task.total, task.rank.size)
         return DistillObjective(tokens, config, teacher, comparison)
 
     def beside(self, objective: Objective) -> torch.nn.Module | None:

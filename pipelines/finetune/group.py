@@ -20,7 +20,7 @@ import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ _LOOK_SECONDS = 0.05
 _SIOCGIFADDR = 0x8915
 """Linux's request for an interface's address (netdevice(7))."""
 _GO, _END, _LOST = b"go", b"end", b"lost"
+_Made = TypeVar("_Made")
 
 
 class Group:
@@ -73,16 +74,15 @@ class Group:
         others = [self._await(f"text/{self._turns}/{rank}").decode() for rank in range(1, self.size)]
         return [text, *others]
 
-    def lead(self, act: Callable[[], object]) -> None:
-        """Have the first process act while the others wait.
+    def lead(self, act: Callable[[], _Made]) -> _Made | None:
+        """Have the first process act while the others wait; what it made is given to the first one alone.
 
         Raises:
             SystemExit: everywhere, where the act raised it.
             WorkerLost: on the others, when the act failed or its process is gone.
         """
         if self.size == 1:
-            act()
-            return
+            return act()
         self._turns += 1
         turn = f"turn/{self._turns}"
         if self.rank:
@@ -91,11 +91,12 @@ class Group:
                 raise SystemExit
             if said == _LOST:
                 raise WorkerLost("the trial's first worker failed")
-            return
+            return None
         end = _LOST
         try:
-            act()
+            made = act()
             end = _GO
+            return made
         except SystemExit:
             end = _END
             raise

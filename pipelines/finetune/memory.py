@@ -26,7 +26,7 @@ from typing import Literal
 
 from pipelines.config import DPOConfig, FineTuneConfig, RetrainPrunedConfig
 from pipelines.finetune.adapter_sizes import keeps_inputs, kept_numbers, weight_bytes
-from pipelines.finetune.distill_memory import logit_bytes, teacher_pass, teacher_states
+from pipelines.finetune.distill_memory import beside, logit_bytes, teacher_pass, teacher_states
 from pipelines.finetune.memory_workers import over_workers
 from pipelines.finetune.optimizer_memory import aside_bytes, state_bytes, step_bytes
 from pipelines.finetune.shape import MLP_OUTPUTS, ModelShape
@@ -175,10 +175,11 @@ def estimate(
     states, added = over_workers(
         config,
         shape,
-        trained.parameters,
+        trained.parameters + beside(config, shape, teachers),
         workers,
         _states(config, shape, work, trained, device) | teacher_states(config, shape, teachers),
         _moments(config, shape, work, trained, device),
+        device,
     )
     moments = {name: states | {item: size for item, size in extra.items() if size} for name, extra in added.items()}
     if teachers:

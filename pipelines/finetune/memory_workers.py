@@ -13,12 +13,19 @@ _SPREAD = ("weights", "adapter", "optimizer", "gradients")
 
 
 def over_workers(
-    config: FineTuneConfig, shape: ModelShape, trainable: int, workers: int, states: Mapping[str, int], moments: Moments
+    config: FineTuneConfig,
+    shape: ModelShape,
+    trainable: int,
+    workers: int,
+    states: Mapping[str, int],
+    moments: Moments,
+    device: str,
 ) -> tuple[dict[str, int], Moments]:
     """States and moments of one of several workers, from those of one alone.
 
     DDP keeps the gradients once more, in the buckets that are summed. FSDP keeps a part of everything, two decoder layers and
-    what is outside of them whole while it computes, and everything whole for an evaluation by the first worker.
+    what is outside of them whole while it computes, and all weights for an evaluation by the first worker. For a checkpoint
+    that one gathers weights and the optimizer's state in turn, on a CPU.
 
     Args:
         config: the trial's configuration.
@@ -27,6 +34,7 @@ def over_workers(
         workers: how many there are.
         states: bytes that stay, by item.
         moments: bytes that each moment adds, by item.
+        device: `cpu` or `gpu`: where the model is.
     """
     if workers == 1:
         return dict(states), moments
@@ -39,9 +47,10 @@ def over_workers(
     inside = sum(math.prod(size) for name, size in shape.linears.items() if shape.layer_of(name) is not None)
     a_layer = inside // max(1, shape.layers)
     computing = 4 * min(shape.parameters, 2 * a_layer + max(0, shape.parameters - inside))
+    whole = max(4 * shape.parameters, states.get("optimizer", 0) if device == "cpu" else 0)
     own = {name: -(-size // workers) if name in _SPREAD else size for name, size in states.items()}
     return own, {
         name: {item: -(-size // workers) if item in _SPREAD else size for item, size in extra.items()}
-        | {"gathered": 4 * shape.parameters if name in ("evaluation", "generation") else computing}
-        for name, extra in moments.items()
+        | {"gathered": whole if name in ("evaluation", "generation") else computing}
+        for name, extra in ({"evaluation": {}} | moments).items()
     }

@@ -51,7 +51,8 @@ class DPOPipeline(FineTunePipeline):
         assert isinstance(config, DPOConfig)
         rows = self._encode(config, loaded, splits.train)
         reference = self._reference(config, loaded, model, task.services)
-        return PreferenceObjective(rows, config, reference, loaded.tokenizer.pad_token_id, task.seed)
+        pad = loaded.tokenizer.pad_token_id
+        return PreferenceObjective(rows, config, reference, pad, task.seed, task.rank.size)
 
     def language_model(
         self, model: Any, loaded: LoadedModel, config: FineTuneConfig, services: Services

@@ -60,13 +60,20 @@ class PreferenceObjective:
         reference: asked once, where the loss needs one.
         pad_token: fills up.
         seed: the run's seed.
+        workers: processes whose micro batches make a step.
 
     Raises:
         UserError: if `sequence_len` leaves nothing of any row's answers.
     """
 
     def __init__(
-        self, rows: Sequence[Preferred], config: DPOConfig, reference: Reference, pad_token: int, seed: int
+        self,
+        rows: Sequence[Preferred],
+        config: DPOConfig,
+        reference: Reference,
+        pad_token: int,
+        seed: int,
+        workers: int = 1,
     ) -> None:
         kept = whole_rows(rows, config.sequence_len)
         answers, strangers = flat(kept)
@@ -75,7 +82,7 @@ class PreferenceObjective:
             for some in (answers, strangers)
         ]
         self.items = Referenced(kept, *known)
-        self.sampler = _sampler(kept, config, seed)
+        self.sampler = _sampler(kept, config, seed, workers)
         self._loss = config.loss
         self._pad_token = pad_token
         self._facts = {
@@ -151,10 +158,10 @@ def flat(rows: Sequence[Preferred]) -> tuple[list[Encoded], list[Encoded]]:
     return [one for row in rows for one in row.answers], [one for row in rows for one in row.strangers]
 
 
-def _sampler(rows: Sequence[Preferred], config: DPOConfig, seed: int) -> EpochSampler:
+def _sampler(rows: Sequence[Preferred], config: DPOConfig, seed: int, workers: int) -> EpochSampler:
     count = len(rows)
     if config.group_by_length:
         lengths = np.array([row.length for row in rows], dtype=np.int32)
-        batch = config.micro_batch_size * config.gradient_accumulation_steps
+        batch = config.micro_batch_size * config.gradient_accumulation_steps * workers
         return EpochSampler(count, lambda epoch: grouped_order(lengths, batch, seed, epoch))
     return EpochSampler(count, lambda epoch: epoch_order(count, seed, epoch))

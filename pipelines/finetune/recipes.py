@@ -40,17 +40,20 @@ KEYS = frozenset({*RECIPES["lab"], "gradient_accumulation_steps"})
 """What a recipe says."""
 
 
-def recipe_values(name: str, micro_batch_size: int = MICRO_BATCH) -> dict[str, Any]:
-    """A recipe's values by key; its batch is made of micro batches of the given size.
+def recipe_values(name: str, micro_batch_size: int = MICRO_BATCH, workers: int = 1) -> dict[str, Any]:
+    """A recipe's values by key; its batch is made of micro batches of the given size, of so many workers.
 
     Raises:
         KeyError: if there is no such recipe.
     """
-    return {**RECIPES[name], "gradient_accumulation_steps": max(1, round(ROWS_A_STEP[name] / micro_batch_size))}
+    return {
+        **RECIPES[name],
+        "gradient_accumulation_steps": max(1, round(ROWS_A_STEP[name] / (micro_batch_size * workers))),
+    }
 
 
-def filled(config: Any) -> Any:
-    """A configuration as it is written, with its recipe's values where it says none itself.
+def filled(config: Any, workers: int = 1) -> Any:
+    """A configuration as it is written, with its recipe's values where it says none itself; for so many workers a trial.
 
     Done before it is typed: a validator that runs before pydantic's own would make it read lists as Python's, not as JSON's.
     """
@@ -59,4 +62,4 @@ def filled(config: Any) -> Any:
         return config
     micro = config.get("micro_batch_size", MICRO_BATCH)
     sound = isinstance(micro, int) and micro > 0
-    return {**recipe_values(name, micro if sound else MICRO_BATCH), **config}
+    return {**recipe_values(name, micro if sound else MICRO_BATCH, workers), **config}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,36 +111,65 @@ class Run:
         self.lap(training=True)
         random = random_state(self.device)
         states = [json.loads(state) for state in self.group.gather(json.dumps(random))]
-        peak = self.peak_memory()
-        weights = whole_weights(self.model, self.group)
-        optimizer = whole_optimizer(self.trainer.optimizer, self.model, self.group)
-        with gathered(self.model):
-            self.group.lead(lambda: self.conclude(step, states, peak, weights, optimizer))
+        due = self.due(last=step == self.task.milestones[-1])
+        samples = Path(self.task.folder) / f"samples-{step}"
+        with self.placed(Path(self.task.folder) / f"checkpoint-{step}") as aside:
+            self.save_weights(aside)
+            with gathered(self.model):
+                scores = self.group.lead(lambda: self.score(due, samples))
+            self.lap(training=False)
+            peak = self.peak_memory()
+            optimizer = whole_optimizer(self.trainer.optimizer, self.model, self.group)
+            done = self.group.lead(lambda: self.keep(step, aside, scores or (), peak, states, optimizer))
+        self.group.lead(lambda: self.tell(done))
         set_random_state(random)
         self.clock = time.monotonic()
         self.meter.lap()  # of waiting, which is nobody's
 
-    def conclude(
-        self, step: int, states: Sequence[dict[str, Any]], peak: float, weights: Weights | None, optimizer: Any
-    ) -> None:
-        """What the first worker does at a milestone for all.
+    @contextlib.contextmanager
+    def placed(self, folder: Path) -> Iterator[Path]:
+        """A checkpoint's folder that is put in place when it is whole, with averaged weights meanwhile; both by the first worker."""
+        if self.group.rank:
+            yield folder
+            return
+        with placing(folder) as aside, averaged(self.trainer.optimizer):
+            yield aside
+
+    def save_weights(self, folder: Path) -> None:
+        """Write the weights into a checkpoint's folder; a sharded model's are whole on the first worker no longer than that."""
+        weights = whole_weights(self.model, self.group)
+        self.group.lead(lambda: self.write_weights(folder, weights))
+
+    def keep(
+        self,
+        step: int,
+        folder: Path,
+        scores: tuple[Score, ...],
+        peak: float,
+        states: Sequence[dict[str, Any]],
+        optimizer: Any,
+    ) -> Report:
+        """Make a checkpoint whole.
 
         Args:
             step: where it is.
-            states: random states of all workers.
+            folder: has the weights.
+            scores: of these.
             peak: bytes at most so far, of the worker that took most.
-            weights: of a sharded model, gathered.
+            states: random states of all workers.
             optimizer: what has the optimizer's whole state.
+
+        Returns:
+            What is to be reported of it.
         """
-        folder = Path(self.task.folder) / f"checkpoint-{step}"
-        with placing(folder) as aside, averaged(self.trainer.optimizer):
-            self.write_weights(aside, weights)
-            due = self.due(last=step == self.task.milestones[-1])
-            scores = self.score(due, folder.with_name(f"samples-{step}"))
-            self.lap(training=False)
-            done = Report(step, scores, self.telemetry(max(peak, peak_memory(self.device))), folder.name)
-            self.trainer.save(aside, states, origin(self.loaded.folder), optimizer)
-            write_complete(aside, done)
+        done = Report(step, scores, self.telemetry(peak), f"checkpoint-{step}")
+        self.trainer.save(folder, states, origin(self.loaded.folder), optimizer)
+        write_complete(folder, done)
+        return done
+
+    def tell(self, done: Report | None) -> None:
+        """Report a milestone, which may end the lease."""
+        assert done is not None, "only the first worker reports, and it made this"
         self.report(done)
 
     def peak_memory(self) -> float:
@@ -191,11 +221,12 @@ class Run:
         }
 
     def lap(self, *, training: bool) -> None:
-        """Book the seconds and the joules since the last call: in training those of all workers, which all call it."""
+        """Book the seconds and the joules since the last call: joules of all workers, which all call it.
+
+        Those that wait while the first one evaluates hold their devices too.
+        """
         now = time.monotonic()
-        spent = self.meter.lap()
-        everyone = [json.loads(one) for one in self.group.gather(json.dumps(spent))] if training else [spent]
-        for one in everyone:
+        for one in [json.loads(spent) for spent in self.group.gather(json.dumps(self.meter.lap()))]:
             self.trainer.progress.energy = added(self.trainer.progress.energy, one)
         if training:
             self.trainer.progress.train_seconds += now - self.clock

@@ -106,7 +106,8 @@ def whole_weights(model: Any, group: Group) -> Weights | None:
     if not is_sharded(model):
         return None
     adapter = hasattr(model, "peft_config")
-    found = {name: _whole(weight) for name, weight in model.named_parameters() if weight.requires_grad or not adapter}
+    kept = {name: weight for name, weight in model.named_parameters() if weight.requires_grad or not adapter}
+    found = {name: _whole(weight, group) for name, weight in kept.items()}
     return found if group.rank == 0 else None
 
 
@@ -116,7 +117,8 @@ def whole_optimizer(optimizer: Any, model: Any, group: Group) -> Any:
         return optimizer
     state = optimizer.state_dict()
     entries = {
-        place: {name: _whole(value) for name, value in values.items()} for place, values in state["state"].items()
+        place: {name: _whole(value, group) for name, value in values.items()}
+        for place, values in state["state"].items()
     }
     return _StateOf({"state": entries, "param_groups": state["param_groups"]})
 
@@ -139,5 +141,9 @@ class _StateOf:
         return self._state
 
 
-def _whole(value: Any) -> Any:
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+def _whole(value: Any, group: Group) -> Any:
+    """A gathered number or tensor on the first worker's CPU; the others give their part and keep nothing."""
+    if not isinstance(value, DTensor):
+        return value
+    whole = value.full_tensor()
+    return whole.cpu() if group.rank == 0 else None

@@ -14,6 +14,7 @@ import pytest
 from sft_runs import STOP, TOTAL, config, make_place, run
 
 from pipelines.energy import EnergyConfig, Meter, Sensor, added, gpus, open_meter, rapl, stated, telemetry
+from pipelines.finetune.group import Group
 from pipelines.stage import Devices
 
 
@@ -215,3 +216,16 @@ def test_stated_watts_need_no_thread() -> None:
     with Meter([Sensor("gpu", lambda: 1.0)]):
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_joules_are_those_of_all_workers_also_while_one_evaluates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three workers that draw as much each: as if every text of this one came from all."""
+    monkeypatch.setattr(Group, "gather", lambda self, text: [text] * 3)
+    settings = config(make_place(tmp_path), max_steps=2)
+    energy = {"cpu_watts": 10.0}
+    [report] = run(settings, tmp_path / "out", (2,), energy=energy, devices=Devices(cpus=2.0))
+    told = report.telemetry
+    assert told["cost/evaluation_seconds"] > 0
+    assert told["cost/joules"] == pytest.approx(3 * 2 * 10.0 * told["cost/seconds"], rel=0.05)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from sweep_files import SFT, load
+from sweep_files import SFT, load, problems
 
 from pipelines.config import SFTConfig
 from pipelines.finetune.recipes import KEYS, RECIPES, recipe_values
@@ -27,6 +27,7 @@ def test_the_recipes_are_the_paper_s() -> None:
     }  # fmt: skip
     lab = recipe_values("lab", 16)
     assert (lab["gradient_accumulation_steps"], lab["lr_scheduler"], lab["warmup_ratio"]) == (240, "constant", 0.0)
+    assert recipe_values("tulu", 4, workers=8)["gradient_accumulation_steps"] == 4
     assert all(recipe_values(name).keys() == KEYS for name in RECIPES)
     assert SFTConfig.model_fields.keys() >= KEYS
 
@@ -40,6 +41,22 @@ def test_what_the_file_says_wins(tmp_path: Path) -> None:
     assert {config["adapter"] for config in configs} == {"none"}
     again = from_record(loaded.record())
     assert [again.resolve(again.space.replay(choices)) for choices in again.space.grid()] == configs
+
+
+def test_a_recipe_s_rows_are_shared_by_the_workers_of_a_trial(tmp_path: Path) -> None:
+    text = written("tulu") + "resources: {workers: 4, gpus: 0, cpus: 1}\nparameters: {micro_batch_size: [2, 8]}\n"
+    loaded = load(tmp_path, text)
+    for known in (loaded, from_record(loaded.record())):
+        configs = [known.resolve(known.space.replay(choices)) for choices in known.space.grid()]
+        assert [config["gradient_accumulation_steps"] for config in configs] == [16, 4]
+    one = load(tmp_path, SFT + "resources: {workers: 4}\nparameters: {lora_r: [2, 4]}\nbaseline: tulu\n")
+    baseline = one.resolve_baseline()
+    assert baseline is not None
+    assert baseline["gradient_accumulation_steps"] == 128 // (2 * 4)
+    told = describe(load(tmp_path, written("lab") + "resources: {gpus: 2}\n"))["recipe"]
+    assert told["filled"]["gradient_accumulation_steps"] == 960
+    wrong = problems(tmp_path, written("tulu") + "resources: {workers: 0}\n")
+    assert set(wrong) == {"resources.workers"}
 
 
 def test_recipes_are_an_axis(tmp_path: Path) -> None:

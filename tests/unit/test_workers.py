@@ -9,8 +9,9 @@ from sweep_files import CUSTOM, SFT, load, problems
 
 from cluster.base import Node
 from cluster.machine import Machine
-from pipelines.config import SFTConfig
+from pipelines.config import DistillConfig, SFTConfig
 from pipelines.finetune.memory import estimate
+from pipelines.finetune.memory_workers import over_workers
 from pipelines.finetune.shape import ModelShape
 from sweeps.commands.cluster import machines_of
 from sweeps.dryrun import dry_run
@@ -61,11 +62,27 @@ def test_only_fine_tunes_are_shared(tmp_path: Path):
     [
         ("precision: fp16\n  parallel: fsdp", "pipeline.precision", "write precision: bf16"),
         ("optimizer: adafactor\n  parallel: fsdp", "pipeline.optimizer", "take adamw or nadamw"),
+        ("optimizer: schedule_free_adamw\n  parallel: fsdp", "pipeline.optimizer", "take adamw or nadamw"),
+        ("optimizer: prodigy\n  parallel: fsdp", "pipeline.optimizer", "take adamw or nadamw"),
+        ("adapter: vera\n  parallel: fsdp", "pipeline.parallel", "fsdp trains LoRA or all weights, not vera"),
+        ("load_in_4bit: true\n  parallel: fsdp", "pipeline.parallel", "must be plain ones; write parallel: ddp"),
         ("parallel: deepspeed", "pipeline.parallel", "ddp"),
     ],
 )
 def test_what_can_not_be_spread(tmp_path: Path, line, place, said):
     assert said in problems(tmp_path, SFT.replace("max_steps: 27", f"max_steps: 27\n  {line}"))[place]
+
+
+@pytest.mark.parametrize("kind", ["dpo", "distill", "retrain_pruned"])
+def test_only_supervised_fine_tunes_are_spread(tmp_path: Path, kind):
+    rows = SFT.replace("type: prompt_completion", "type: preference") if kind == "dpo" else SFT
+    more = {"distill": "\n  teacher: HuggingFaceTB/SmolLM2-135M-Instruct"}.get(kind, "")
+    text = rows.replace("type: sft", f"type: {kind}\n  parallel: fsdp{more}") + "resources: {workers: 2, gpus: 0}\n"
+    assert (
+        f"fsdp is for type: sft, and this is {kind}; write parallel: ddp"
+        in problems(tmp_path, text)["pipeline.parallel"]
+    )
+    assert load(tmp_path, text.replace("fsdp", "ddp")).spec.resources.together == 2
 
 
 def test_one_worker_has_nothing_to_spread(tmp_path: Path):
@@ -94,6 +111,22 @@ def test_memory_of_a_worker(tmp_path: Path):
     states = 4 * (4 * shape.parameters)  # weights, gradients, two moments
     assert alone.moments["update"] - fsdp.moments["update"] < 0.75 * states
     assert fsdp.moments["update"] < ddp.moments["update"]
+    spread, numbers = config.model_copy(update={"parallel": "fsdp"}), shape.parameters
+    for device, whole in (("cpu", 8 * numbers), ("gpu", 4 * numbers)):  # a checkpoint gathers both moments of a weight
+        own, added = over_workers(spread, shape, numbers, 4, {"optimizer": 8 * numbers}, {}, device)
+        assert (own["optimizer"], added["evaluation"]["gathered"]) == (2 * numbers, whole)
+
+
+def test_memory_of_a_worker_that_distills(tmp_path: Path):
+    """The buckets hold the gradients of what is trained beside the student too."""
+    shape = tiny_shape(tmp_path)
+    hidden = {"type": "mi_alpha", "layer_map": "last"}
+    data = {"train": {"path": "t", "type": "text"}}
+    config = DistillConfig(base_model="m", teacher="m", datasets=data, max_steps=1, hidden=hidden)
+    alone, ddp = (estimate(config, shape, teachers=[shape], workers=workers) for workers in (1, 2))
+    trained = alone.trainable + shape.layers * shape.hidden**2
+    assert ddp.moments["teacher"] - alone.moments["teacher"] == 4 * trained
+    assert ddp.moments["update"] - alone.moments["update"] == 4 * trained
 
 
 def tiny_shape(folder: Path) -> ModelShape:
