@@ -48,9 +48,10 @@ def over_workers(
     a_layer = inside // max(1, shape.layers)
     computing = 4 * min(shape.parameters, 2 * a_layer + max(0, shape.parameters - inside))
     whole = max(4 * shape.parameters, states.get("optimizer", 0) if device == "cpu" else 0)
+    evaluated: Moments = {"evaluation": {}, **moments}
     own = {name: -(-size // workers) if name in _SPREAD else size for name, size in states.items()}
     return own, {
         name: {item: -(-size // workers) if item in _SPREAD else size for item, size in extra.items()}
         | {"gathered": whole if name in ("evaluation", "generation") else computing}
-        for name, extra in ({"evaluation": {}} | moments).items()
+        for name, extra in evaluated.items()
     }
