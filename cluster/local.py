@@ -19,16 +19,18 @@ import shutil
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError, Node
 from cluster.machine import Machine, this_machine
+from cluster.processes import await_end, below
 from cluster.token import token_settings, write_private
 
 REACH_SECONDS = 10.0
+END_SECONDS = 10.0
+"""How long embedded Ray may take to end all its processes."""
 LONGEST_FOLDER = 36
 """Ray puts Unix sockets 66 characters below its folder, and Linux allows 107."""
 PREFIX = "stockpot-"
@@ -92,9 +94,9 @@ class RayCluster:
         self._closed = True
         import ray
 
-        started = _processes() if self.embedded else []
+        started = below(os.getpid()) if self.embedded else []
         ray.shutdown()
-        _await_end(started)
+        await_end(started, END_SECONDS)
         _restore(self._before)
         _reread_environment()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -270,37 +272,3 @@ def _restore(values: dict[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def _processes() -> list[int]:
-    """This process's descendants."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = entry.read_text().rpartition(")")[2].split()
-            parents.setdefault(int(fields[1]), []).append(int(entry.parent.name))
-    return list(_below(os.getpid(), parents))
-
-
-def _below(root: int, children: dict[int, list[int]]) -> Iterator[int]:
-    for child in children.get(root, []):
-        yield child
-        yield from _below(child, children)
-
-
-def _await_end(pids: list[int], seconds: float = 10.0) -> None:
-    """Wait until the processes are gone, so that nothing is left behind when we return."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        pids = [pid for pid in pids if _alive(pid)]
-        if not pids:
-            return
-        time.sleep(0.05)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return False
-    return state != "Z"

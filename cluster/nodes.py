@@ -18,9 +18,9 @@ from pathlib import Path
 
 from cluster.base import ClusterError
 from cluster.local import ENVIRONMENT, OBJECT_STORE_BYTES
+from cluster.processes import end
 
 START_SECONDS = 90.0
-END_SECONDS = 15.0
 PR_SET_PDEATHSIG = 1
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -70,17 +70,10 @@ class LocalNodes:
         return all(process.poll() is None for process in self._processes)
 
     def close(self) -> None:
-        """End every node that was started here, the last one first, and remove its folder."""
-        for process in reversed(self._processes):
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        until = time.monotonic() + END_SECONDS
+        """End every node that was started here with all its processes, and remove its folder."""
+        end([process.pid for process in self._processes if process.poll() is None])
         for process in self._processes:
-            try:
-                process.wait(max(0.1, until - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            process.wait()
         for folder in self._folders:
             shutil.rmtree(folder, ignore_errors=True)
         self._processes.clear()

@@ -128,7 +128,8 @@ else
   while [ ! -e "$state/ended" ] && kill -0 "$ray" 2>/dev/null; do sleep 1; done
   status=0
 fi
-kill "$ray" 2>/dev/null || true
+# Ray's own end of a node can leave its agents behind, and not every Slurm ends what a job has left.
+python -m cluster.processes "$ray" || kill "$ray" 2>/dev/null || true
 wait "$ray" 2>/dev/null || true
 rm -rf "$temp"
 exit "$status"
