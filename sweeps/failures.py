@@ -14,6 +14,23 @@ if TYPE_CHECKING:
 
 FailureKind = Literal["user", "oom", "nan", "node", "stall", "unknown"]
 
+INFRASTRUCTURE: frozenset[FailureKind] = frozenset({"node", "stall"})
+"""Kinds that are no fault of the trial; they share a budget."""
+_LOST = {
+    "ActorDiedError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnschedulableError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
+    "ObjectLostError",
+    "ObjectStoreFullError",
+    "OutOfDiskError",
+    "RayActorError",
+    "RpcError",
+    "WorkerCrashedError",
+    "WorkerLost",
+}
+"""Errors, Ray's and ours, where a process, a node or its object store is at fault, by name; what derives from them counts too."""
 _FULL_DISK = re.compile(r"no space left|disk quota|disk is full|\[Errno (28|122)\]|os error (28|122)\b", re.IGNORECASE)
 _NUMBERS = re.compile(r"0x[0-9a-fA-F]+|\d+(\.\d+)?(e[+-]?\d+)?")
 
@@ -24,7 +41,8 @@ class Failure:
 
     Attributes:
         kind: decides the answer: `user` is never retried; `oom` halves the micro batch; `nan` stops the trial; `node` and
-            `stall` go again from the newest whole checkpoint within `max_restarts`; `unknown` is retried once.
+            `stall` go again from the newest whole checkpoint within `max_restarts`; `unknown` is retried once. What one
+            kind has used up is not taken from another.
         message: one line for the tables.
         traceback: for the ledger and `stockpot logs`.
     """
@@ -70,14 +88,7 @@ def classify(error: BaseException) -> Failure:
         or "NODE_OUT_OF_MEMORY" in str(error)  # Ray ended the worker, as its node had hardly any left
     ):
         kind = "oom"
-    elif names & {
-        "WorkerLost",
-        "RayActorError",
-        "ActorDiedError",
-        "ActorUnavailableError",
-        "WorkerCrashedError",
-        "NodeDiedError",
-    }:
+    elif names & _LOST:
         kind = "node"
     elif names & {"ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "NameError", "KeyError"}:
         kind = "user"
@@ -106,12 +117,13 @@ def remedy(failure: Failure, policy: OnFailure, earlier: Sequence[Failure], conf
         earlier: the run's failures before this one, each of which it was restarted after.
         config: the failed attempt's configuration, changes included.
     """
-    if len(earlier) >= policy.max_restarts:
+    budget = INFRASTRUCTURE if failure.kind in INFRASTRUCTURE else {failure.kind}
+    if sum(before.kind in budget for before in earlier) >= policy.max_restarts:
         return Remedy(False)
     if failure.kind == "oom" and policy.oom == "halve_micro_batch":
         changes = halved(config)
         return Remedy(changes is not None, changes)
-    if failure.kind in ("node", "stall"):
+    if failure.kind in INFRASTRUCTURE:
         return Remedy(policy.node == "retry")
     if failure.kind == "unknown":
         return Remedy(not any(before.kind == "unknown" for before in earlier))

@@ -258,7 +258,7 @@ class OnFailure(Config):
     node: Literal["retry", "stop"] = "retry"
     """A worker or node was lost: go again from the newest whole checkpoint."""
     max_restarts: int = Field(default=3, ge=0)
-    """Restarts of one run, all kinds together."""
+    """Restarts of one run after lost workers and nodes and stalls together; as often again after running out of memory."""
     abort_after_same_error: int = Field(default=3, ge=1)
     """The sweep stops when its first this-many ended trials all failed with the same error."""
 

@@ -15,6 +15,10 @@ class ActorDiedError(Exception):
     """Named as Ray's is."""
 
 
+class ObjectStoreFullError(Exception):
+    """Named as Ray's is."""
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
@@ -28,6 +32,7 @@ class ActorDiedError(Exception):
         (OSError(12, "Cannot allocate memory"), "oom", "OSError: [Errno 12] Cannot allocate memory"),
         (ActorDiedError("Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: ..."), "oom", None),
         (ActorDiedError("gone"), "node", "ActorDiedError: gone"),
+        (ObjectStoreFullError("no room for 3 MB"), "node", "ObjectStoreFullError: no room for 3 MB"),
         (ModuleNotFoundError("No module named 'x'"), "user", None),
         (TypeError("f() takes 0"), "user", None),
         (ValueError("odd\nsecond line"), "unknown", "ValueError: odd"),
@@ -87,3 +92,14 @@ def test_each_kind_has_its_budget():
     assert remedy(Failure("unknown", ""), policy, [before], {}).retry
     assert not remedy(Failure("unknown", ""), policy, [Failure("unknown", "")], {}).retry
     assert not remedy(Failure("unknown", ""), OnFailure(max_restarts=0), [], {}).retry
+
+
+def test_what_one_kind_used_up_is_not_taken_from_another():
+    policy, micro = OnFailure(max_restarts=2), {"micro_batch_size": 8}
+    lost = [Failure("node", ""), Failure("stall", "")]
+    assert not remedy(Failure("node", ""), policy, lost, micro).retry, "lost workers and stalls share theirs"
+    assert remedy(Failure("oom", ""), policy, lost, micro).retry
+    assert remedy(Failure("unknown", ""), policy, lost, micro).retry
+    small = [Failure("oom", "")] * 2
+    assert not remedy(Failure("oom", ""), policy, small, micro).retry
+    assert remedy(Failure("node", ""), policy, [*small, Failure("unknown", ""), lost[0]], micro).retry
