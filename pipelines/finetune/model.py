@@ -249,8 +249,7 @@ def _from_gguf(path: Path, cache: Path) -> Path:
             model.__dict__.pop(mark, None)
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        _write(model, tokenizer, folder)
 
     return made_once(cache, f"gguf-{_CONVERSION}-{kept_hash(path)[:24]}", convert)
 
@@ -271,8 +270,7 @@ def _folded(adapter: Path, cache: Path, trust_remote_code: bool) -> Path:
 
     def fold(folder: Path) -> None:
         loaded = load_folder(base, trust_remote_code=trust_remote_code)
-        attach(loaded.model, adapter).merge_and_unload(safe_merge=True).save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
+        _write(attach(loaded.model, adapter).merge_and_unload(safe_merge=True), loaded.tokenizer, folder)
 
     return made_once(cache, f"folded-{_CONVERSION}-{name}", fold)
 
@@ -284,10 +282,20 @@ def _cut(whole: Path, keep: Keep, cache: Path, trust_remote_code: bool) -> Path:
     def leave_out(folder: Path) -> None:
         loaded = load_folder(whole, trust_remote_code=trust_remote_code)
         cut(loaded.model, keep)
-        loaded.model.save_pretrained(folder)
-        loaded.tokenizer.save_pretrained(folder)
+        _write(loaded.model, loaded.tokenizer, folder)
 
     return made_once(cache, f"layers-{_CONVERSION}-{name}", leave_out)
+
+
+def _write(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write a converted model, whichever of a trial's workers this is.
+
+    In a process group Transformers lets the first process write alone, but a cache is a machine's, and any may be first there.
+    """
+    model.should_save_on_this_rank = lambda is_main_process: is_main_process
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    assert (folder / "config.json").is_file(), f"a converted model has a config.json, but {folder} has none"
 
 
 def _from_hub(source: str, trust_remote_code: bool) -> Path:

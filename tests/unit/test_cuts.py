@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_shape import folder
 from tiny import save_model
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from pipelines.cuts import cut_name, kept_layers, split_cut
 from pipelines.finetune.layers import listening
@@ -65,6 +66,18 @@ def test_a_cut_is_a_whole_model_of_its_layers(tmp_path: Path) -> None:
     assert models.load(f"layers://0,3/{source}").model.state_dict().keys() == cut.model.state_dict().keys()
     names = {identity_of(name).model for name in (str(source), f"layers://2/{source}", f"layers://3/{source}")}
     assert len(names) == 3
+
+
+def test_the_second_worker_of_a_trial_writes_whole_models_too(tmp_path: Path) -> None:
+    """In a process group Transformers writes nothing on it; the group is one that talks to nobody."""
+    source = save_model(tmp_path / "model", layers=4)
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        found = BaseModels(str(tmp_path / "cache")).load(f"layers://2/{source}")
+    finally:
+        torch.distributed.destroy_process_group()
+    assert found.model.config.num_hidden_layers == 2
+    assert sorted(file.name for file in found.folder.glob("*.safetensors")) == ["model.safetensors"]
 
 
 def test_lists_of_the_configuration_with_an_entry_a_layer_are_cut_too(tmp_path: Path) -> None:
