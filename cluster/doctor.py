@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
@@ -22,6 +23,7 @@ from cluster.token import read_token
 SKEW_SECONDS = 2.0
 """Clocks that differ by more make times of logs and the stall watch misleading."""
 ANSWER_SECONDS = 30.0
+SEEING_SECONDS = 120.0
 DASHBOARD_PORT = 8265
 PACKAGES = ("stockpot", "ray", "torch", "transformers", "peft", "trl")
 
@@ -141,6 +143,39 @@ def ask_nodes(storage: str | None, probe: str) -> list[NodeAnswer]:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             answers.append(NodeAnswer(where, gpus, None, error=lines[-1]))
     return answers
+
+
+def unseen(folder: Path) -> list[str]:
+    """What the nodes say that can't read and write a folder as this machine does; empty where all can. This process is connected.
+
+    Raises:
+        ClusterError: if the folder can't be written here.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    probe = f".stockpot-probe-{uuid.uuid4().hex[:8]}"
+    task = ray.remote(num_cpus=0, max_retries=0)(_storage)
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    _leave(folder, probe)
+    try:
+        asked = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                str(folder), probe
+            )
+            for node in alive
+        ]
+        said: list[str] = ray.get(asked, timeout=SEEING_SECONDS)
+    except ray.exceptions.RayError as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(f"a node of the cluster does not say whether it sees {folder}: {lines[-1]}") from error
+    finally:
+        (folder / probe).unlink(missing_ok=True)
+        for place in made:
+            with contextlib.suppress(OSError):  # somebody else is at work there
+                place.rmdir()
+    return [f"node {node['NodeManagerAddress']} {text}" for node, text in zip(alive, said, strict=True) if text]
 
 
 def judge(own: Facts, answers: Sequence[NodeAnswer]) -> list[Finding]:

@@ -64,15 +64,16 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     if arguments.verb == "ask":
         return answer(arguments.words)
-    return drive(Path(arguments.storage), Path(arguments.file), arguments.words)
+    return drive(arguments.storage, Path(arguments.file), arguments.words)
 
 
-def drive(storage: Path, file: Path, words: Sequence[str]) -> int:
-    """Drive the sweep from a copy under the storage, made once for each content."""
+def drive(storage: str, file: Path, words: Sequence[str]) -> int:
+    """Drive the sweep from a copy under the storage, made once for each content; of remote storage in its folder here."""
     from sweeps.cli import main as stockpot
+    from sweeps.paths import storage_folder
 
-    home = place(Path.cwd(), storage)
-    os.chdir(storage)
+    home = place(Path.cwd(), storage_folder(storage))
+    os.chdir(storage_folder(storage))
     sets = ["--set", f"storage={storage}"]
     return stockpot(["submit", str(home / file), "--address", "auto", *words, *sets])
 

@@ -47,7 +47,7 @@ ASKED = {"status", "logs", "show", "compare", "stop"}
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 FAILED = 1
 INTERRUPTED = 130
-MISTAKES = {"BudgetError", "ClusterError", "LedgerError", "SpecError", "UsageError", "UserError"}
+MISTAKES = {"BudgetError", "ClusterError", "LedgerError", "SpecError", "StorageError", "UsageError", "UserError"}
 """Errors that a user can mend, by name: importing their classes would cost every command numpy."""
 
 

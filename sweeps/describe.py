@@ -35,7 +35,7 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         resource = sum(rung["runs"] * (rung["resource"] - before) for before, rung in steps)
     return {
         "name": loaded.spec.name,
-        "folder": str(loaded.paths.root),
+        "folder": loaded.paths.place,
         "pipeline": loaded.spec.pipeline.type,
         "method": loaded.spec.method.type,
         "covers": division(loaded.spec.method.type, loaded.space),

@@ -18,6 +18,7 @@ from sweeps.data import data_problems
 from sweeps.fields import Models, model_at, overlay, type_names
 from sweeps.local import absolute_path, disk_values, path_problem
 from sweeps.parameters import Parsed, parse
+from sweeps.paths import is_remote, storage_folder
 from sweeps.problems import close, show
 from sweeps.space import Choice, Domain, Interval
 from sweeps.spec import Resources, SweepSpec
@@ -62,7 +63,9 @@ class Draft:
 
     @property
     def storage(self) -> Path:
-        """Relative to the sweep file where the file names it, else to where the command runs."""
+        """Relative to the sweep file where the file names it, else to where the command runs; of remote storage its working folder."""
+        if is_remote(self.spec.storage):
+            return storage_folder(self.spec.storage)
         named = self.document.at(("storage",)).line is not None and "storage" in self.document.data
         return absolute_path(self.spec.storage, self.folder if named else Path.cwd())
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from evaluators.base import Report
 from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
+from sweeps.driving import driving, refuse_used_url
 from sweeps.engine import Engine
 from sweeps.failures import Failure
 from sweeps.fold import apply_event, fold
@@ -77,16 +78,19 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
         LedgerError: when the name is in use; nothing was changed.
         ClusterError: when the cluster can't be reached, or can never run one trial; nothing was written.
         UserError: when `env` names a variable that is not there; nothing was written.
+        StorageError: when remote storage can't be used; nothing was written.
         KeyboardInterrupt: before anything was written.
     """
     paths = loaded.paths
     refuse_used_name(paths)
+    refuse_used_url(paths)
     say = _sayer(paths, progress)
     for warning in loaded.warnings:
         say(f"warning: {warning}")
-    with _connected(loaded, paths, address, say) as backend:
+    with _connected(loaded, paths, address, say) as backend, driving(paths, say) as drive:
         ledger = _create(loaded, paths)
-        return _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
+        status = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
+    return drive.status(status)
 
 
 def resume(
@@ -112,13 +116,27 @@ def resume(
         LedgerError: when there is no such sweep, or another driver is at work on it.
         ClusterError: when the cluster can't be reached, or can never run one trial.
         UserError: when `env` names a variable that is not there, or a data file has changed.
+        StorageError: when remote storage can't be used, or another driver has the sweep there.
     """
+    say = _sayer(paths, progress)
+    with driving(paths, say) as drive:
+        status = _resume(paths, budget, address, progress, say)
+    return drive.status(status)
+
+
+def _resume(
+    paths: SweepPaths,
+    budget: Mapping[str, Any] | None,
+    address: str | None,
+    progress: Progress | None,
+    say: Callable[[str], None],
+) -> int:
+    """As `resume`, with the working folder as the storage has it."""
     ledger = Ledger.open(paths.root)
     try:
         state = fold(ledger.events())
         if not state.seq:
             raise LedgerError(f"{paths.root} holds nothing yet: its driver was ended before it began; submit it again")
-        say = _sayer(paths, progress)
         if state.finished is not None and not budget:
             say(
                 f"{paths.name} is finished with {len(state.searched)} trials; there is nothing to resume "
@@ -193,6 +211,7 @@ def _connected(
     backend = RayBackend(loaded, paths, address, on_message=say)
     before = _on_sigterm(_interrupt)
     try:
+        backend.refuse_unseen(paths.root.parent)
         placed = backend.placement
         say(f"{placed.slots} trial{'s' if placed.slots > 1 else ''} at a time, each with {placed.each}")
         yield backend

@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.base import ClusterError, Node, place
@@ -288,7 +287,7 @@ def _disk(run: DryRun, slots: int) -> tuple[dict[str, Any] | None, list[str]]:
         return None, []
     model = 4 * shape.parameters
     need = footprint(run.loaded, checkpoint=checkpoint, weights=weights, slots=slots, model=model)
-    need["free"] = free_bytes(Path(run.loaded.spec.storage))
+    need["free"] = free_bytes(run.loaded.paths.root)
     return need, complaints(run.loaded, need, need["free"])
 
 

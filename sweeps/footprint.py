@@ -110,7 +110,7 @@ def complaints(loaded: LoadedSweep, need: Mapping[str, Any], free: int | None) -
     if free is not None and need["total"] is not None and need["total"] > free:
         found.append(
             f"disk: about {gigabytes(need['total'])} of checkpoints, but {gigabytes(free)} are free under "
-            f"{loaded.spec.storage}; give another storage, or ask for fewer trials or smaller adapters"
+            f"{loaded.paths.root.parent}; give another storage, or ask for fewer trials or smaller adapters"
         )
     return found
 

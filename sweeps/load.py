@@ -41,7 +41,7 @@ from sweeps.local_rag import absolute_rag, rag_values, replaced_sources
 from sweeps.metrics import Metric, Timetable, timetable
 from sweeps.overrides import apply_sets, write_out
 from sweeps.parameters import parse
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, is_remote
 from sweeps.problems import Problem, SpecError, show
 from sweeps.rules import Verdicts, apply_rules
 from sweeps.sources import Source, SourceError, resolve_source, unfoldable, with_teacher
@@ -315,7 +315,7 @@ def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> 
     spec = draft.spec
     first = spec.pipeline.model_dump(mode="json", exclude_unset=True)
     whole = spec.model_dump(mode="json")
-    whole["storage"] = str(draft.storage)
+    whole["storage"] = spec.storage.rstrip("/") if is_remote(spec.storage) else str(draft.storage)
     whole["pipeline"] = _place(first, draft.folder, sources, {})
     whole["judge"] = _place_judge(whole["judge"], draft.folder, sources)
     whole["evaluate"] = [absolute_entry(entry, draft.folder) for entry in whole["evaluate"]]

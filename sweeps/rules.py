@@ -22,6 +22,7 @@ from sweeps.judge_rules import asks_a_judge, check_judge
 from sweeps.layer_rules import check_layers
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
+from sweeps.paths import is_remote
 from sweeps.problems import show
 from sweeps.rung_rules import check_rungs
 from sweeps.searchers.cover import GENERATIONS, covered, default_population, division
@@ -35,6 +36,7 @@ from sweeps.spec import (
     NSGA2Config,
     TPEConfig,
 )
+from sweeps.storage import problem
 from sweeps.yaml_source import Place
 
 
@@ -93,8 +95,10 @@ def apply_rules(draft: Draft) -> Verdicts:
 
 def _storage(draft: Draft) -> None:
     storage = draft.spec.storage
-    if draft.sound("storage") and "://" in storage:
-        draft.wrong(("storage",), f"{show(storage)} is remote, which is not supported yet; give a local folder")
+    if draft.sound("storage") and is_remote(storage):
+        message = problem(storage)
+        if message is not None:
+            draft.wrong(("storage",), f"{show(storage)}: {message}")
     elif draft.sound("storage") and not storage.strip():
         draft.wrong(("storage",), "is empty; give a folder, or delete the line")
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,7 +28,7 @@ from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import SearchAlgorithm
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cluster.base import Placement, place
+from cluster.base import ClusterError, Placement, place
 from cluster.local import RayCluster, connect
 from pipelines.config import asks_models, shares_memo
 from pipelines.stage import Devices
@@ -38,7 +39,7 @@ from sweeps.host_plan import HostPlan, plan_hosts
 from sweeps.interrupts import Interrupts
 from sweeps.lease_thread import Met
 from sweeps.loop import Loop, Pending
-from sweeps.paths import SweepPaths, cache_dir
+from sweeps.paths import SweepPaths, cache_dir, is_remote
 from sweeps.residents import Residents
 from sweeps.trial import Lease
 from sweeps.worker import CallWorker, LeaseWorker, Setup, make_task, worker_environment
@@ -61,6 +62,11 @@ TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 Spawn = Callable[[Lease], dict[str, Any]]
+_MENDS = {
+    False: "set storage: to a folder that all of them share",
+    True: "remote storage alone does not carry weights between nodes yet: set STOCKPOT_WORK to a folder that all of them share, or use one node",
+}
+"""How a folder that some nodes don't see is mended, where storage is a folder (False) or remote (True)."""
 
 
 class LeaseTrainable(tune.Trainable):
@@ -281,6 +287,23 @@ class RayBackend:
         devices = Devices(plan.placement.cpus, plan.placement.gpus)
         memo, hosts = self._residents.memo, self._residents.hosts
         return replace(setup, devices=devices, memo=memo, hosts=hosts), plan.placement
+
+    def refuse_unseen(self, folder: Path) -> None:
+        """Raise where the cluster has several nodes and not all of them read and write the folder of sweeps.
+
+        Raises:
+            ClusterError: naming them.
+        """
+        if len(self._cluster.nodes) < 2:
+            return
+        from cluster.doctor import unseen
+
+        bad = unseen(folder)
+        if bad:
+            raise ClusterError(
+                f"{'; '.join(bad)}: trials there could not hand over their checkpoints. Every node must mount {folder} at the same "
+                f"path; {_MENDS[is_remote(self._loaded.spec.storage)]}"
+            )
 
     @property
     def slots(self) -> int:

@@ -300,7 +300,9 @@ class SweepSpec(Config):
     name: str = Field(pattern=NAME_PATTERN)
     """The sweep's name, also its folder under `storage`."""
     storage: str = "./stockpot-runs"
-    """Folder of all sweeps; relative to the sweep file where the file names it, else to where the command runs."""
+    """Folder of all sweeps, relative to the sweep file where the file names it, else to where the command runs; or
+    `s3://bucket/prefix`, `gs://...`, `az://...`: then a sweep is worked on in a folder of this machine (`$STOCKPOT_WORK`, else
+    `~/.stockpot/work`) and rides there in the background. Keys and endpoints come from the environment."""
     pipeline: PipelineConfig
     """What one trial is."""
     parameters: dict[str, Any] = Field(default_factory=dict)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeps.commands.places import find_sweep, sweeps_under, trial_named, word_for
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, is_remote, storage_folder
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -35,7 +35,9 @@ def list_sweeps(arguments: argparse.Namespace) -> int:
         print(json.dumps(shots, indent=2, allow_nan=False))
         return 0
     if not shots:
-        print(f"no sweeps under {Path(arguments.storage).expanduser().resolve()}")
+        print(
+            f"no sweeps under {arguments.storage if is_remote(arguments.storage) else storage_folder(arguments.storage)}"
+        )
         return 0
     rows = [("name", "state", "trials", "best", "age")]
     rows += [_row(shot) for shot in shots]
@@ -68,7 +70,7 @@ def look(paths: SweepPaths) -> dict[str, Any]:
         first = str(error).strip().splitlines()[0]
         return {
             "name": paths.name,
-            "folder": str(paths.root),
+            "folder": paths.place,
             "state": "damaged",
             "error": first,
             "updated_at": paths.root.stat().st_mtime,
@@ -82,10 +84,10 @@ def read_snapshot(paths: SweepPaths) -> dict[str, Any]:
         LedgerError: when the ledger can't be read.
         SpecError: when the resolved spec can't be read.
     """
+    from sweeps.driving import holder_of
     from sweeps.load import load_resolved
-    from sweeps.lock import DriverLock
 
-    driver = DriverLock.holder(paths.lock)
+    driver = holder_of(paths)
     return seen(read_state(paths), load_resolved(paths.resolved_spec), paths, driver)
 
 
@@ -101,7 +103,7 @@ def seen(state: SweepState, loaded: LoadedSweep, paths: SweepPaths, driver: Mapp
     from sweeps.progress import snapshot
 
     shot = snapshot(state, loaded)
-    shot["folder"] = str(paths.root)
+    shot["folder"] = paths.place
     shot["driver"] = dict(driver) if driver is not None else None
     if driver is None:
         shot["trials"]["running"] = 0  # what a dead driver's trials were doing, they no longer do
@@ -235,12 +237,12 @@ def _adjusted(run: RunState) -> str:
 
 def _follow(paths: SweepPaths, log: Path, lines: int) -> int:
     """The end of a log and what is added to it, until no driver is at work."""
-    from sweeps.lock import DriverLock
+    from sweeps.driving import holder_of
 
     _print_log(log, lines)
     read = log.stat().st_size if log.exists() else 0
     while True:
-        alive = DriverLock.holder(paths.lock) is not None
+        alive = holder_of(paths, ask=True) is not None
         if log.exists() and (size := log.stat().st_size) != read:
             with log.open("rb") as file:
                 file.seek(read if size > read else 0)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from sweeps.commands.places import UsageError, find_sweep
 from sweeps.local import SWEEP, absolute_model
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, storage_folder
 from sweeps.problems import unknown
 from sweeps.trial import finite
 
@@ -84,15 +84,17 @@ def _score(
     job = replace(job, services=Services(secret=os.environ.__getitem__, cache=str(cache_dir())))
     if data.paths is None or data.split != "test":
         return _run(job, data)
+    from sweeps.driving import driving
     from sweeps.final import open_test
     from sweeps.ledger import Ledger
 
-    ledger = Ledger.open(data.paths.root)
-    try:
-        open_test(ledger, "evaluate", [arguments.model], [f"test/{entry['type']}" for entry in entries])
-        return _run(job, data)
-    finally:
-        ledger.close()
+    with driving(data.paths, lambda text: print(text, file=sys.stderr)):
+        ledger = Ledger.open(data.paths.root)
+        try:
+            open_test(ledger, "evaluate", [arguments.model], [f"test/{entry['type']}" for entry in entries])
+            return _run(job, data)
+        finally:
+            ledger.close()
 
 
 def _run(job: EvaluationJob, data: Data) -> tuple[Score, ...]:
@@ -160,7 +162,7 @@ def named(model: str, storage: str) -> tuple[str, str | None]:
     text, content_hash = model, None
     if text.startswith(SWEEP):
         try:
-            found = resolve_source(text, Path(storage).expanduser().resolve(), Path.cwd())
+            found = resolve_source(text, storage_folder(storage), Path.cwd())
         except SourceError as error:
             raise UsageError(str(error)) from error
         if found.note:

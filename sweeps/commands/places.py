@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
 from pathlib import Path
 
 from sweeps.notes import read_note
-from sweeps.paths import DEFAULT_STORAGE, SweepPaths
+from sweeps.paths import DEFAULT_STORAGE, SweepPaths, is_remote, work_dir
 
 
 class UsageError(RuntimeError):
@@ -20,7 +21,13 @@ def holds_sweep(paths: SweepPaths) -> bool:
 
 
 def sweeps_under(storage: str) -> list[SweepPaths]:
-    """The sweeps in a storage folder, by name."""
+    """The sweeps in a storage, by name.
+
+    Raises:
+        UsageError: when remote storage can't be read.
+    """
+    if is_remote(storage):
+        return _sweeps_at(storage.rstrip("/"))
     root = Path(storage).expanduser().resolve()
     if not root.is_dir():
         return []
@@ -28,20 +35,56 @@ def sweeps_under(storage: str) -> list[SweepPaths]:
     return [paths for paths in found if holds_sweep(paths)]
 
 
-def find_sweep(name: str, storage: str) -> SweepPaths:
-    """The sweep that `name` means: a name under `storage`, a folder with a ledger, or one that was submitted from here.
+def _sweeps_at(storage: str) -> list[SweepPaths]:
+    found = [_newest(SweepPaths.of(storage, name), False) for name in _names_at(storage)]
+    return [paths for paths in found if paths is not None]
+
+
+def _names_at(storage: str) -> list[str]:
+    from sweeps.storage import StorageError, open_storage, problem
+
+    wrong = problem(storage)
+    if wrong is not None:
+        raise UsageError(f"{storage}: {wrong}")
+    try:
+        return [name for name in open_storage(storage).folders() if not name.startswith(".")]
+    except StorageError as error:
+        raise UsageError(f"{error} ({error.kind})") from error
+
+
+def find_sweep(name: str, storage: str, *, writing: bool = False) -> SweepPaths:
+    """The sweep that `name` means: a name under `storage`, a folder with a ledger, a URL, or one that was submitted from here.
+
+    Args:
+        name: as given.
+        storage: `--storage`.
+        writing: whether its driver, its working folder, is meant; else what of remote storage is newest is read.
 
     Raises:
         UsageError: when there is none, naming the nearest one that exists.
     """
     if not name.strip():
         raise UsageError(f"an empty NAME means no sweep. {_existing(name, storage)}")
+    if is_remote(name):
+        parent, _, last = name.rstrip("/").rpartition("/")
+        return _in_storage(last, parent, writing)
+    if is_remote(storage):
+        return _in_storage(name, storage.rstrip("/"), writing)
     under = SweepPaths.of(storage, name)
     note = read_note(name)
-    noted = [] if note is None else [SweepPaths.of(note.storage, name)]
+    noted = [] if note is None or is_remote(note.storage) else [SweepPaths.of(note.storage, name)]
     for paths in (under, SweepPaths(Path(name).expanduser().resolve()), *noted):
         if holds_sweep(paths):
             return paths
+    if note is not None and is_remote(note.storage):
+        return _in_storage(name, note.storage, writing)
+    urls = worked_on(name)
+    if len(urls) == 1:
+        return _in_storage(name, urls[0], writing)
+    if urls:
+        raise UsageError(
+            f"'{name}' is in several storages: {', '.join(f'{url}/{name}' for url in urls)}; give one of these"
+        )
     if name.endswith((".yaml", ".yml")):
         stem = Path(name).stem
         raise UsageError(f"'{name}' is a sweep file; give the sweep's name or its folder. {_existing(stem, storage)}")
@@ -49,8 +92,64 @@ def find_sweep(name: str, storage: str) -> SweepPaths:
     raise UsageError(f"there is no sweep '{name}', under {where} or as a folder. {_existing(name, storage)}")
 
 
+def worked_on(name: str) -> list[str]:
+    """Remote storages whose sweep of this name was driven on this machine."""
+    if "/" in name or not work_dir().is_dir():
+        return []
+    found = [folder / name / "sweep.resolved.json" for folder in sorted(work_dir().iterdir())]
+    return [url for file in found if file.is_file() and is_remote(url := _storage_in(file))]
+
+
+def _storage_in(file: Path) -> str:
+    import json
+
+    try:
+        return str(json.loads(file.read_text(encoding="utf-8"))["spec"]["storage"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _in_storage(name: str, storage: str, writing: bool) -> SweepPaths:
+    """A sweep in remote storage: its working folder where a driver is at work here or is meant, else what is newer.
+
+    Raises:
+        UsageError: when there is none, or the storage can't be read and nothing lies here either.
+    """
+    from sweeps.storage import problem
+
+    wrong = problem(storage)
+    if wrong is not None:
+        raise UsageError(f"{storage}: {wrong}")
+    found = _newest(SweepPaths.of(storage, name), writing)
+    if found is None:
+        raise UsageError(f"there is no sweep '{name}' in {storage}. {_existing(name, storage)}")
+    return found
+
+
+def _newest(own: SweepPaths, writing: bool) -> SweepPaths | None:
+    from sweeps.fetching import refresh, seen_number
+    from sweeps.lock import DriverLock
+    from sweeps.storage import StorageError
+    from sweeps.storage_lease import own_number
+
+    copy = own.read_copy
+    if DriverLock.holder(own.lock) is not None:
+        return own
+    try:
+        there = refresh(copy, texts=not writing)
+    except StorageError as error:
+        if not holds_sweep(own):
+            raise UsageError(f"{error} ({error.kind})") from error
+        print(f"stockpot: {error} ({error.kind}); this is what lies in {own.root}", file=sys.stderr)
+        return own
+    if not there:
+        return own if holds_sweep(own) else None
+    newest = holds_sweep(own) and own_number(own)[0] == seen_number(copy)
+    return own if writing or newest else copy
+
+
 def _existing(name: str, storage: str) -> str:
-    names = [paths.name for paths in sweeps_under(storage)]
+    names = _names_at(storage) if is_remote(storage) else [paths.name for paths in sweeps_under(storage)]
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"Did you mean '{near[0]}'? (`stockpot list` shows all)"
@@ -60,7 +159,9 @@ def _existing(name: str, storage: str) -> str:
 
 
 def word_for(paths: SweepPaths) -> str:
-    """The shortest NAME that means this sweep from here: its name under the default storage, else its folder."""
+    """The shortest NAME that means this sweep from here: its name under the default storage, else its folder or URL."""
+    if paths.url:
+        return paths.url
     if paths.root.parent == Path(DEFAULT_STORAGE).expanduser().resolve():
         return paths.name
     return str(paths.root)

@@ -20,7 +20,7 @@ from sweeps.arguments import MISTAKE
 from sweeps.away import VERSIONS, read_answer, versions
 from sweeps.commands.places import UsageError, holds_sweep, sweep_file
 from sweeps.notes import Note, read_note, write_note
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, is_remote
 
 ASK_SECONDS = 120.0
 START_SECONDS, REFUSAL_SECONDS, POLL_SECONDS = 30.0, 3.0, 0.5
@@ -71,7 +71,7 @@ def elsewhere(arguments: argparse.Namespace) -> Note | None:
     note = read_note(names[0])
     if note is None or any(holds_sweep(SweepPaths.of(root, note.name)) for root in (arguments.storage, note.storage)):
         return None
-    return note
+    return None if is_remote(note.storage) and unreadable(note.storage) is None else note
 
 
 def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
@@ -172,21 +172,37 @@ def _storage_of(storage: str, file: Path, sets: list[str]) -> str:
     written = next((text.partition("=")[2] for text in reversed(sets) if text.startswith("storage=")), None)
     if written is None:
         written = (read(file.read_bytes()).data or {}).get("storage")
+    if isinstance(written, str) and is_remote(written):
+        return storage
     if not isinstance(written, str) or not written.startswith("/"):
         raise UsageError(
-            "storage: a sweep on a cluster needs an absolute folder that all its nodes see: storage: /shared/stockpot-runs in the file, "
-            "or --set storage=/shared/stockpot-runs"
+            "storage: a sweep on a cluster needs an absolute folder that all its nodes see, or remote storage: storage: /shared/stockpot-runs or "
+            "s3://bucket/prefix in the file, or --set storage=/shared/stockpot-runs"
         )
     return os.path.normpath(storage)
 
 
 def _warn_unreadable(storage: str, address: str, name: str) -> None:
-    if not os.access(storage, os.R_OK):
+    why = unreadable(storage)
+    if why is not None:
         print(
-            f"stockpot: {storage} can't be read from here: status, logs, show, stop and resume of {name} will ask {address}, a short "
+            f"stockpot: {storage} can't be read from here{why}: status, logs, show, stop and resume of {name} will ask {address}, a short "
             "job each time",
             file=sys.stderr,
         )
+
+
+def unreadable(storage: str) -> str | None:
+    """Why this machine can't read a storage, to be put behind it; None where it can."""
+    if not is_remote(storage):
+        return None if os.access(storage, os.R_OK) else ""
+    from sweeps.storage import StorageError, open_storage
+
+    try:
+        open_storage(storage).folders()
+    except StorageError as error:
+        return f" ({error.kind}: {error})"
+    return None
 
 
 def _sets(sets: Sequence[str]) -> list[str]:

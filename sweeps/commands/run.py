@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.commands.places import UsageError, find_sweep, holds_sweep, sweep_file, word_for
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, is_remote
 
 if TYPE_CHECKING:
     from sweeps.progress import ProgressView
@@ -37,7 +36,7 @@ def submit(arguments: argparse.Namespace) -> int:
             f"{flag} is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
         )
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=True)
-    if arguments.or_resume and holds_sweep(loaded.paths):
+    if arguments.or_resume and (holds_sweep(loaded.paths) or _in_storage(loaded.paths)):
         return _go_on(arguments, loaded.paths, None)
     loaded = check_data(loaded)
     if arguments.address is None:
@@ -48,7 +47,7 @@ def submit(arguments: argparse.Namespace) -> int:
     from sweeps.driver import submit as drive
 
     with _progress(arguments, paths) as view:
-        view.on_message(f"sweep {paths.name} in {paths.root}")
+        view.on_message(f"sweep {paths.name} in {_where(paths)}")
         status = drive(loaded, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
@@ -59,12 +58,15 @@ def resume(arguments: argparse.Namespace) -> int:
     from sweeps.budget import read_settings
     from sweeps.notes import read_note
 
-    note = None if holds_sweep(SweepPaths.of(arguments.storage, arguments.name)) else read_note(arguments.name)
+    here = is_remote(arguments.name) or holds_sweep(SweepPaths.of(arguments.storage, arguments.name))
+    note = None if here else read_note(arguments.name)
     if note is not None and (arguments.address is None or is_jobs_address(arguments.address)):
         from sweeps.commands.remote import resume as go_on
 
         return go_on(arguments, replace(note, address=arguments.address or note.address))
-    return _go_on(arguments, find_sweep(arguments.name, arguments.storage), read_settings(arguments.budget))
+    return _go_on(
+        arguments, find_sweep(arguments.name, arguments.storage, writing=True), read_settings(arguments.budget)
+    )
 
 
 def _go_on(arguments: argparse.Namespace, paths: SweepPaths, budget: Mapping[str, Any] | None) -> int:
@@ -72,7 +74,7 @@ def _go_on(arguments: argparse.Namespace, paths: SweepPaths, budget: Mapping[str
     from sweeps.driver import resume as drive
 
     with _progress(arguments, paths) as view:
-        view.on_message(f"sweep {paths.name} in {paths.root}")
+        view.on_message(f"sweep {paths.name} in {_where(paths)}")
         status = drive(paths, budget=budget, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
@@ -109,22 +111,22 @@ def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> in
 
 def stop(arguments: argparse.Namespace) -> int:
     """Ask the driver of a sweep to stop, and wait until it has."""
-    from sweeps.lock import DriverLock
+    from sweeps.driving import ask_to_stop, holder_of
 
     paths = find_sweep(arguments.name, arguments.storage)
     word = word_for(paths)
-    holder = DriverLock.holder(paths.lock)
+    holder = holder_of(paths)
     if holder is None:
         print(f"no driver is running {paths.name}; there is nothing to stop (stockpot status {word})")
         return 0
-    request_stop(paths)
+    ask_to_stop(paths)
     who = f"pid {holder.get('pid')} on {holder.get('host')}"
     if arguments.no_wait:
         print(f"asked {who} to stop; running trials end at their next report (stockpot status {word})")
         return 0
     print(f"asked {who} to stop; waiting for running trials to reach their next report", flush=True)
     until = time.monotonic() + arguments.timeout
-    while DriverLock.holder(paths.lock) is not None:
+    while holder_of(paths, ask=True) is not None:
         if time.monotonic() > until:
             print(f"still running after {arguments.timeout:g} s; the request stands (stockpot status {word})")
             return 1
@@ -133,8 +135,13 @@ def stop(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def request_stop(paths: SweepPaths) -> None:
-    """Leave the file that the driver polls for, written aside and moved."""
-    aside = paths.stop_request.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
-    aside.replace(paths.stop_request)
+def _where(paths: SweepPaths) -> str:
+    """Where a sweep lies, for its driver: with the working folder of one in remote storage."""
+    return f"{paths.url}, worked on in {paths.root}" if paths.url else str(paths.root)
+
+
+def _in_storage(paths: SweepPaths) -> bool:
+    """Whether remote storage holds a sweep."""
+    from sweeps.storage import open_storage
+
+    return bool(paths.url) and bool(open_storage(paths.url).files("ledger"))

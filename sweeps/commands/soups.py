@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 def soup(arguments: argparse.Namespace) -> int:
     """Make a soup, judge it on `test` (counted as an opening), and tell its story."""
     from sweeps.commands.tables import print_sweep, sweep_record
+    from sweeps.driving import driving
     from sweeps.final import judge_soup
     from sweeps.ledger import Ledger
     from sweeps.load import load_resolved
@@ -25,16 +26,18 @@ def soup(arguments: argparse.Namespace) -> int:
     from sweeps.progress import ProgressView
     from sweeps.soup import make_soup
 
-    paths = find_sweep(arguments.name, arguments.storage)
-    loaded = load_resolved(paths.resolved_spec)
+    found = find_sweep(arguments.name, arguments.storage)
+    loaded, paths = load_resolved(found.resolved_spec), found.working
     config = _config(arguments, loaded)
-    ledger, made = Ledger.open(paths.root), None
-    try:
-        with ProgressView(sys.stderr if arguments.json else sys.stdout) as view:
+    made = None
+    with ProgressView(sys.stderr if arguments.json else sys.stdout) as view, driving(paths, view.on_message) as drive:
+        ledger = Ledger.open(paths.root)
+        try:
             from sweeps.runner import RayBackend
 
             backend = RayBackend(loaded, paths, arguments.address, view.on_message)
             try:
+                backend.refuse_unseen(paths.root.parent)
                 made = make_soup(loaded, ledger, paths, backend, config, view.on_message)
                 if made is not None:
                     judge_soup(loaded, ledger, paths, backend, made, view.on_message)
@@ -46,9 +49,9 @@ def soup(arguments: argparse.Namespace) -> int:
                 view.on_message(told)
             finally:
                 backend.close()
-    finally:
-        ledger.close()
-    arguments.status = 0 if made is not None else 1
+        finally:
+            ledger.close()
+    arguments.status = drive.status(0 if made is not None else 1)
     if arguments.json:
         record = {"status": arguments.status, "soup": made.id if made is not None else None, **sweep_record(paths)}
         print(json.dumps(record, indent=2, allow_nan=False))

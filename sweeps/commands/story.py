@@ -17,7 +17,7 @@ VERDICT_WORDS = {"left": "{left} is better", "right": "{right} is better", "neit
 ROLES = {"winner": "best single", "baseline": "baseline"}
 
 
-def soup_lines(soup: SoupState, folder: Path) -> list[str]:
+def soup_lines(soup: SoupState, folder: Path | str) -> list[str]:
     """What a soup was made of, one line a decision."""
     top = f"soup {soup.id}: {soup.method} {soup.over}, chosen on {soup.metric}"
     lines = [top]

@@ -159,11 +159,11 @@ def sweep_record(paths: SweepPaths, top: int | None = None) -> dict[str, Any]:
             "ingredients": soup.ingredients,
             "decisions": soup.decisions,
             "finished": soup.finished,
-            "folder": str(paths.soup(soup.id)) if soup.finished is not None else None,
+            "folder": paths.placed(paths.soup(soup.id)) if soup.finished is not None else None,
         }
         for soup in state.soups.values()
     ]
-    return {**to_json(board), "cards": _cards(paths), "soups": soups, "folder": str(paths.root)}
+    return {**to_json(board), "cards": _cards(paths), "soups": soups, "folder": paths.place}
 
 
 def _cards(paths: SweepPaths) -> list[dict[str, Any]]:
@@ -182,7 +182,7 @@ def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
 
     state, board = read_board(paths, top)
     blocks = ["\n".join([to_text(board, _width()), *(card_line(card) for card in _cards(paths))])]
-    blocks += ["\n".join(soup_lines(soup, paths.soup(soup.id))) for soup in state.soups.values()]
+    blocks += ["\n".join(soup_lines(soup, paths.placed(paths.soup(soup.id)))) for soup in state.soups.values()]
     final = final_lines(board, _width())
     if final:
         blocks.append("\n".join(final))
@@ -191,14 +191,14 @@ def print_sweep(paths: SweepPaths, top: int | None = None) -> None:
 
 
 def _next(paths: SweepPaths, state: SweepState) -> str:
-    from sweeps.lock import DriverLock
+    from sweeps.driving import holder_of
 
     word = word_for(paths)
     failed = sum(bool(run.failures) for run in state.runs.values())
-    lines = [f"folder: {paths.root}"]
+    lines = [f"folder: {paths.place}"]
     if failed:
         lines.append(f"why runs failed ({failed}): stockpot logs {word}")
-    if DriverLock.holder(paths.lock) is not None:
+    if holder_of(paths) is not None:
         lines.append(f"it is running: stockpot status {word} --watch")
     elif state.finished is None:
         lines.append(f"it is not finished: stockpot resume {word}")

@@ -53,13 +53,13 @@ class Follower:
             LedgerError: when the ledger is gone or can't be read.
             SpecError: when the resolved spec can't be read.
         """
+        from sweeps.driving import holder_of
         from sweeps.fold import apply_event
         from sweeps.ledger import Ledger
         from sweeps.load import load_resolved
-        from sweeps.lock import DriverLock
         from sweeps.state import SweepState
 
-        self.driver = DriverLock.holder(self._paths.lock)
+        self.driver = holder_of(self._paths, ask=True)
         token = self._identity()
         if self._ledger is None or token != self._token:
             self.close()

@@ -123,7 +123,7 @@ def reproduction(source: Source) -> dict[str, Any]:
     created = next((event.body for event in source.events if event.kind == "sweep_created"), {})
     name = source.state.name or source.paths.name
     return {
-        "folder": str(source.paths.root),
+        "folder": source.paths.place,
         "spec": shown,
         "yaml": yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=100) if shown else "",
         "versions": dict(created.get("versions") or {}),
@@ -143,7 +143,7 @@ def _inner(record: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _commands(paths: SweepPaths, name: str) -> list[dict[str, str]]:
     spec = shlex.quote(str(paths.resolved_spec))
-    folder = shlex.quote(str(paths.root))
+    folder = shlex.quote(paths.place)
     return [
         {"what": "run it again, under another name", "command": f"stockpot submit {spec} --set name={name}-again"},
         {"what": "the same numbers as text", "command": f"stockpot show {folder}"},

@@ -46,10 +46,10 @@ class Live:
 
     def _look(self) -> tuple[Any, ...]:
         """Sizes and times of the ledger's files, and who drives: cheap, and different after every append."""
-        from sweeps.lock import DriverLock
+        from sweeps.driving import holder_of
 
         files = (self._paths.ledger, self._paths.ledger.with_name(self._paths.ledger.name + "-wal"))
-        found: list[Any] = [DriverLock.holder(self._paths.lock)]
+        found: list[Any] = [holder_of(self._paths, ask=True)]
         for file in files:
             try:
                 stat = file.stat()

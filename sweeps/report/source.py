@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluators.base import Direction
+from sweeps.driving import holder_of
 from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, from_record, load_resolved
-from sweeps.lock import DriverLock
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.problems import SpecError
@@ -87,7 +87,7 @@ def opened(paths: SweepPaths) -> Iterator[Source]:
     Raises:
         LedgerError: when there is no ledger, or it can't be read.
     """
-    driver = DriverLock.holder(paths.lock)
+    driver = holder_of(paths)
     ledger = Ledger.read(paths.root)
     try:
         events = list(ledger.events())

@@ -240,7 +240,7 @@ def test_an_unknown_type_is_located_at_its_value_and_the_rest_is_still_read(tmp_
         ("baseline: {datasets: {train: {lmit: 3}}}", "baseline.datasets.train.lmit", "did you mean 'limit'?"),
         ("resources: {gpus: 2, workers: 3}", "resources.gpus", "need a GPU each"),
         ("resources: {cpus: lots}", "resources.cpus", "'lots' is not a number or 'auto'"),
-        ("storage: s3://bucket/x", "storage", "is remote, which is not supported yet"),
+        ("storage: ftp://host/x", "storage", "is no storage; give a folder, or s3://bucket/prefix"),
         ("learning_rate: 3", "learning_rate", "it belongs under pipeline:"),
         ("budget:", "budget", "is empty; give a mapping (key: value), or delete the line"),
         ("env: {HF_TOKEN: abc}", "env.HF_TOKEN", "write HF_TOKEN: ${HF_TOKEN}"),

@@ -1,0 +1,202 @@
+"""One driver at a time in remote storage: a lease with a fencing number.
+
+`lease/000007.json` is written once, by whoever is the seventh driver of the sweep, and says who that is. Its holder rewrites
+`lease/000007.alive` every few seconds, and writes `lease/000007.ended` when it goes. Who finds the newest lease ended, or its
+sign of life older than `DEAD_SECONDS` by the storage's own clock, may write the next number; of two who try, the storage lets one
+through. A holder that sees a higher number than its own has lost the sweep: it stops, and sends nothing more.
+
+A working folder keeps the lease that it was last driven under, so that a driver killed on this machine is followed at once by the
+next one here (the lock of the folder proves that it is dead), and so that a folder that another machine has overtaken is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sweeps.paths import SweepPaths
+from sweeps.storage import Storage, StorageError
+
+FOLDER = "lease"
+ALIVE_SECONDS, DEAD_SECONDS = 10.0, 60.0
+STOP = "stop.request"
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lease as the storage shows it.
+
+    Attributes:
+        number: counts drivers from 1; 0 where there was none.
+        holder: what it wrote: pid, host, started, nonce.
+        silent: seconds since its last sign of life, by the storage's clock; None where it gave back the lease.
+    """
+
+    number: int
+    holder: Mapping[str, Any]
+    silent: float | None
+
+    @property
+    def alive(self) -> bool:
+        """Whether its holder may still be at work."""
+        return self.silent is not None and self.silent < DEAD_SECONDS
+
+
+def look(storage: Storage, *, writing: bool = True) -> Held:
+    """The newest lease.
+
+    Args:
+        storage: the sweep's.
+        writing: False for readers, who may not be allowed to write: they hold its age against their own clock.
+
+    Raises:
+        StorageError: when the storage does not say.
+    """
+    names = set(storage.files(FOLDER))
+    number = max((int(name[len(FOLDER) + 1 :][:-5]) for name in names if _is_lease(name)), default=0)
+    if not number:
+        return Held(0, {}, None)
+    holder = _read(storage, _name(number, "json"))
+    if _name(number, "ended") in names:
+        return Held(number, holder, None)
+    sign = _name(number, "alive") if _name(number, "alive") in names else _name(number, "json")
+    written, now = storage.written(sign), _now(storage) if writing else time.time()
+    return Held(number, holder, 0.0 if written is None or now is None else max(0.0, now - written))
+
+
+def _now(storage: Storage) -> float | None:
+    """The storage's own clock."""
+    clock = f"{FOLDER}/.clock-{uuid.uuid4().hex[:8]}"
+    storage.put(clock, b"")
+    try:
+        return storage.written(clock)
+    finally:
+        storage.delete([clock])
+
+
+def own_number(paths: SweepPaths) -> tuple[int, str]:
+    """Number and nonce of the lease that a working folder was last driven under; (0, "") where it never was."""
+    try:
+        record = json.loads(paths.lease.read_text(encoding="utf-8"))
+        return int(record["number"]), str(record["nonce"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0, ""
+
+
+class StorageLease:
+    """The right to drive a sweep in remote storage, kept by a thread until `close`.
+
+    Attributes:
+        number: the fencing number.
+        lost: why the sweep is another driver's now; empty while it is ours.
+    """
+
+    def __init__(self, storage: Storage, paths: SweepPaths, number: int, on_stop: Callable[[], None]) -> None:
+        """Not for callers: use `take`."""
+        self._storage = storage
+        self._on_stop = on_stop
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="stockpot-lease", daemon=True)
+        self.number = number
+        self.lost = ""
+        self._thread.start()
+
+    @classmethod
+    def take(cls, storage: Storage, paths: SweepPaths, on_stop: Callable[[], None]) -> StorageLease:
+        """Take the lease; the working folder's own lock is held.
+
+        Args:
+            storage: the sweep's.
+            paths: its working folder.
+            on_stop: called once somebody asked for a stop through the storage, or took the sweep over.
+
+        Raises:
+            StorageError: `taken` when another driver may be at work.
+        """
+        number, nonce = own_number(paths)
+        found = look(storage)
+        ours = found.number == number and found.holder.get("nonce") == nonce
+        if found.alive and not ours:
+            raise StorageError("taken", _refusal(paths, found))
+        nonce = uuid.uuid4().hex
+        record = {
+            "number": found.number + 1,
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "nonce": nonce,
+        }
+        name = _name(found.number + 1, "json")
+        storage.put_new(name, json.dumps(record).encode())
+        if _read(storage, name).get("nonce") != nonce:  # also where a storage lets two through, and keeps the later one
+            raise StorageError("taken", _refusal(paths, look(storage)))
+        paths.lease.write_text(json.dumps({"number": found.number + 1, "nonce": nonce}), encoding="utf-8")
+        storage.delete([STOP])
+        return cls(storage, paths, found.number + 1, on_stop)
+
+    def mine(self) -> bool:
+        """Ask whether the sweep is still ours.
+
+        Raises:
+            StorageError: when the storage does not say.
+        """
+        if not self.lost and self._storage.get(_name(self.number + 1, "json")) is not None:
+            other = _read(self._storage, _name(self.number + 1, "json"))
+            self.lost = f"pid {other.get('pid')} on {other.get('host')} has taken it over since {other.get('started')}"
+            self._on_stop()
+        return not self.lost
+
+    def close(self) -> None:
+        """Stop keeping it, and give it back where the storage answers."""
+        self._over.set()
+        self._thread.join(timeout=ALIVE_SECONDS)
+        if not self.lost:
+            with contextlib.suppress(StorageError):  # it runs out by itself
+                self._storage.put(_name(self.number, "ended"), b"")
+
+    def _keep(self) -> None:
+        while not self.lost:
+            with contextlib.suppress(StorageError):  # the rider says what is wrong with the storage
+                self._storage.put(_name(self.number, "alive"), str(time.time()).encode())
+                if self.mine() and self._storage.get(STOP) is not None:
+                    self._storage.delete([STOP])
+                    self._on_stop()
+            if self._over.wait(ALIVE_SECONDS):
+                return
+
+
+def _refusal(paths: SweepPaths, found: Held) -> str:
+    holder = found.holder
+    who = f"pid {holder.get('pid')} on {holder.get('host')} since {holder.get('started')}"
+    wait = "" if found.silent is None else f"; its last sign of life is {found.silent:.0f} s old"
+    return (
+        f"sweep {paths.name} in {paths.url} is driven by {who}{wait}: wait for it, or `stockpot stop {paths.url}`; one that died "
+        f"is followed {DEAD_SECONDS:g} s after its last sign of life"
+    )
+
+
+def _name(number: int, suffix: str) -> str:
+    return f"{FOLDER}/{number:06d}.{suffix}"
+
+
+def _is_lease(name: str) -> bool:
+    stem, _, suffix = name.removeprefix(f"{FOLDER}/").partition(".")
+    return suffix == "json" and stem.isdigit()
+
+
+def _read(storage: Storage, name: str) -> Mapping[str, Any]:
+    data = storage.get(name)
+    try:
+        record = json.loads(data) if data is not None else {}
+    except ValueError:
+        record = {}
+    return record if isinstance(record, dict) else {}

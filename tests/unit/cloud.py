@@ -1,0 +1,174 @@
+"""A small machine in place of remote storage: files in memory behind fsspec, that refuse, hang up or vanish where they are told to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+import fsspec
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from evaluators.base import Report
+from pipelines.finetune.checkpoint import placing, write_complete
+from sweeps.ledger import Event, Ledger
+from sweeps.paths import SweepPaths
+from sweeps.storage import SCHEMES, Scheme
+from sweeps.trial import Attempt, Run
+
+URL = "s3://bucket/runs"
+
+
+class CloudFiles(MemoryFileSystem):
+    """Memory that a fault can be put in front of: `fault(verb, path)` may raise, before anything is done.
+
+    `calls` has what was asked, as (verb, path).
+    """
+
+    protocol = "stockpot-cloud"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    calls: ClassVar[list[tuple[str, str]]] = []
+    fault: Callable[[str, str], None] | None = None
+
+    def _met(self, verb: str, path: str) -> None:
+        CloudFiles.calls.append((verb, path))
+        if CloudFiles.fault is not None:
+            CloudFiles.fault(verb, path)
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **more: Any) -> None:
+        self._met("write", path)
+        if mode == "create" and self.exists(path):
+            raise FileExistsError(path)
+        super().pipe_file(path, value, **more)
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **more: Any) -> bytes:
+        self._met("read", path)
+        return super().cat_file(path, start, end, **more)
+
+    def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
+        self._met("write", rpath)
+        super().pipe_file(rpath, Path(lpath).read_bytes())
+
+    def get_file(self, rpath: str, lpath: str, **more: Any) -> None:
+        self._met("read", rpath)
+        Path(lpath).write_bytes(super().cat_file(rpath))
+
+    def find(self, path: str, **more: Any) -> Any:
+        self._met("list", path)
+        return super().find(path, **more)
+
+    def rm_file(self, path: str) -> None:
+        self._met("remove", path)
+        super().rm_file(path)
+
+    def modified(self, path: str) -> datetime:
+        self._met("look", path)
+        return super().modified(path)
+
+
+class Cloud:
+    """What tests hold: the files by name under `s3://bucket/runs/toy`, and the fault."""
+
+    root = "/bucket/runs/toy/"
+
+    @property
+    def names(self) -> list[str]:
+        return sorted(path.removeprefix(self.root) for path in CloudFiles.store if path.startswith(self.root))
+
+    @property
+    def calls(self) -> list[tuple[str, str]]:
+        return [(verb, path.removeprefix(self.root[1:])) for verb, path in CloudFiles.calls]
+
+    def read(self, name: str) -> bytes:
+        found: bytes = CloudFiles.store[self.root + name].getvalue()
+        return found
+
+    def write(self, name: str, data: bytes) -> None:
+        MemoryFileSystem.pipe_file(
+            fsspec.filesystem("stockpot-cloud", skip_instance_cache=True), self.root + name, data
+        )
+
+    def forget(self, name: str) -> None:
+        del CloudFiles.store[self.root + name]
+
+    def breaks(self, fault: Callable[[str, str], None] | None) -> None:
+        CloudFiles.fault = staticmethod(fault) if fault is not None else None
+
+
+def raising(error: Exception, *verbs: str, about: str = "") -> Callable[[str, str], None]:
+    """A fault that raises at these verbs (none: at all) on paths that hold a text."""
+
+    def fault(verb: str, path: str) -> None:
+        if (not verbs or verb in verbs) and about in path:
+            raise error
+
+    return fault
+
+
+def make_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
+    """Put the machine in the place of S3, and this process on a machine of its own."""
+    fsspec.register_implementation("stockpot-cloud", CloudFiles, clobber=True)
+    CloudFiles.store, CloudFiles.pseudo_dirs, CloudFiles.calls, CloudFiles.fault = {}, [""], [], None
+    monkeypatch.setitem(SCHEMES, "s3", Scheme("stockpot-cloud", "fsspec", "s3", (), {}, "AWS_ACCESS_KEY_ID"))
+    machine(monkeypatch, tmp_path / "one")
+    return Cloud()
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> SweepPaths:
+    """Be on a machine with folders of its own; the sweep's paths there."""
+    monkeypatch.setenv("STOCKPOT_WORK", str(folder / "work"))
+    monkeypatch.setenv("STOCKPOT_CACHE", str(folder / "cache"))
+    return SweepPaths.of(URL, "toy")
+
+
+RUN = "0000-aaaaaaaa/seed-0"
+
+
+def write_checkpoint(paths: SweepPaths, resource: int, text: str = "weights") -> Path:
+    """A whole checkpoint of the one run."""
+    place = paths.checkpoint(Attempt(Run.parse(RUN), 0), resource)
+    with placing(place) as folder:
+        (folder / "model.safetensors").write_text(f"{text} at {resource}")
+        (folder / "state.json").write_text("{}")
+        write_complete(folder, Report(resource, (), {}, place.name))
+    return place
+
+
+def begin(paths: SweepPaths) -> Ledger:
+    """A sweep with one run on its way."""
+    ledger = Ledger.create(paths.root, durable=False)
+    spec = {"spec": {"name": "toy", "storage": URL}, "format": 1}
+    config = {"type": "custom", "kwargs": {"x": 1}}
+    lease = {
+        "lease": "l0",
+        "run": RUN,
+        "attempt": 0,
+        "from_resource": 0,
+        "from_checkpoint": None,
+        "milestones": [1, 3, 9],
+        "target": 9,
+        "changes": None,
+    }
+    ledger.append(
+        [
+            Event("sweep_created", {"name": "toy", "spec": spec, "versions": {}, "space": {}}),
+            Event("driver_started", {"pid": 1, "host": "h", "version": "0"}),
+            Event(
+                "suggested", {"trial": RUN.split("/")[0], "order": 0, "config": config, "parameters": {}, "choices": {}}
+            ),
+            Event("lease_started", lease),
+        ]
+    )
+    return ledger
+
+
+def report(paths: SweepPaths, ledger: Ledger, resource: int, *, saved: bool = True) -> None:
+    """A report with its checkpoint, in a segment of its own."""
+    if saved:
+        write_checkpoint(paths, resource)
+    body = {"lease": "l0", "run": RUN, "attempt": 0, "resource": resource, "scores": [], "telemetry": {}}
+    ledger.append([Event("reported", {**body, "checkpoint": f"checkpoint-{resource}", "worker_seconds": 0.1})])
+    ledger.ship(force=True)
