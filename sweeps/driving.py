@@ -141,6 +141,17 @@ def request_stop(paths: SweepPaths) -> None:
     aside.replace(paths.stop_request)
 
 
+def send_pages(paths: SweepPaths) -> None:
+    """Send the pages that are written when a driver has ended; nothing for a local folder.
+
+    Raises:
+        StorageError: if they can't be sent.
+    """
+    pages = [page for page in (paths.report, paths.checklist) if paths.url and page.is_file()]
+    for page in pages:
+        open_storage(paths.url).send(page, page.name)
+
+
 def ask_to_stop(paths: SweepPaths) -> None:
     """Ask whoever drives a sweep to stop: here, or through remote storage.
 

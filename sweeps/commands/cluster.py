@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING
 
 from sweeps.arguments import MANIFESTS
 from sweeps.commands.places import UsageError, sweep_file
+from sweeps.paths import is_remote, storage_folder
 
 if TYPE_CHECKING:
     from cluster.demand import Demand
+    from cluster.doctor import Finding
     from cluster.nodes import LocalNodes
     from sweeps.load import LoadedSweep
 
@@ -93,8 +95,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     """Say what is wrong with a cluster; exit status 1 where something is."""
     from cluster.doctor import examine
 
-    storage = None if arguments.storage is None else str(Path(arguments.storage).expanduser().resolve())
-    findings = examine(arguments.address, storage)
+    given = arguments.storage
+    findings = examine(arguments.address, None if given is None else str(storage_folder(given)))
+    if given is not None and is_remote(given):
+        findings.append(_written(given))
     wrong = any(finding.state == "wrong" for finding in findings)
     if arguments.json:
         print(json.dumps([vars(finding) for finding in findings], indent=2))
@@ -102,6 +106,18 @@ def doctor(arguments: argparse.Namespace) -> int:
         for finding in findings:
             print(f"{finding.state:<8} {finding.about:<10} {finding.text}")
     return 1 if wrong else 0
+
+
+def _written(url: str) -> Finding:
+    """Whether this machine can write remote storage."""
+    from cluster.doctor import Finding
+    from sweeps.storage import StorageError, open_storage
+
+    try:
+        open_storage(url.rstrip("/")).prove()
+    except StorageError as error:
+        return Finding("storage", "wrong", f"{error} ({error.kind})")
+    return Finding("storage", "ok", f"{url} is read and written by this machine")
 
 
 def manifest(arguments: argparse.Namespace) -> int:
@@ -125,6 +141,7 @@ def demand_of(arguments: argparse.Namespace) -> Demand:
     from importlib.metadata import version
 
     from cluster.demand import Demand
+    from cluster.doctor import Finding
     from sweeps.load import load_file
     from sweeps.yaml_source import read
 

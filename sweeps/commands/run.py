@@ -93,10 +93,16 @@ def _progress(arguments: argparse.Namespace, paths: SweepPaths) -> Iterator[Prog
 def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> int:
     """What is printed when a driver has ended: the tables, where things are, and what can be done next."""
     from sweeps.commands.tables import print_sweep, sweep_record
+    from sweeps.driving import send_pages
     from sweeps.report.write import try_report
+    from sweeps.storage import StorageError
 
     arguments.status = status  # what the command ends with, also when nobody reads the tables any more
     page = try_report(paths, lambda text: print(text, file=sys.stderr))
+    try:
+        send_pages(paths)
+    except StorageError as error:
+        print(f"the report is in {paths.root} alone: {error} ({error.kind})", file=sys.stderr)
     if arguments.json:
         told = {"status": status, **sweep_record(paths), "report": None if page is None else str(page)}
         print(json.dumps(told, indent=2, allow_nan=False))
