@@ -141,7 +141,6 @@ def demand_of(arguments: argparse.Namespace) -> Demand:
     from importlib.metadata import version
 
     from cluster.demand import Demand
-    from cluster.doctor import Finding
     from sweeps.load import load_file
     from sweeps.yaml_source import read
 
