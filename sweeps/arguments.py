@@ -162,6 +162,13 @@ def _add_reading(add: Add) -> None:
     logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
     logs.add_argument("-n", "--lines", type=_positive, default=40, help="lines of a log shown (default 40)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, while a driver runs")
+    logs.add_argument(
+        "--json", action="store_true", help="a trial's lines as they lie on the disk, one JSON object each"
+    )
+    track = add("track", "send a sweep's numbers to its trackers, as far as they lack them")
+    _name(track)
+    kinds = ("tensorboard", "mlflow", "wandb")
+    track.add_argument("--to", choices=kinds, help="to this one alone, whether the file names it or not")
     show = add("show", "the leaderboard")
     _name(show)
     _insecure(show)

@@ -29,6 +29,7 @@ COMMANDS: dict[str, str] = {
     "list": "sweeps.commands.look:list_sweeps",
     "status": "sweeps.commands.look:status",
     "logs": "sweeps.commands.look:logs",
+    "track": "sweeps.commands.track:track",
     "show": "sweeps.commands.tables:show",
     "compare": "sweeps.commands.tables:compare",
     "report": "sweeps.commands.report:report",

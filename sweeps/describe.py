@@ -10,6 +10,7 @@ from sweeps.load import LoadedSweep
 from sweeps.searchers.cover import division
 from sweeps.soup_spec import SoupConfig, SparseSoupConfig
 from sweeps.spec import ASHAConfig
+from sweeps.track_rules import told
 
 
 def describe(loaded: LoadedSweep) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def describe(loaded: LoadedSweep) -> dict[str, Any]:
         "rungs": rungs,
         "resource": resource,
         "soup": None if loaded.spec.soup is None else _soup(loaded.spec.soup),
+        "track": told(loaded.spec, loaded.paths),
         "warnings": list(loaded.warnings),
     }
 

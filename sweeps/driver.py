@@ -24,6 +24,7 @@ from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
 from sweeps.driving import driving, refuse_used_url
 from sweeps.engine import Engine
+from sweeps.exported import numbers
 from sweeps.failures import Failure
 from sweeps.fold import apply_event, fold
 from sweeps.ledger import Event, Ledger, LedgerError
@@ -32,6 +33,7 @@ from sweeps.loop import Answer, Backend, CallFailed, Loop
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
 from sweeps.state import SweepState
+from sweeps.tracking import Tracking
 from sweeps.trial import Lease
 
 if TYPE_CHECKING:
@@ -279,6 +281,7 @@ class _Drive:
         self._progress = progress
         self._said = say
         self._state: SweepState | None = None
+        self._tracking = Tracking(paths, loaded.spec.track, say)
 
     def to_the_end(self, budget: Mapping[str, Any] | None = None) -> int:
         """Leases, soup, final step; the exit status.
@@ -293,6 +296,7 @@ class _Drive:
             _write_resolved(self._paths, fold(self._ledger.events()).spec)
             if budget is not None:
                 self._said(f"the budget is now {describe(budget)}")
+            self._tracking.start()
             reason = self._tune()
             if reason == "finished":
                 self._conclude()
@@ -308,6 +312,7 @@ class _Drive:
             self._ledger.append([Event("driver_ended", {"reason": reason})])
             self._show()
             self._ledger.close()
+            self._tracking.finish()
         return status
 
     def _tune(self) -> str:
@@ -354,12 +359,18 @@ class _Drive:
         self._show()
 
     def _show(self) -> None:
-        """Show the sweep as it is: the engine's fold, kept up with what the later stages append."""
-        if self._progress is None or self._state is None:
+        """Show the sweep as it is: the engine's fold, kept up with what the later stages append.
+
+        A person sees it, the cluster's monitoring gets its numbers, and trackers say what they complain of.
+        """
+        self._tracking.poll()
+        if self._state is None:
             return
         for event in self._ledger.events(after=self._state.seq):
             apply_event(self._state, event)
-        self._progress.on_state(self._state, self._loaded, self._ledger.events)
+        self._backend.export(numbers(self._state, self._loaded))
+        if self._progress is not None:
+            self._progress.on_state(self._state, self._loaded, self._ledger.events)
 
 
 def _status(state: SweepState) -> int:

@@ -25,7 +25,7 @@ from sweeps.storage_lease import look
 
 SEGMENTS = "ledger"
 _WEIGHTS = ("trials/", "soups/")
-_TEXTS = ("report.html", "checklist.md", "logs/")
+_TEXTS = ("report.html", "checklist.md", "logs/", "trackers/")
 
 
 def fetch_ledger(storage: Storage, paths: SweepPaths) -> bool:

@@ -7,17 +7,18 @@ import gc
 import io
 import os
 import queue
+import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evaluators.base import Report
 from pipelines.stage import Task
 from sweeps.failures import Failure, classify
+from sweeps.trial_log import named
 
 END_SECONDS = 30.0
 """How long a stopped lease may take to leave its pipeline before its worker is given up."""
@@ -114,7 +115,10 @@ class LeaseThread:
 
 @contextlib.contextmanager
 def logged(path: str | None, task: Task | None) -> Iterator[None]:
-    """Append standard output and error, also of libraries in C, to a file. A file that can't be written is done without."""
+    """Append standard output and error, also of libraries in C, to a file. A file that can't be written is done without.
+
+    With a task, what Python prints becomes records of the trial's log (`sweeps.trial_log`).
+    """
     try:
         if path is None:
             raise OSError
@@ -127,19 +131,23 @@ def logged(path: str | None, task: Task | None) -> Iterator[None]:
     _flush()
     for stream in saved:
         os.dup2(target, stream)
-    os.close(target)
     by_lines()
-    if task is not None:
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        head = f"--- {stamp} seed {task.seed} attempt {task.attempt} from {task.start_resource} pid {os.getpid()}\n"
-        os.write(1, head.encode())
     try:
-        yield
+        with contextlib.nullcontext() if task is None else named(target, *_names(path, task)):
+            yield
     finally:
+        os.close(target)
         _flush()
         for stream, old in saved.items():
             os.dup2(old, stream)
             os.close(old)
+
+
+def _names(path: str, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What every line of an attempt says of it, and what its first line says besides."""
+    sweep = Path(path).absolute().parents[1].name
+    about = {"sweep": sweep, "trial": task.trial, "seed": task.seed, "attempt": task.attempt}
+    return about, {"from": task.start_resource, "pid": os.getpid(), "host": socket.gethostname()}
 
 
 def by_lines() -> None:

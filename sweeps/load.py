@@ -47,6 +47,7 @@ from sweeps.rules import Verdicts, apply_rules
 from sweeps.sources import Source, SourceError, resolve_source, unfoldable, with_teacher
 from sweeps.space import Space
 from sweeps.spec import NoneConfig, SweepSpec
+from sweeps.track_rules import placed
 from sweeps.yaml_source import Document, read
 
 FORMAT = 1
@@ -319,6 +320,7 @@ def _finish(draft: Draft, verdicts: Verdicts, sources: Mapping[str, Source]) -> 
     whole["pipeline"] = _place(first, draft.folder, sources, {})
     whole["judge"] = _place_judge(whole["judge"], draft.folder, sources)
     whole["evaluate"] = [absolute_entry(entry, draft.folder) for entry in whole["evaluate"]]
+    whole["track"] = placed(spec.track, draft.folder, SweepPaths.of(whole["storage"], spec.name))
     defaults = spec.pipeline.model_dump(mode="json")
     open_keys = RECIPE_KEYS if draft.swept("recipe") else frozenset()
     filled = {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
+from cluster.meters import Number
 from evaluators.base import Report
 from sweeps.failures import Failure
 from sweeps.trial import Lease
@@ -87,6 +88,10 @@ class Backend(Protocol):
 
     def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
         """Begin a call; up to `slots` of them run at once, each on a worker of its own, and more wait for a free one."""
+        ...
+
+    def export(self, numbers: Sequence[Number]) -> None:
+        """Let the cluster's monitoring have some numbers; called twice a second at most."""
         ...
 
     def close(self) -> None:

@@ -18,7 +18,9 @@ def write_out(document: Document) -> None:
     for section, key in BARE.items():
         if isinstance(data.get(section), str):
             data[section] = {key: data[section]}
-    for section, key in (("evaluate", "type"), ("metric", "name")):
+    if isinstance(data.get("track"), str | dict):
+        data["track"] = [data["track"]]
+    for section, key in (("evaluate", "type"), ("metric", "name"), ("track", "type")):
         if isinstance(data.get(section), list):
             data[section] = [{key: entry} if isinstance(entry, str) else entry for entry in data[section]]
     for entry in data["evaluate"] if isinstance(data.get("evaluate"), list) else ():

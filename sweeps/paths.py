@@ -121,6 +121,20 @@ class SweepPaths:
         """A trial's own log; `driver` for the driver's."""
         return self.logs / f"{trial}.log"
 
+    @property
+    def trackers(self) -> Path:
+        """Folder of what trackers were told already."""
+        return self.root / "trackers"
+
+    def tracker(self, kind: str) -> Path:
+        """What a tracker was told already; its process holds the `.lock` beside it."""
+        return self.trackers / f"{kind}.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard's event files, where the file names no other folder."""
+        return self.root / "tensorboard"
+
     def run(self, run: Run) -> Path:
         """Folder of a run."""
         return self.root / "trials" / run.trial / f"seed-{run.seed}"

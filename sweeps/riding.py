@@ -229,7 +229,7 @@ class Rider:
         """The resolved sweep, logs and pages, where they changed."""
         paths = self._paths
         logs = sorted(paths.logs.glob("*.log")) if paths.logs.is_dir() else []
-        for path in (paths.resolved_spec, paths.report, paths.checklist, *logs):
+        for path in (paths.resolved_spec, paths.report, paths.checklist, *logs, *sorted(paths.trackers.glob("*.json"))):
             with contextlib.suppress(FileNotFoundError):
                 found = path.stat()
                 name, mark = path.relative_to(paths.root).as_posix(), (found.st_mtime_ns, found.st_size)

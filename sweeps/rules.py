@@ -37,6 +37,7 @@ from sweeps.spec import (
     TPEConfig,
 )
 from sweeps.storage import problem
+from sweeps.track_rules import check_trackers
 from sweeps.yaml_source import Place
 
 
@@ -65,6 +66,8 @@ def apply_rules(draft: Draft) -> Verdicts:
     _several_workers(draft, verdicts)
     _entries(draft)
     check_judge(draft)
+    if draft.sound("track"):
+        check_trackers(draft)
     if draft.sound("metric", "evaluate") and (draft.sound("pipeline") or _fine_tunes(draft)):
         verdicts.metrics = check_metrics(draft)
         _metric_needs(draft, verdicts.metrics)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.base import ClusterError, Placement, place
 from cluster.local import RayCluster, connect
+from cluster.meters import Meters, Number
 from pipelines.config import asks_models, shares_memo
 from pipelines.stage import Devices
 from sweeps.callers import CallActor, Callers
@@ -257,6 +258,7 @@ class RayBackend:
         self._say = on_message or (lambda text: None)
         self._callers = Callers(self._new_caller, lambda: self.slots)
         self._spared: dict[str, float] = {}
+        self._meters = Meters()
         env = worker_environment(loaded.spec.env)
         os.environ.update(TUNE_ENVIRONMENT)
         self._cluster: RayCluster = connect(address)
@@ -349,6 +351,10 @@ class RayBackend:
         """Begin a call on a free warm worker, or on a new one while there are fewer than slots; else wait for one."""
         self._open_memo()
         return self._callers.start(function, payload)
+
+    def export(self, numbers: Sequence[Number]) -> None:
+        """Hand numbers to Ray, whose nodes serve them to Prometheus."""
+        self._meters.show(numbers)
 
     def close(self) -> None:
         """End workers and hosts, and Ray where it was started here."""

@@ -43,6 +43,8 @@ def file_schema() -> Schema:
             _short_form(properties[section], definitions, key)
     settled = {name_of(type(entry)) for entry in default_entries()}
     _short_form(properties["evaluate"]["items"], definitions, "type", settled)
+    _short_form(properties["track"]["items"], definitions, "type")
+    properties["track"] = _one_or_several(properties["track"])
     tasks = definitions[LMEvalConfig.__name__]["properties"]["tasks"]
     tasks["items"] = {"anyOf": [{"type": "string"}, tasks["items"]]}
     _short_form(definitions["DPOConfig"]["properties"]["loss"], definitions, "type")
@@ -84,7 +86,7 @@ def _members(union: Schema, definitions: Mapping[str, Schema]) -> list[Schema]:
 def _need_types(definitions: Mapping[str, Schema], properties: Mapping[str, Schema]) -> None:
     """Variants are told apart by `type`, so it must stand there, whatever its default."""
     told_apart = [properties[name] for name in ("pipeline", "method", "early_terminate")]
-    for union in (*told_apart, properties["evaluate"]["items"]):
+    for union in (*told_apart, properties["evaluate"]["items"], properties["track"]["items"]):
         for member in _members(union, definitions):
             member["required"] = sorted({*member.get("required", ()), "type"})
 
@@ -110,6 +112,12 @@ def _short_form(
         if set(member.get("required", ())) <= {key}:
             words += about.get("enum", [about["const"]] if "const" in about else [])
     _forms(union).insert(0, {"enum": [word for word in words if among is None or word in among]})
+
+
+def _one_or_several(several: Schema) -> Schema:
+    """Let one entry of a list stand without the list."""
+    about = {key: several.pop(key) for key in ("description", "default") if key in several}
+    return {"anyOf": [several["items"], several], **about}
 
 
 def _metrics(schema: Schema) -> None:

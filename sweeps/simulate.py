@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.meters import Number
 from evaluators.base import Direction, Report, Score, Split
 from sweeps.checkpoints import Checkpoint
 from sweeps.engine import Engine
@@ -192,6 +193,9 @@ class SimulatedBackend:
     def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
         """A call that is made when its result is asked for."""
         return Later(lambda on_progress: self.call(function, payload, on_progress))
+
+    def export(self, numbers: Sequence[Number]) -> None:
+        """Nobody monitors a simulation."""
 
     def close(self) -> None:
         """Forget what runs."""

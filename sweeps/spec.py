@@ -14,6 +14,7 @@ from pipelines.config import Config, PipelineConfig, wrong
 from pipelines.energy import EnergyConfig
 from pipelines.rag.models import JudgeConfig
 from sweeps.soup_spec import Seed, SoupConfig
+from sweeps.track_spec import TrackConfig
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -334,6 +335,9 @@ class SweepSpec(Config):
     baseline: Literal["nadamw_algoperf", "lab", "tulu"] | dict[str, Any] | None = None
     """What the winner is compared with: changes to `pipeline`, trained in the final step; or, run by a fine-tune as trial 0,
     the calibrated values `nadamw_algoperf` or a recipe, `lab` or `tulu`; default: the untuned model."""
+    track: tuple[TrackConfig, ...] = ()
+    """Trackers that numbers are sent to beside the sweep's own ledger: `tensorboard`, `mlflow`, `wandb`, one or a list. They get names,
+    parameters, scores, telemetry and outcomes; no data, no weights, no logs, no secrets."""
     max_concurrent_trials: int | None = Field(default=None, ge=1)
     """Trials at once at most; default: as many as fit."""
     report_every: int | None = Field(default=None, ge=1)

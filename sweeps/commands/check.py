@@ -144,6 +144,7 @@ def _describe(told: Mapping[str, Any], *, here: bool) -> str:
     elif "rows" in told:
         lines.append("  rows     the pipeline reads its own")
     lines.append(f"  folder   {told['folder']}")
+    lines += [f"  track    {each['type']}: {each['sends']}, to {each['to']}" for each in told["track"]]
     lines += [f"  warning  {warning}" for warning in told["warnings"]]
     return "\n".join(lines)
 

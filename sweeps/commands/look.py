@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import time
 from collections import deque
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeps.commands.places import find_sweep, sweeps_under, trial_named, word_for
 from sweeps.paths import SweepPaths, is_remote, storage_folder
+from sweeps.trial_log import records, shown
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -201,7 +203,10 @@ def logs(arguments: argparse.Namespace) -> int:
     lines = arguments.lines
     if arguments.follow:
         name = "driver" if arguments.trial is None else trial_named(arguments.trial, list(state.trials), paths.name)
-        return _follow(paths, paths.log(name), lines)
+        return _follow(paths, paths.log(name), lines, arguments.json)
+    if arguments.json:
+        name = None if arguments.trial is None else trial_named(arguments.trial, list(state.trials), paths.name)
+        return _print_records(paths, name, lines)
     if arguments.trial is None:
         logged = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
         for run in _in_order(state.runs.values()):
@@ -235,20 +240,34 @@ def _adjusted(run: RunState) -> str:
     return f"{run.id}: began with {changes}: {run.adjusted}"
 
 
-def _follow(paths: SweepPaths, log: Path, lines: int) -> int:
+def _print_records(paths: SweepPaths, trial: str | None, lines: int) -> int:
+    """The end of a trial's log, or of the driver's, one JSON object a line."""
+    names = {"sweep": paths.name, **({} if trial is None else {"trial": trial})}
+    with contextlib.suppress(FileNotFoundError), paths.log(trial or "driver").open(errors="replace") as file:
+        for record in deque(records(file, names), maxlen=lines):
+            print(json.dumps(record, ensure_ascii=False))
+    return 0
+
+
+def _follow(paths: SweepPaths, log: Path, lines: int, as_records: bool) -> int:
     """The end of a log and what is added to it, until no driver is at work."""
     from sweeps.driving import holder_of
 
-    _print_log(log, lines)
     read = log.stat().st_size if log.exists() else 0
+    if as_records:
+        _print_records(paths, None if log.stem == "driver" else log.stem, lines)
+    else:
+        _print_log(log, lines)
+    names = {"sweep": paths.name, **({} if log.stem == "driver" else {"trial": log.stem})}
     while True:
         alive = holder_of(paths, ask=True) is not None
         if log.exists() and (size := log.stat().st_size) != read:
             with log.open("rb") as file:
                 file.seek(read if size > read else 0)
-                added = file.read()
-                read = file.tell()
-            print(added.decode("utf-8", "replace"), end="", flush=True)
+                whole = file.read().rpartition(b"\n")
+                read = file.tell() - len(whole[2])
+            for record in records(whole[0].decode("utf-8", "replace").split("\n") if whole[1] else (), names):
+                print(json.dumps(record, ensure_ascii=False) if as_records else shown(record), flush=True)
         if not alive:
             return 0
         time.sleep(FOLLOW_SECONDS)
@@ -261,10 +280,10 @@ def _in_order(runs: Iterable[RunState]) -> list[RunState]:
 def _print_log(path: Path, lines: int) -> bool:
     try:
         with path.open(encoding="utf-8", errors="replace") as file:
-            tail = deque(file, maxlen=lines)
+            tail = deque(map(shown, records(file)), maxlen=lines)
     except FileNotFoundError:
         return False
     if tail:
         print(f"--- {path}")
-        print("".join(tail).rstrip("\n"))
+        print("\n".join(tail).rstrip("\n"))
     return bool(tail)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +25,7 @@ from sweeps.paths import SweepPaths
 from sweeps.runner import RayBackend
 from sweeps.state import SweepState
 from sweeps.trial import Run
+from sweeps.trial_log import records
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +128,8 @@ def test_a_crash_keeps_its_traceback(ran: Ran) -> None:
 
 
 def worker_of(ran: Ran, trial: str) -> list[int]:
-    return [int(pid) for pid in re.findall(r"^--- .* pid (\d+)$", ran.paths.log(trial).read_text(), re.M)]
+    lines = records(ran.paths.log(trial).read_text().splitlines())
+    return [record["pid"] for record in lines if record.get("event") == "began"]
 
 
 def test_workers_stay_warm_and_are_recycled_after_an_error(ran: Ran) -> None:

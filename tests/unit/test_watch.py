@@ -216,6 +216,6 @@ def test_logs_are_followed_while_a_driver_runs(
             ledger.drop()
 
     monkeypatch.setattr(look.time, "sleep", passed)
-    words = argparse.Namespace(name=str(paths.root), storage="nowhere", trial=None, lines=2, follow=True)
+    words = argparse.Namespace(name=str(paths.root), storage="nowhere", trial=None, lines=2, follow=True, json=False)
     assert logs(words) == 0
     assert capsys.readouterr().out.splitlines()[1:] == ["two", "three", "four", "five"]

@@ -16,6 +16,7 @@ from evaluators.base import Report
 from pipelines.stage import Devices, Diverged, Task, UserError
 from sweeps import worker
 from sweeps.lease_thread import LeaseThread
+from sweeps.trial_log import records, shown
 from sweeps.worker import CallWorker, LeaseWorker, Setup, read_secret, thread_count, worker_environment
 
 
@@ -223,6 +224,7 @@ PROGRAM = """
 import os, sys
 from pipelines.stage import Task
 from sweeps.lease_thread import LeaseThread
+from sweeps.trial_log import records, shown
 
 def run(task, report):
     print("from python")
@@ -241,10 +243,13 @@ def test_output_goes_to_the_trials_log(tmp_path):
     log = tmp_path / "logs" / "t.log"
     plain = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
     done = subprocess.run([sys.executable, "-c", PROGRAM, log], capture_output=True, text=True, check=True, env=plain)
-    lines = log.read_text().splitlines()
-    assert "seed 3 attempt 1 from 0" in lines[0]
-    assert lines[1:3] == ["from python", "from below"]
-    assert lines[-1] == "ValueError: and its end"
+    lines = list(records(log.read_text().splitlines()))
+    names = {"sweep": tmp_path.name, "trial": "t", "seed": 3, "attempt": 1}
+    assert all(names.items() <= record.items() for record in lines)
+    assert {"event": "began", "from": 0}.items() <= lines[0].items()
+    assert [shown(record) for record in lines[1:3]] == ["from python", "from below"]
+    assert [record["stream"] for record in lines[1:4]] == ["stdout", "raw", "stderr"]
+    assert shown(lines[-1]) == "ValueError: and its end"
     assert (done.stdout, done.stderr) == ("after\n", "")
 
 

@@ -1,0 +1,127 @@
+"""Runs of MLflow: one of the sweep, and as its children one of every run, in one experiment.
+
+Numbers said twice after a crash have the same step and time, which MLflow stores once. Runs are found again by the notes,
+or, where a process was killed before it could write them, by their tag.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.track_spec import MLflowConfig
+from sweeps.trackers.base import RunFacts, SweepFacts
+
+SWEEP = "sweep"
+TAG = "stockpot.run"
+STATES = {
+    "finished": "FINISHED",
+    "stopped": "FINISHED",
+    "failed": "FAILED",
+    "interrupted": "KILLED",
+    "aborted": "FAILED",
+}
+"""How a run or a driver ended -> MLflow's status; what was stopped early has done all that was asked of it."""
+PARAMETERS_AT_ONCE, NUMBERS_AT_ONCE = 100, 1000
+"""MLflow's limits of one call."""
+
+
+class MLflowTracker:
+    """Writes with `mlflow.MlflowClient` (mlflow-skinny is enough)."""
+
+    def __init__(self, config: MLflowConfig) -> None:
+        self._config = config
+
+    def open(self, sweep: SweepFacts, notes: dict[str, Any]) -> None:
+        """Connect, and find or make the experiment and the sweep's own run."""
+        from mlflow import MlflowClient, entities
+
+        self._entities = entities
+        self._client = MlflowClient(self._config.tracking_uri)
+        self._key = sweep.key
+        self._runs: dict[str, str] = notes.setdefault("runs", {})
+        self._experiment = notes.get("experiment") or self._find_experiment()
+        notes["experiment"] = self._experiment
+        if notes.get("began"):
+            self._recover()
+        notes["began"] = True
+        new = SWEEP not in self._runs
+        self._parent = self._run(SWEEP, sweep.name, {"stockpot.folder": sweep.folder}, None)
+        if new:
+            self._parameters(self._parent, {**sweep.settings, "metric": ", ".join(sweep.metrics)})
+        else:
+            self._client.set_terminated(self._parent, "RUNNING")
+
+    def began(self, run: RunFacts, time: float) -> None:
+        """Its own run, with its parameters."""
+        if run.id in self._runs:
+            return
+        tags = {"mlflow.parentRunId": self._parent, "stockpot.trial": run.trial, "stockpot.seed": str(run.seed)}
+        made = self._run(run.id, run.id, tags, time)
+        self._parameters(made, {**run.parameters, "seed": run.seed})
+
+    def reported(self, run: RunFacts, resource: int, values: Mapping[str, float], time: float) -> None:
+        """Metrics at a step."""
+        self._numbers(self._runs[run.id], resource, values, time)
+
+    def ended(self, run: RunFacts, state: str, reason: str, time: float) -> None:
+        """Its status, and why."""
+        self._client.set_tag(self._runs[run.id], "stockpot.state", f"{state}: {reason}" if reason else state)
+        self._client.set_terminated(self._runs[run.id], STATES[state], end_time=int(time * 1000))
+
+    def told(self, step: int, values: Mapping[str, float], time: float) -> None:
+        """Metrics of the sweep's run."""
+        self._numbers(self._parent, step, values, time)
+
+    def concluded(self, state: str, time: float) -> None:
+        """The sweep's status."""
+        self._client.set_terminated(self._parent, STATES.get(state, "FAILED"), end_time=int(time * 1000))
+
+    def flush(self) -> None:
+        """Every call has been answered already."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+    def _find_experiment(self) -> str:
+        name = self._config.experiment_name or SWEEP
+        found = self._client.get_experiment_by_name(name)
+        return str(found.experiment_id if found is not None else self._client.create_experiment(name))
+
+    def _recover(self) -> None:
+        """Runs that a killed process made and did not note."""
+        token = None
+        while True:
+            page = self._client.search_runs(
+                [self._experiment], f"tags.`stockpot.sweep` = '{self._key}'", max_results=1000, page_token=token
+            )
+            for run in page:
+                self._runs.setdefault(run.data.tags[TAG], run.info.run_id)
+            token = page.token
+            if not token:
+                return
+
+    def _run(self, key: str, name: str, tags: Mapping[str, str], time: float | None) -> str:
+        if key not in self._runs:
+            start = None if time is None else int(time * 1000)
+            own = {TAG: key, "stockpot.sweep": self._key, **tags}
+            made = self._client.create_run(self._experiment, start_time=start, tags=own, run_name=name)
+            self._runs[key] = made.info.run_id
+        return self._runs[key]
+
+    def _parameters(self, run: str, values: Mapping[str, Any]) -> None:
+        made = [self._entities.Param(_name(path), str(value)) for path, value in values.items()]
+        for at in range(0, len(made), PARAMETERS_AT_ONCE):
+            self._client.log_batch(run, params=made[at : at + PARAMETERS_AT_ONCE])
+
+    def _numbers(self, run: str, step: int, values: Mapping[str, float], time: float) -> None:
+        stamp = int(time * 1000)
+        made = [self._entities.Metric(_name(name), value, stamp, step) for name, value in values.items()]
+        for at in range(0, len(made), NUMBERS_AT_ONCE):
+            self._client.log_batch(run, metrics=made[at : at + NUMBERS_AT_ONCE])
+
+
+def _name(text: str) -> str:
+    """What MLflow takes as a name: letters, digits and `_-. :/`."""
+    return re.sub(r"[^\w./: -]", "_", text, flags=re.ASCII)[:250]

@@ -1,0 +1,246 @@
+"""One tracker's process: it reads the ledger beside the driver and tells the tracker, as fast as that one takes it.
+
+It is a process of its own so that nothing of a tracker (a slow server, a crash, a leak) reaches the sweep. How far it has
+come is in `<sweep>/trackers/<type>.json`; a later one, after a resume or a crash, goes on from there.
+
+    python -m sweeps.trackers.sender FOLDER TYPE
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sweeps.ledger import Ledger
+from sweeps.lock import DriverLock, LockHeld
+from sweeps.paths import SweepPaths
+from sweeps.report.redact import cut, redact
+from sweeps.track_spec import TrackConfig
+from sweeps.trackers import build_tracker
+from sweeps.trackers.base import Tracker
+from sweeps.trackers.feed import Feed, Said, say, without
+
+POLL_SECONDS = 1.0
+LONGEST_PAUSE = 60.0
+"""Seconds between two tries at a tracker that fails."""
+AT_ONCE = 500
+"""Events that are taken in before what they say is sent."""
+LAST_SECONDS = 60
+"""A sender whose driver is gone ends after so long, whatever its tracker does."""
+PREDECESSOR_SECONDS = LAST_SECONDS + 5.0
+"""How long a sender waits for the one of a killed driver."""
+
+
+class Sender:
+    """Sends what a tracker has not been told yet.
+
+    Args:
+        paths: the sweep's.
+        config: the tracker's entry, with its defaults filled in.
+        tracker: what to tell.
+        secrets: values that no text may hold.
+    """
+
+    def __init__(self, paths: SweepPaths, config: TrackConfig, tracker: Tracker, secrets: tuple[str, ...] = ()) -> None:
+        self._file = paths.tracker(config.type)
+        self._config = config.model_dump(mode="json")
+        self._tracker = tracker
+        self._secrets = secrets
+        self._feed = Feed(str(paths.root), secrets)
+        self._waiting: deque[tuple[int, Said]] = deque()
+        self._opened = False
+        record = self._read()
+        self.sent: int = record["sent"]
+        self._notes: dict[str, Any] = record["notes"]
+
+    def send(self, ledger: Ledger) -> int:
+        """Tell the tracker everything that is new, and note how far that is; the number of things told.
+
+        Raises:
+            Exception: whatever the tracker raises; the next call goes on with what that one failed at.
+        """
+        count = 0
+        while True:
+            count += self._drain()
+            before = self._feed.state.seq
+            for event in ledger.events(after=before):
+                said = self._feed.take(event)
+                if event.seq > self.sent:
+                    self._waiting.extend((event.seq, one) for one in said)
+                if len(self._waiting) >= AT_ONCE:
+                    break
+            if self._feed.state.seq == before:
+                return count
+
+    def describe(self, error: BaseException) -> str:
+        """An error in one line without secrets."""
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+        return cut(str(redact(without(text, self._secrets))), 300)
+
+    def log(self) -> None:
+        """Put the traceback of the error at hand into the log, without secrets."""
+        print(redact(without(traceback.format_exc(), self._secrets)), file=sys.stderr, flush=True)
+
+    def conclude(self) -> None:
+        """Tell the tracker how the driver ended, and let go."""
+        if self._opened:
+            state = self._feed.state
+            self._tracker.concluded(state.driver_ended or "interrupted", state.updated_at)
+            self._tracker.close()
+            self._opened = False
+            self._save()
+
+    def _drain(self) -> int:
+        """Tell what waits; it counts as sent once the tracker has let it through."""
+        if not self._feed.state.seq or (self.sent >= self._feed.state.seq and not self._waiting):
+            return 0
+        if not self._opened:
+            self._tracker.open(self._feed.sweep, self._notes)
+            self._opened = True
+            self._save()
+        count = 0
+        while self._waiting:
+            say(self._tracker, self._waiting[0][1])
+            self._waiting.popleft()
+            count += 1
+        self._tracker.flush()
+        self.sent = self._feed.state.seq
+        self._save()
+        return count
+
+    def _read(self) -> dict[str, Any]:
+        """What the process before noted; nothing where it wrote to another place, or the file is damaged."""
+        fresh: dict[str, Any] = {"sent": 0, "notes": {}}
+        try:
+            record = json.loads(self._file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return fresh
+        sound = isinstance(record, dict) and record.get("config") == self._config
+        sound = sound and isinstance(record.get("sent"), int) and isinstance(record.get("notes"), dict)
+        return record if sound else fresh
+
+    def _save(self) -> None:
+        self._file.parent.mkdir(exist_ok=True)
+        aside = self._file.with_suffix(f".{os.getpid()}.tmp")
+        record = {"sent": self.sent, "config": self._config, "notes": self._notes}
+        aside.write_text(json.dumps(record), encoding="utf-8")
+        aside.replace(self._file)
+
+
+def follow(
+    sender: Sender,
+    ledger: Ledger,
+    paths: SweepPaths,
+    warn: Callable[[str], None],
+    last: Callable[[], None] = lambda: None,
+) -> bool:
+    """Send until the driver has ended and everything is sent; False where the last try failed.
+
+    Args:
+        sender: sends.
+        ledger: read only.
+        paths: the sweep's.
+        warn: told once of what goes wrong.
+        last: called before the last try.
+    """
+    failures = 0
+    while True:
+        driven = DriverLock.holder(paths.lock) is not None
+        if not driven:
+            last()
+        try:
+            sender.send(ledger)
+            if not driven:
+                sender.conclude()
+                return True
+            failures = 0
+        except Exception as error:  # the one place where a tracker may fail and the sweep goes on
+            sender.log()
+            failures += 1
+            if failures == 1:
+                warn(sender.describe(error))
+            if not driven:
+                return False
+        _pause(paths, min(LONGEST_PAUSE, POLL_SECONDS * 2**failures) if failures else POLL_SECONDS)
+
+
+def _pause(paths: SweepPaths, seconds: float) -> None:
+    """Wait; less where the driver ends meanwhile."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and DriverLock.holder(paths.lock) is not None:
+        time.sleep(min(POLL_SECONDS, seconds))
+
+
+@contextlib.contextmanager
+def alone(paths: SweepPaths, kind: str, seconds: float) -> Any:
+    """The right to tell a sweep's tracker; the sender of a killed driver is waited for.
+
+    Raises:
+        LockHeld: when another process has it for longer.
+    """
+    file = paths.tracker(kind).with_suffix(".lock")
+    file.parent.mkdir(exist_ok=True)
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            lock = DriverLock.take(file)
+            break
+        except LockHeld:
+            if time.monotonic() > until:
+                raise
+            time.sleep(POLL_SECONDS / 2)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def secrets_of(env: dict[str, str]) -> tuple[str, ...]:
+    """The values that the file's `env` takes from this process's environment, and those of the trackers' own."""
+    from sweeps.secret_rules import SECRET_NAME
+
+    named = [text[2:-1] for text in env.values() if text.startswith("${") and text.endswith("}")]
+    own = [name for name in os.environ if SECRET_NAME.search(name)]
+    return tuple(dict.fromkeys(os.environ[name] for name in [*named, *own] if os.environ.get(name)))
+
+
+def main(folder: str, kind: str) -> int:
+    """Send beside a driver; what a person should read once goes to standard output, everything else to the log."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(5)
+    paths = SweepPaths(Path(folder))
+
+    def warn(text: str) -> None:
+        print(text, flush=True)
+
+    from sweeps.load import load_resolved
+
+    spec = load_resolved(paths.resolved_spec).spec
+    config = next(entry for entry in spec.track if entry.type == kind)
+    try:
+        with alone(paths, kind, PREDECESSOR_SECONDS):
+            ledger = Ledger.read(paths.root)
+            sender = Sender(paths, config, build_tracker(config), secrets_of(spec.env))
+            return 0 if follow(sender, ledger, paths, warn, lambda: _end_within(LAST_SECONDS)) else 1
+    except LockHeld:
+        warn("another process is telling it; see `stockpot track`")
+        return 1
+
+
+def _end_within(seconds: int) -> None:
+    """Have this process end by then, whatever it hangs in."""
+    signal.alarm(seconds)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))
