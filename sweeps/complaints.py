@@ -16,6 +16,7 @@ from sweeps.fields import Models, lookup, model_at, type_names
 from sweeps.foreign import VALUES, key_answer
 from sweeps.problems import close, show, unknown
 from sweeps.spec import NAME_PATTERN, SweepSpec
+from sweeps.track_spec import PROJECT_PATTERN
 from sweeps.yaml_source import Place
 
 BARE = {"method": "type", "early_terminate": "type", "metric": "name", "soup": "method"}
@@ -27,6 +28,7 @@ _INIT = {
 """A missing key -> the command that writes a file with it."""
 _PATTERNS = {
     NAME_PATTERN: "a name: up to 100 letters, digits, '.', '_' and '-', starting with a letter or digit",
+    PROJECT_PATTERN: "a project's name: up to 128 characters without / \\ # ? % :",
     CLASS_PATTERN: "'module:Class'",
     HASH_PATTERN: "a SHA-256 in hex",
     URL_PATTERN: "an address that begins with http:// or https://",

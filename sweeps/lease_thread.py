@@ -146,7 +146,9 @@ def logged(path: str | None, task: Task | None) -> Iterator[None]:
 def _names(path: str, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
     """What every line of an attempt says of it, and what its first line says besides."""
     sweep = Path(path).absolute().parents[1].name
-    about = {"sweep": sweep, "trial": task.trial, "seed": task.seed, "attempt": task.attempt}
+    about: dict[str, Any] = {"sweep": sweep, "trial": task.trial, "seed": task.seed, "attempt": task.attempt}
+    if task.rank.size > 1:
+        about["worker"] = task.rank.index
     return about, {"from": task.start_resource, "pid": os.getpid(), "host": socket.gethostname()}
 
 

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from pipelines.fields import Config
 
+PROJECT_PATTERN = r"^[^/\\#?%:]{1,128}$"
+
 
 class TensorBoardConfig(Config):
     """Event files for TensorBoard: scalars of every run, and its parameters under HPARAMS. Needs the package tensorboard."""
@@ -33,7 +35,7 @@ class WandbConfig(Config):
     """Runs of Weights & Biases, in one group a sweep. Needs the package wandb."""
 
     type: Literal["wandb"] = "wandb"
-    project: str | None = Field(default=None, pattern=r"^[^/\\#?%:]{1,128}$")
+    project: str | None = Field(default=None, pattern=PROJECT_PATTERN)
     """The project; default: the sweep's name."""
     entity: str | None = None
     """The user or team; default: the one that WANDB_API_KEY belongs to."""

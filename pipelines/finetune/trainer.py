@@ -27,8 +27,6 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
-from trl import SFTConfig as TRLConfig
-from trl import SFTTrainer
 
 from pipelines.config import FineTuneConfig
 from pipelines.energy import UNKNOWN
@@ -49,9 +47,14 @@ from pipelines.finetune.optimizers import (
     warmup_steps,
 )
 from pipelines.finetune.slices import COUNTS, SlicedItems, StepSlices, collate_slice
+from pipelines.finetune.unseen import unseen
 from pipelines.finetune.wrapping import inside, is_sharded, share_trained_alone, spread_optimizer
 from pipelines.lm import autocast
 from pipelines.stage import Diverged
+
+with unseen():
+    from trl import SFTConfig as TRLConfig
+    from trl import SFTTrainer
 
 STATE = "state.json"
 FORMAT = 1

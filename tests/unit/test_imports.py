@@ -23,6 +23,8 @@ import sweeps.schedulers
 import sweeps.searchers
 import sweeps.soup_spec
 import sweeps.spec
+import sweeps.track_spec
+import sweeps.trackers
 
 HEAVY = (
     "torch", "ray", "transformers", "peft", "trl", "datasets", "accelerate", "faiss", "chromadb",
@@ -52,6 +54,7 @@ TABLES = {
     "RETRIEVERS": (pipelines.rag.RETRIEVERS, literals(pipelines.rag.stages.RetrieveConfig)),
     "RERANKERS": (pipelines.rag.RERANKERS, literals(pipelines.rag.stages.RerankConfig)),
     "GENERATORS": (pipelines.rag.GENERATORS, literals(pipelines.rag.models.GeneratorConfig)),
+    "TRACKERS": (sweeps.trackers.TRACKERS, literals(sweeps.track_spec.TrackConfig)),
     "METHODS": (pipelines.soups.METHODS, literals(pipelines.soups.config.MergeMethodConfig)),
     "SOUPS": (
         pipelines.soups.SOUPS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from simulated_sweeps import FILE, HOSTILE, events_of, simulate
 
+from pipelines.finetune.unseen import unseen
 from sweeps import tracking
 from sweeps.commands import track as track_command
 from sweeps.fold import fold
@@ -416,7 +418,16 @@ def test_tensorboard_keeps_few_files_open(tmp_path: Path) -> None:
     assert [event.step for event in scalars(tmp_path / runs[0].label)["tune/loss"]] == [3, 3]
 
 
-def test_every_tracker_is_in_the_table_and_imports_nothing_of_its_package() -> None:
+def test_every_tracker_has_its_package_named() -> None:
     assert set(TRACKERS) == set(PACKAGES)
-    assert "wandb" not in sys.modules
-    assert "mlflow" not in sys.modules
+
+
+def test_training_does_not_import_trackers_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "loaded_already", sys)
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with unseen(("wave", "loaded_already")):
+        assert importlib.util.find_spec("wave") is None
+        with pytest.raises(ImportError):
+            importlib.import_module("wave")
+        assert sys.modules["loaded_already"] is sys
+    assert importlib.import_module("wave").__name__ == "wave"
