@@ -25,7 +25,7 @@ def numbers(state: SweepState, loaded: LoadedSweep) -> list[Number]:
     """
     sweep = {"sweep": state.name}
     runs = list(state.runs.values())
-    phases = Counter(run.phase for run in runs)
+    phases: Counter[str] = Counter(run.phase for run in runs)
     failures = Counter(failure.kind for run in runs for failure in run.failures)
     found = [
         *(Number("stockpot_runs", float(phases[p]), "runs, by phase", {**sweep, "phase": p}) for p in PHASES),

@@ -116,7 +116,7 @@ def _short_form(
 
 def _one_or_several(several: Schema) -> Schema:
     """Let one entry of a list stand without the list."""
-    about = {key: several.pop(key) for key in ("description", "default") if key in several}
+    about: Schema = {key: several.pop(key) for key in ("description", "default") if key in several}
     return {"anyOf": [several["items"], several], **about}
 
 

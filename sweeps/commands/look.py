@@ -205,8 +205,8 @@ def logs(arguments: argparse.Namespace) -> int:
         name = "driver" if arguments.trial is None else trial_named(arguments.trial, list(state.trials), paths.name)
         return _follow(paths, paths.log(name), lines, arguments.json)
     if arguments.json:
-        name = None if arguments.trial is None else trial_named(arguments.trial, list(state.trials), paths.name)
-        return _print_records(paths, name, lines)
+        asked = None if arguments.trial is None else trial_named(arguments.trial, list(state.trials), paths.name)
+        return _print_records(paths, asked, lines)
     if arguments.trial is None:
         logged = [name for name in ("driver", "calls") if _print_log(paths.log(name), lines)]
         for run in _in_order(state.runs.values()):
