@@ -229,10 +229,8 @@ def test_defaults_are_filled_in_at_the_door(tmp_path: Path) -> None:
         WandbConfig(),
     ]
     found = placed(wrote, tmp_path / "files", paths, {"MLFLOW_TRACKING_URI": "http://there:5000"})
-    assert [entry["log_dir"] for entry in found[:2]] == [
-        str(paths.root / "tensorboard"),
-        str(tmp_path / "files" / "tb"),
-    ]
+    assert [entry["log_dir"] for entry in found[:2]] == [None, str(tmp_path / "files" / "tb")]
+    assert destination(TensorBoardConfig(), paths) == f"event files in {paths.root}/tensorboard"
     uris = ["http://there:5000", f"sqlite:///{tmp_path}/files/a.db", str(tmp_path / "files" / "mlruns"), "databricks"]
     assert [entry["tracking_uri"] for entry in found[2:6]] == uris
     assert [entry["experiment_name"] for entry in found[2:4]] == ["qa", "e"]
@@ -247,6 +245,7 @@ WRONG = {
     "track: {type: mlflow, tracking_uri: 'https://me:word@host'}": "goes into the ledger; export MLFLOW_TRACKING_USERNAME",
     "track: {type: wandb, project: a/b}": "track[0].project",
     "track: {type: tensorboard, logdir: x}": "did you mean 'log_dir'?",
+    "storage: s3://bucket/x\ntrack: mlflow": "give tracking_uri",
     "wandb_project: x": "write track: {type: wandb, project: ...}",
 }
 
