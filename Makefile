@@ -75,7 +75,7 @@ browser:
 	  else echo "chromium is not here and needs root to install: the report's browser tests are skipped"; fi; }
 
 test-slow: setup model browser
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
 check: setup
 	$(BIN)/ruff check .

@@ -59,7 +59,7 @@ def start(file: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen([STOCKPOT, *words], stdout=out, stderr=out, cwd=file.parent)
 
 
-def run_to_the_end(file: Path, seconds: float = 120) -> int:
+def run_to_the_end(file: Path, seconds: float = 400) -> int:
     """Submit or resume, and wait; the exit status."""
     driver = start(file)
     try:
@@ -69,7 +69,7 @@ def run_to_the_end(file: Path, seconds: float = 120) -> int:
         driver.wait()
 
 
-def kill_along(file: Path, gaps: Sequence[int], delays: Sequence[float], seconds: float = 120) -> list[Kill]:
+def kill_along(file: Path, gaps: Sequence[int], delays: Sequence[float], seconds: float = 400) -> list[Kill]:
     """Start, kill and start again; then run to the end. A driver that ends before its moment ends the kills.
 
     Raises:

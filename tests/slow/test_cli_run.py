@@ -19,7 +19,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 STOCKPOT = str(Path(sys.executable).with_name("stockpot"))
-SECONDS = 120
+SECONDS = 400
 FILE = """\
 name: {name}
 pipeline:

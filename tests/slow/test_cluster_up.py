@@ -24,7 +24,7 @@ method: grid
 metric: loss
 resources: {cpus: 1, gpus: 0}
 """
-SECONDS = 300
+SECONDS = 600
 
 
 def stockpot(folder: Path, *words: str, home: str = "home") -> subprocess.CompletedProcess[str]:

@@ -47,7 +47,7 @@ def submit(folder: Path, name: str, pipeline: dict[str, Any], **more: Any) -> di
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     made: dict[str, Any] = json.loads(done.stdout)

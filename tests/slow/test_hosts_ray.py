@@ -101,7 +101,7 @@ def test_two_processes_that_ask_the_same_at_once_compute_it_once(residents: Resi
     task = ray.remote(num_cpus=0.1)(hosted_models.ask_there)
     model = spec(tmp_path, 0.05)
     asked = [task.remote(residents.memo, residents.hosts, f"p{i}", model, texts) for i in range(2)]
-    (one, computed_one), (two, computed_two) = ray.get(asked, timeout=60)
+    (one, computed_one), (two, computed_two) = ray.get(asked, timeout=600)
     assert one == two == [text.upper().encode() for text in texts]
     assert computed_one + computed_two == 60
     assert times_done(tmp_path) == dict.fromkeys(texts, 1)

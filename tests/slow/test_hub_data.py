@@ -77,7 +77,7 @@ def start(tmp_path: Path, address: str, *words: str) -> subprocess.Popen[str]:
 
 def run(tmp_path: Path, address: str, *words: str) -> tuple[int, str]:
     process = start(tmp_path, address, *words)
-    said = process.communicate(timeout=120)[0]
+    said = process.communicate(timeout=600)[0]
     return process.returncode, said
 
 
@@ -162,5 +162,5 @@ def test_several_processes_may_fetch_at_once(tmp_path: Path, hub: FakeHub) -> No
     fresh = tmp_path / "fresh"
     fresh.mkdir()
     several = [start(fresh, hub.address, "-c", READ, str(record)) for _ in range(4)]
-    said_by = [process.communicate(timeout=120)[0].strip().splitlines()[-1] for process in several]
+    said_by = [process.communicate(timeout=600)[0].strip().splitlines()[-1] for process in several]
     assert said_by == ["200 70 of 200"] * 4

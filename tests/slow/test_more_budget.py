@@ -47,7 +47,7 @@ def contents(paths: SweepPaths) -> dict[str, str]:
 
 def resume(paths: SweepPaths, *words: str) -> subprocess.CompletedProcess[str]:
     command = [killing.STOCKPOT, "resume", str(paths.root), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=paths.root.parent.parent)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=paths.root.parent.parent)
 
 
 def test_a_finished_sweep_goes_on_with_more_trials_through_a_kill(tmp_path: Path) -> None:

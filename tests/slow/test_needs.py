@@ -27,7 +27,7 @@ def stockpot(*words: str, status: int = 0, **env: str) -> subprocess.CompletedPr
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == status, done.stderr
     return done
@@ -41,7 +41,7 @@ def test_the_estimate_is_within_a_quarter_of_the_measured_peak(name: str) -> Non
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith(name))
@@ -104,7 +104,7 @@ def test_submit_warns_before_ray_starts(tmp_path: Path) -> None:
         if "starting Ray here" in line:
             break
     process.terminate()
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     text = "".join(said)
     assert "can't be expected to fit" in text
     assert "micro_batch_size: " in text

@@ -43,7 +43,7 @@ max_concurrent_trials: 1
 
 def stockpot(folder: Path, *words: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", "sweeps.cli", *words], cwd=folder, capture_output=True, text=True, timeout=250
+        [sys.executable, "-m", "sweeps.cli", *words], cwd=folder, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout

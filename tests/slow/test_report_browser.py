@@ -101,7 +101,7 @@ def column(page: Any, title: str) -> list[str]:
     return found
 
 
-def wait(page: Any, condition: str, seconds: float = 10.0) -> None:
+def wait(page: Any, condition: str, seconds: float = 30.0) -> None:
     """Until a condition holds; the page's policy forbids the driver's own waiting, which evaluates text."""
     for _ in range(int(seconds / 0.05)):
         if page.evaluate(condition):
@@ -359,7 +359,7 @@ def test_the_command_writes_what_a_browser_reads(big: Path, tmp_path: Path, watc
     out = tmp_path / "page.html"
     stockpot = str(Path(sys.executable).with_name("stockpot"))
     done = subprocess.run(
-        [stockpot, "report", str(big.parent), "-o", str(out)], capture_output=True, text=True, timeout=60
+        [stockpot, "report", str(big.parent), "-o", str(out)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert watched().see(out).inner_text("#title").startswith("The best single model")

@@ -28,7 +28,7 @@ report_every: 1
 resources: {cpus: 1, gpus: 0}
 max_concurrent_trials: 2
 """
-SECONDS = 300
+SECONDS = 600
 
 
 def call(folder: Path, *words: str) -> str:

@@ -55,7 +55,7 @@ def test_quickstart_walks_from_file_to_verdict(tmp_path: Path) -> None:
     assert done.returncode == 0, f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     assert "Traceback" not in done.stdout + done.stderr
 
-    shown = stockpot("show", "smoke", "--json", cwd=tmp_path, seconds=30)
+    shown = stockpot("show", "smoke", "--json", cwd=tmp_path, seconds=120)
     assert shown.returncode == 0, shown.stderr
     table = json.loads(shown.stdout)
     kinds = [row["kind"] for row in table["rows"]]

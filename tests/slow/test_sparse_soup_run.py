@@ -43,7 +43,7 @@ def test_phases_run_on_ray_and_the_soup_is_judged(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.jsonl", sums(80))
     (tmp_path / "small.yaml").write_text(SWEEP)
     command = [sys.executable, "-m", "sweeps.cli", "submit", "small.yaml", "--json"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     (soup,) = record["soups"]

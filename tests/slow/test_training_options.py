@@ -59,7 +59,7 @@ def submitted(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     made = json.loads(done.stdout)

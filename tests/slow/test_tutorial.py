@@ -34,7 +34,7 @@ def test_from_an_empty_folder_to_a_report(tmp_path: Path) -> None:
         for command in commands(block):
             done = subprocess.run(
                 ["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PATH": path},
-                capture_output=True, text=True, timeout=500,
+                capture_output=True, text=True, timeout=1200,
             )  # fmt: skip
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             printed, everything, ran = printed + done.stdout, everything + done.stdout, ran + 1

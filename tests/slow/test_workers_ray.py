@@ -94,7 +94,7 @@ def titles(pids: list[int]) -> list[str]:
     return found
 
 
-def await_nothing(pids: list[int], seconds: float = 20) -> tuple[list[str], list[str]]:
+def await_nothing(pids: list[int], seconds: float = 60) -> tuple[list[str], list[str]]:
     """Titles of workers and states of placement groups that are left; waits until there is nothing."""
     until = time.monotonic() + seconds
     while True:
@@ -105,7 +105,7 @@ def await_nothing(pids: list[int], seconds: float = 20) -> tuple[list[str], list
         time.sleep(0.2)
 
 
-def await_free(seconds: float = 20) -> tuple[float, float]:
+def await_free(seconds: float = 60) -> tuple[float, float]:
     """CPUs that are free, and all of them; waits until these are the same."""
     until = time.monotonic() + seconds
     while True:
@@ -144,7 +144,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
         engine.close()
         ledger.close()
     yield Ran(engine.state, loaded.paths, left, groups, cpus, pids)
-    assert not killing.await_gone(pids, 15), "processes were left behind"
+    assert not killing.await_gone(pids, 60), "processes were left behind"
 
 
 def test_early_stops_leave_no_worker_no_group_and_no_cpu_behind(ran: Ran) -> None:
