@@ -1,4 +1,6 @@
-"""1,000 damaged sweep files: each is loaded or refused with readable mistakes; nothing else happens."""
+"""1,000 damaged sweep files (or STOCKPOT_MUTATIONS): each is loaded or refused with readable mistakes; nothing else happens."""
+
+import os
 
 import yaml
 from mutations import SEEDS, mutated
@@ -8,7 +10,7 @@ from sweeps.describe import describe
 from sweeps.load import LoadedSweep, from_record, load_text
 from sweeps.problems import SpecError
 
-COUNT = 1000
+COUNT = int(os.environ.get("STOCKPOT_MUTATIONS", "1000"))
 
 
 def parses(text: str) -> bool:
