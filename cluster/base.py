@@ -12,6 +12,13 @@ AUTO_CPUS = 4.0
 MAX_SLOTS = 256
 """Trials at once at most, whatever the cluster has."""
 
+HEALTH = {
+    "RAY_health_check_period_ms": "2000",
+    "RAY_health_check_timeout_ms": "8000",
+    "RAY_health_check_failure_threshold": "3",
+}
+"""Environment of a head: a node that answers none of 3 looks, 8 s each and 2 s apart, is lost: after 30 s in place of Ray's 65."""
+
 
 @dataclass(frozen=True)
 class Node:
@@ -40,6 +47,10 @@ class Placement:
 
 class ClusterError(RuntimeError):
     """The cluster can't be reached, or can never run a trial; a user's mistake, with the mend in the message."""
+
+
+class ClusterLost(RuntimeError):
+    """The cluster that a sweep was running on is gone; the sweep goes on from its ledger, on this one or another."""
 
 
 class Cluster(Protocol):

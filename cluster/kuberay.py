@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from cluster.base import ClusterError
+from cluster.base import HEALTH, ClusterError
 from cluster.demand import Demand, wanted_image
 
 MOUNT = "/stockpot"
@@ -130,8 +130,8 @@ def _pod(
             {"name": "sweep", "mountPath": f"{MOUNT}/{demand.file}", "subPath": demand.file, "readOnly": True},
         ],
     }
-    if demand.secrets and head:
-        container["env"] = [
+    if head:
+        container["env"] = [{"name": name, "value": value} for name, value in HEALTH.items()] + [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": _secret(demand), "key": name}}}
             for name in demand.secrets
         ]

@@ -56,6 +56,13 @@ class RayCluster:
         """Whether Ray was started here."""
 
     @property
+    def head(self) -> str:
+        """`host:port` of the head."""
+        import ray
+
+        return str(ray.get_runtime_context().gcs_address)
+
+    @property
     def nodes(self) -> tuple[Node, ...]:
         """What the living nodes have in all, in use or not."""
         import ray

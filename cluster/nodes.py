@@ -16,13 +16,40 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cluster.base import ClusterError
+from cluster.base import HEALTH, ClusterError
 from cluster.local import ENVIRONMENT, OBJECT_STORE_BYTES
 from cluster.processes import end
 
 START_SECONDS = 90.0
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 60.0
+"""So much longer before each further start of a node, and the longest pause: a node that is cut off tries until it heals."""
+SETTLED_SECONDS = 60.0
 PR_SET_PDEATHSIG = 1
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class LocalNode:
+    """One node.
+
+    Attributes:
+        process: `ray start --block`.
+        folder: its own, with the log.
+        head: whether it is the cluster's head.
+        tries: how often it was started since it last ran for `SETTLED_SECONDS`.
+        since: when it was started last (`time.monotonic`).
+    """
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    head: bool
+    tries: int = 1
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return (self.folder / "log").read_text(encoding="utf-8", errors="replace")
 
 
 @dataclass
@@ -46,8 +73,7 @@ class LocalNodes:
     host: str | None = None
     dashboard: int | None = None
     address: str = ""
-    _processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _folders: list[Path] = field(default_factory=list)
+    _nodes: list[LocalNode] = field(default_factory=list)
 
     def start(self, count: int) -> None:
         """Start the nodes, the head first where there is to be one.
@@ -56,44 +82,71 @@ class LocalNodes:
             ClusterError: if one does not come up, with the end of what it printed.
         """
         self.address = self.join or ""
-        for number in range(count):
-            head = number == 0 and self.join is None
-            port = _free_port() if head else 0
-            folder, process = self._spawn(port if head else None)
-            if head:
-                self.address = f"{self._await_head(folder, process, port)}:{port}"
-            else:
-                self._await_words(folder, process, "Ray runtime started")
+        try:
+            for number in range(count):
+                head = number == 0 and self.join is None
+                port = _free_port() if head else 0
+                node = self._spawn(port if head else None)
+                self._nodes.append(node)
+                text = _await_start(node)
+                if head:
+                    self.address = f"{self._own_address(text)}:{port}"
+        except BaseException:
+            self.close()
+            raise
 
-    def alive(self) -> bool:
-        """Whether all nodes still run."""
-        return all(process.poll() is None for process in self._processes)
+    def mend(self) -> list[str]:
+        """Start nodes again that have ended by themselves: Ray's own do so when they were cut off for a while.
+
+        Returns:
+            What was done, for a person.
+
+        Raises:
+            ClusterError: if the head has ended, and it was started here.
+        """
+        told = []
+        for place, node in enumerate(self._nodes):
+            now = time.monotonic()
+            if node.process.poll() is None:
+                if now - node.since > SETTLED_SECONDS:
+                    node.tries = 1
+                continue
+            if node.head:
+                raise ClusterError(
+                    f"the head has ended, and with it the cluster; the end of its log:\n{_last(node.log)}"
+                )
+            if now - node.since < min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * (node.tries - 1)):
+                continue
+            shutil.rmtree(node.folder, ignore_errors=True)
+            self._nodes[place] = again = self._spawn(None)
+            again.tries = node.tries + 1
+            told.append("a node has ended by itself, and is started again" + f" (try {node.tries})" * (node.tries > 1))
+        return told
 
     def close(self) -> None:
         """End every node that was started here with all its processes, and remove its folder."""
-        end([process.pid for process in self._processes if process.poll() is None])
-        for process in self._processes:
-            process.wait()
-        for folder in self._folders:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._processes.clear()
-        self._folders.clear()
+        end([node.process.pid for node in self._nodes if node.process.poll() is None])
+        for node in self._nodes:
+            node.process.wait()
+            shutil.rmtree(node.folder, ignore_errors=True)
+        self._nodes.clear()
 
-    def _spawn(self, port: int | None) -> tuple[Path, subprocess.Popen[bytes]]:
+    def _spawn(self, port: int | None) -> LocalNode:
+        """Begin to start a node, the head where there is a port for it."""
         folder = Path(tempfile.mkdtemp(prefix="sp-", dir="/tmp"))
-        self._folders.append(folder)
         words = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
         words += [f"--num-cpus={self.cpus}", f"--num-gpus={self.gpus}", f"--object-store-memory={OBJECT_STORE_BYTES}"]
         words += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         words += [] if self.host is None else [f"--node-ip-address={self.host}"]
+        words += [f"--temp-dir={folder / 'ray'}"]
         if port is None:
             words += [f"--address={self.address}"]
         else:
-            words += ["--head", f"--port={port}", f"--temp-dir={folder / 'ray'}"]
+            words += ["--head", f"--port={port}"]
             words += ["--include-dashboard=false"] if self.dashboard is None else self._dashboard_words()
         secret = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
         own = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
-        environment = {**os.environ, **ENVIRONMENT, **secret, "PATH": own}
+        environment = {**HEALTH, **os.environ, **ENVIRONMENT, **secret, "PATH": own}
         for name in ("RAY_AUTH_TOKEN", "RAY_ADDRESS"):
             environment.pop(name, None)
         with (folder / "log").open("wb") as log:
@@ -106,32 +159,35 @@ class LocalNodes:
                 start_new_session=True,
                 preexec_fn=_end_with_parent,
             )
-        self._processes.append(process)
-        return folder, process
+        return LocalNode(process, folder, head=port is not None)
 
     def _dashboard_words(self) -> list[str]:
         return ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"]
 
-    def _await_head(self, folder: Path, process: subprocess.Popen[bytes], port: int) -> str:
-        """Wait for the head; the address that it gave itself."""
-        text = _COLOUR.sub("", self._await_words(folder, process, "Ray runtime started"))
-        told = re.search(r"Local node IP: (\S+)", text)
+    def _own_address(self, text: str) -> str:
+        """The address that the head gave itself."""
+        told = re.search(r"Local node IP: (\S+)", _COLOUR.sub("", text))
         if self.host is None and told is None:
-            self.close()
             raise ClusterError("the head does not say its address; give it with --host")
         return self.host or str(told and told[1])
 
-    def _await_words(self, folder: Path, process: subprocess.Popen[bytes], words: str) -> str:
-        until = time.monotonic() + START_SECONDS
-        while True:
-            text = (folder / "log").read_text(encoding="utf-8", errors="replace")
-            if words in text:
-                return text
-            if process.poll() is not None or time.monotonic() > until:
-                last = "\n".join(text.strip().splitlines()[-5:]) or "it printed nothing"
-                self.close()
-                raise ClusterError(f"a node did not start; the end of what it printed:\n{last}")
-            time.sleep(0.1)
+
+def _await_start(node: LocalNode) -> str:
+    """Wait until a node runs; what it printed.
+
+    Raises:
+        ClusterError: if it ended, or the time is up.
+    """
+    until = time.monotonic() + START_SECONDS
+    while "Ray runtime started" not in (text := node.log):
+        if node.process.poll() is not None or time.monotonic() > until:
+            raise ClusterError(f"a node did not start; the end of what it printed:\n{_last(text)}")
+        time.sleep(0.1)
+    return text
+
+
+def _last(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-5:]) or "it printed nothing"
 
 
 def _end_with_parent() -> None:

@@ -14,7 +14,7 @@ import math
 import re
 import shlex
 
-from cluster.base import ClusterError
+from cluster.base import HEALTH, ClusterError
 from cluster.demand import Demand
 
 _ADDRESS = "\0"
@@ -55,6 +55,7 @@ def sbatch(demand: Demand, partition: str | None = None) -> str:
         "HEAD": head,
         "NAME": demand.name,
         "SECRETS": _secrets(demand),
+        "HEALTH": " ".join(f"{name}={value}" for name, value in HEALTH.items()),
         "FOLDER": shlex.quote(demand.folder),
         "LABEL": demand.label,
         "GPUS": str(demand.gpus),
@@ -91,6 +92,7 @@ cd @FOLDER@
 state="$PWD/.@LABEL@-slurm-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
 mkdir -p "$state"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$state/token" RAY_USAGE_STATS_ENABLED=0
+export @HEALTH@
 python -c 'import secrets; print(secrets.token_hex(32), end="")' > "$state/token"
 
 export state

@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from sweeps.failures import classify
+from sweeps.failures import INFRASTRUCTURE, classify
 from sweeps.loop import CallFailed, Pending
 
 
@@ -67,10 +67,21 @@ class Callers:
     Args:
         make: a process with the number of a worker.
         most: workers at once at most.
+        restarts: how often a call whose worker was lost is made again.
+        check: called while a result is waited for; what it raises ends the wait.
+        say: told of calls that are made again.
     """
 
-    def __init__(self, make: Callable[[int], CallActor], most: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], CallActor],
+        most: Callable[[], int],
+        restarts: int,
+        check: Callable[[], None],
+        say: Callable[[str], None],
+    ) -> None:
         self._make, self._most = make, most
+        self.restarts, self.check, self.say = restarts, check, say
         self._all: list[Caller] = []
 
     def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
@@ -79,9 +90,13 @@ class Callers:
         Raises:
             RuntimeError: when every worker has a call whose result is still to be asked for.
         """
+        return Call(self, function, dict(payload))
+
+    def begin(self, function: str, payload: Mapping[str, Any]) -> Caller:
+        """A worker that is at a call now; raises as `start`."""
         caller = self._free()
-        caller.future, caller.claimed = caller.process.actor.call.remote(function, dict(payload)), True
-        return Call(caller, self.end)
+        caller.future, caller.claimed = caller.process.actor.call.remote(function, payload), True
+        return caller
 
     def end(self, caller: Caller) -> None:
         """End a worker's process."""
@@ -117,30 +132,40 @@ class Callers:
 class Call:
     """A call on a worker; implements `sweeps.loop.Pending`."""
 
-    def __init__(self, caller: Caller, end: Callable[[Caller], None]) -> None:
-        self._caller, self._end, self._future = caller, end, caller.future
+    def __init__(self, callers: Callers, function: str, payload: Mapping[str, Any]) -> None:
+        self._callers, self._function, self._payload = callers, function, payload
+        self._caller = callers.begin(function, payload)
+        self._left = callers.restarts
 
     def result(self, on_progress: Callable[[str], None] | None = None) -> Any:
         """See `Pending`; after a failure the worker is ended, and the next call gets a fresh one."""
-        try:
-            answer, failure = self._await(on_progress)
-        except ray.exceptions.RayError as error:
-            answer, failure = None, classify(error)
-        self._caller.claimed = False
-        if failure is not None:
-            self._end(self._caller)
-            raise CallFailed(failure)
-        return answer
+        while True:
+            try:
+                answer, failure = self._await(on_progress)
+            except ray.exceptions.RayError as error:
+                answer, failure = None, classify(error)
+            self._caller.claimed = False
+            if failure is None:
+                return answer
+            self._callers.end(self._caller)
+            if failure.kind not in INFRASTRUCTURE or not self._left:
+                raise CallFailed(failure)
+            self._left -= 1
+            self._callers.say(
+                f"{self._function.partition(':')[2]} lost its worker, and begins again: {failure.message}"
+            )
+            self._caller = self._callers.begin(self._function, self._payload)
 
     def forget(self) -> None:
         """See `Pending`."""
         self._caller.claimed = False
 
     def _await(self, on_progress: Callable[[str], None] | None) -> Any:
-        seen = 0
-        while not ray.wait([self._future], timeout=0.5 if on_progress else None)[0]:
+        future, seen = self._caller.future, 0
+        while not ray.wait([future], timeout=0.5)[0]:
+            self._callers.check()
             if on_progress:
                 for text in ray.get(self._caller.process.actor.poll.remote(seen)):
                     seen += 1
                     on_progress(text)
-        return ray.get(self._future)
+        return ray.get(future)

@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cluster.base import ClusterLost
 from evaluators.base import Report
 from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
@@ -305,6 +306,9 @@ class _Drive:
                 status = FAILED
         except KeyboardInterrupt:
             reason, status = "interrupted", INTERRUPTED
+        except ClusterLost as lost:
+            reason, status = "interrupted", INTERRUPTED
+            self._say(f"{lost}; raise one again, then resume")
         except CallFailed as failed:
             reason, status = "aborted", FAILED
             self._say(f"failed: {failed.failure.message} (see {self._paths.log('calls')}); mend it, then resume")

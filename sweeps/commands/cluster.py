@@ -54,13 +54,26 @@ def up(arguments: argparse.Namespace) -> int:
     try:
         nodes.start(count)
         print(_usable(nodes, join), flush=True)
-        while nodes.alive() and not stopped.wait(0.5):
-            pass
-        died = not nodes.alive()
+        status = _tend(nodes, stopped)
     finally:
         nodes.close()
-    print("a node ended by itself; the others were ended" if died else "all nodes have ended")
-    return 1 if died else 0
+    print("all nodes have ended")
+    return status
+
+
+def _tend(nodes: LocalNodes, stopped: threading.Event) -> int:
+    """Start nodes again that end by themselves, until told to stop, or until the head has ended; the exit status."""
+    from cluster.base import ClusterError
+
+    while not stopped.wait(0.5):
+        try:
+            told = nodes.mend()
+        except ClusterError as error:
+            print(f"stockpot: {error}", file=sys.stderr)
+            return 1
+        for line in told:
+            print(line, flush=True)
+    return 0
 
 
 def _jobs_port(arguments: argparse.Namespace) -> int | None:

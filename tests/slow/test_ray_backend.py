@@ -163,6 +163,12 @@ def test_a_call_fails_with_a_type_and_the_next_gets_a_fresh_worker(ran: Ran) -> 
     assert ran.backend.call("toy_pipeline:look_around", {})["pid"] != before
 
 
+def test_a_call_whose_worker_is_lost_is_made_again(ran: Ran, tmp_path: Path) -> None:
+    before = ran.backend.call("toy_pipeline:look_around", {})["pid"]
+    assert ran.backend.call("toy_pipeline:look_around", {"exit_once": str(tmp_path / "mark")})["pid"] != before
+    assert (tmp_path / "mark").exists()
+
+
 def test_calls_run_at_once_on_workers_of_their_own(ran: Ran) -> None:
     slots = ran.backend.slots
     begun = [ran.backend.start("toy_pipeline:look_around", {"wait": 0.5}) for _ in range(slots)]

@@ -105,6 +105,11 @@ def look_around(payload: dict[str, object]) -> dict[str, object]:
     """A function for `Backend.call`: what its worker's process looks like."""
     if payload.get("exit"):
         os._exit(3)
+    if once := payload.get("exit_once"):
+        mark = Path(str(once))
+        if not mark.exists():
+            mark.touch()
+            os._exit(3)
     if payload.get("fail"):
         raise UserError("there is nothing to see")
     progress("looking")

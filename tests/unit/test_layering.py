@@ -102,14 +102,14 @@ def test_searchers_and_schedulers_know_no_ray_no_store_no_pipeline(module: str) 
     assert not wrong
 
 
-def test_ray_tune_stands_in_the_runner_alone() -> None:
+def test_ray_tune_stands_in_one_module_alone() -> None:
     users = {
         module
         for module, tree in TREES.items()
         for _, name in everywhere(tree)
         if name == "ray.tune" or name.startswith("ray.tune.")
     }
-    assert users == {"sweeps.runner"}
+    assert users == {"sweeps.tune_leases"}
 
 
 def test_ray_stands_in_sweeps_and_cluster_alone() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shlex
 import subprocess
 from dataclasses import replace
@@ -17,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.base import ClusterError
+from cluster.base import HEALTH, ClusterError
 from cluster.demand import Demand
 from cluster.kuberay import rayjob
 from cluster.ray_up import autoscaler
@@ -85,6 +86,16 @@ def test_secrets_are_named_and_stand_nowhere(monkeypatch: pytest.MonkeyPatch) ->
     for text in (rayjob(DEMAND, "data"), sbatch(DEMAND), autoscaler(DEMAND, user="me", hosts=["a", "b"])):
         assert "HF_TOKEN" in text
         assert "planted" not in text
+
+
+def test_a_head_looks_for_lost_nodes_sooner_than_rays_own_setting_has_it() -> None:
+    wanted = {f"{name}={value}" for name, value in HEALTH.items()}
+    assert wanted <= set(re.findall(r"RAY_health\w+=\d+", sbatch(DEMAND)))
+    ours = yaml.safe_load(autoscaler(DEMAND, user="me", hosts=["a", "b"]))
+    assert wanted <= set(ours["head_start_ray_commands"][0].split())
+    _, job, _ = yaml.safe_load_all(rayjob(DEMAND, "data"))
+    (head,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert wanted <= {f"{one['name']}={one['value']}" for one in head["env"] if "value" in one}
 
 
 def test_the_metrics_port_is_open_to_the_clusters_own_pods_alone() -> None:

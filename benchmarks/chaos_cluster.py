@@ -1,0 +1,183 @@
+"""What `chaos.py` breaks: a cluster of several nodes on this machine and a driver, all of them through the command line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cluster.processes import Process, below, end
+from sweeps.ledger import Event, Ledger
+
+STOCKPOT = str(Path(sys.executable).with_name("stockpot"))
+START_SECONDS = 180.0
+TRIAL = "ray::LeaseTrainable"
+"""How the title of a process that runs trials begins; a call's has no `stall_after`."""
+WORKERS = (TRIAL, "ray::CallWorker")
+"""Titles of processes that work for a sweep begin so."""
+
+
+class Town:
+    """A head and nodes that join it, each raised by a `stockpot cluster up` of its own, with a token of their own.
+
+    Args:
+        folder: HOME of everything, which is also how its processes are known.
+        nodes: in all, of one CPU each.
+    """
+
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.folder = folder
+        self.count = nodes
+        self.address = ""
+        self.raised: list[subprocess.Popen[bytes]] = []
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+            "HOME": str(folder),
+            "OMP_NUM_THREADS": "1",
+        }
+
+    def up(self) -> None:
+        """Raise the head, then the others.
+
+        Raises:
+            RuntimeError: if one does not come up.
+        """
+        told = self._up("head", "Ctrl-C ends it")
+        self.address = re.findall(r"--address (\S+)", told)[0]
+        for number in range(1, self.count):
+            self._up(f"node-{number}", "Ctrl-C takes them out", "--join", self.address)
+
+    def mend(self) -> bool:
+        """Raise all of it again where the head has ended; whether that was so."""
+        if self.raised[0].poll() is None:
+            return False
+        self.down()
+        self.up()
+        return True
+
+    def down(self) -> None:
+        """End it all."""
+        for one in self.raised:
+            if one.poll() is None:
+                one.send_signal(signal.SIGINT)
+        for one in self.raised:
+            try:
+                one.wait(60)
+            except subprocess.TimeoutExpired:
+                end([one.pid], 0.0)
+                one.wait()
+        self.raised.clear()
+
+    def head(self) -> list[Process]:
+        """The process that knows the cluster."""
+        return named(below(self.raised[0].pid), "gcs_server")
+
+    def nodes(self) -> list[Process]:
+        """One process of each node but the head's that takes the node with it."""
+        return [found for one in self.raised[1:] for found in named(below(one.pid), "raylet/raylet")]
+
+    def workers(self) -> list[Process]:
+        """Processes of trials and of calls, at work or warm."""
+        found = [process for one in self.raised for process in below(one.pid)]
+        return [process for process in found if title(process).startswith(WORKERS)]
+
+    def left(self) -> list[str]:
+        """Titles of processes that belong here, wherever they hang."""
+        mark = f"HOME={self.folder}\0".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if mark in (entry / "environ").read_bytes() and (words := (entry / "cmdline").read_bytes()):
+                    found.append(words.replace(b"\0", b" ").decode(errors="replace")[:80])
+        return found
+
+    def _up(self, name: str, words: str, *more: str) -> str:
+        log = self.folder / f"{name}.log"
+        with log.open("wb") as out:
+            command = [STOCKPOT, "cluster", "up", "--nodes", "1", "--cpus", "1", *more]
+            one = subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=out, stderr=out)
+        self.raised.append(one)
+        until = time.monotonic() + START_SECONDS
+        while words not in (told := log.read_text(errors="replace")):
+            if one.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"{name} did not come up: {told[-1000:]}")
+            time.sleep(0.1)
+        return told
+
+
+class Driver:
+    """`stockpot submit`, then `resume` as often as it takes.
+
+    Args:
+        town: where it runs.
+        file: the sweep's.
+        root: the sweep's folder, once it has one.
+    """
+
+    def __init__(self, town: Town, file: Path, root: Path) -> None:
+        self.town, self.file, self.root = town, file, root
+        self.starts = 0
+        self.memory: list[list[int]] = []
+        """Bytes that each driver held, second by second (resident, without what it shares)."""
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Submit, or go on."""
+        begun = bool(events_of(self.root))
+        words = ["resume", str(self.root)] if begun else ["submit", self.file.name]
+        with self.file.with_suffix(".out").open("ab") as out:
+            self.process = subprocess.Popen(
+                [STOCKPOT, *words, "--address", self.town.address],
+                env=self.town.environment, cwd=self.file.parent, stdout=out, stderr=out,
+            )  # fmt: skip
+        self.starts += 1
+        self.memory.append([])
+
+    def poll(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return None if self.process is None else self.process.poll()
+
+    def kill(self) -> None:
+        """Kill it with -9."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def weigh(self) -> None:
+        """Note what it holds."""
+        if self.process is None or self.process.poll() is not None:
+            return
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = Path(f"/proc/{self.process.pid}/statm").read_text().split()
+            self.memory[-1].append((int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE"))
+
+
+def events_of(root: Path) -> list[Event]:
+    """All events of a sweep's ledger; none before there is one."""
+    if not (root / "ledger.sqlite").exists():
+        return []
+    ledger = Ledger.read(root)
+    try:
+        return list(ledger.events())
+    except sqlite3.OperationalError:  # it is being made
+        return []
+    finally:
+        ledger.close()
+
+
+def title(process: Process) -> str:
+    """A process's command line; nothing where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process.pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    return ""
+
+
+def named(processes: list[Process], part: str) -> list[Process]:
+    """Those whose program has this in its path."""
+    return [process for process in processes if part in title(process).partition(" ")[0]]

@@ -1,0 +1,63 @@
+"""The trials of `chaos.py`: seconds of waiting, a state that only an unbroken history brings to its value, no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from evaluators.base import ItemSet, Report, Score, summarise
+from pipelines.finetune.checkpoint import placing, read_report, write_complete
+from pipelines.stage import EvaluationJob, Task
+
+ITEMS = ItemSet(tuple(f"item-{i}" for i in range(8)))
+
+
+class Curve:
+    """Each step turns its state over once; the loss is made of the state, so a step that is lost or doubled changes it.
+
+    Args:
+        x: swept.
+    """
+
+    resource = "steps"
+
+    def __init__(self, x: float = 0.0) -> None:
+        self.x = x
+
+    def run(self, task: Task, report: Callable[[Report], None]) -> None:
+        """A checkpoint and a report at every step; `CHAOS_STEP` seconds each."""
+        done, state = 0, self.x
+        if task.start is not None:
+            kept = json.loads((Path(task.start) / "state.json").read_text())
+            done, state = kept["done"], kept["state"]
+            if task.replay:
+                report(read_report(Path(task.start)))
+        while done < task.total:
+            time.sleep(float(os.environ["CHAOS_STEP"]))
+            done, state = done + 1, turned(state)
+            name = f"checkpoint-{done}"
+            made = Report(done, (scored(state, "tune"),), {"train/state": state}, name)
+            with placing(Path(task.folder) / name) as folder:
+                (folder / "state.json").write_text(json.dumps({"done": done, "state": state}))
+                write_complete(folder, made)
+            report(made)
+
+    def evaluate(self, job: EvaluationJob) -> tuple[Score, ...]:
+        """The loss of a checkpoint by its state; the untuned model has done nothing."""
+        folder = job.model.adapter or job.model.base_model
+        state = json.loads((Path(folder) / "state.json").read_text())["state"] if folder else 1.0
+        return (scored(state, job.split),)
+
+
+def turned(state: float) -> float:
+    """The logistic map in its chaotic range: two states that differ in the last digit are strangers soon."""
+    return 3.9 * state * (1 - state)
+
+
+def scored(state: float, split: Any) -> Score:
+    """The loss of a state in [0, 1]."""
+    return summarise("loss", split, "minimize", ITEMS, [abs(state - 0.5) + 0.01 * i for i in range(len(ITEMS.ids))])

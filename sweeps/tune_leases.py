@@ -1,0 +1,233 @@
+"""Leases as Ray Tune's trials: the only module that knows Ray Tune.
+
+A Ray Tune trial is one lease. The search adapter hands a lease out when a slot is free, the scheduler adapter gives the
+loop every report and does what it answers. Tune is never the truth: it keeps no checkpoint, no log and no state of its
+own (`Tuner.restore` is not used), it starts workers, keeps them warm and notices when they die.
+
+The adapters hang on `TuneController` directly, one layer below `Tuner.fit`: so the loop can tick, stop and kill, no
+signal handler is taken over, and nothing is pickled to disk. This leans on Ray's developer interfaces, which is why the
+version of Ray is pinned; `tests/slow/test_ray_backend.py` holds what is used here to what it must do.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.execution.placement_groups import PlacementGroupFactory
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.schedulers import FIFOScheduler
+from ray.tune.search import SearchAlgorithm
+
+from cluster.base import Placement
+from sweeps.failures import Failure, classify
+from sweeps.lease_thread import Met
+from sweeps.loop import Loop
+from sweeps.trial import Lease
+from sweeps.worker import LeaseWorker
+
+PLACE_SECONDS = 5.0
+"""How long a lease waits for a place of its own before it takes a worker that another one has left."""
+TRAINABLE = "stockpot-lease"
+TUNE_ENVIRONMENT = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "60",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "600",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+Spawn = Callable[[Lease], dict[str, Any]]
+
+
+class LeaseTrainable(tune.Trainable):
+    """A worker as Tune knows it: `reset` begins a lease, `train` lets it go on to its next report."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Prepare the process and begin its first lease."""
+        self._worker = LeaseWorker(config["setup"])
+        self._worker.begin(config["task"], config["log"])
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Begin the next lease; what could not be ended is told by the next `step`."""
+        self._worker.begin(new_config["task"], new_config["log"])
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """The lease's next report or its end."""
+        return {"met": self._worker.next()}
+
+    def cleanup(self) -> None:
+        """End the present lease, and what works beside it."""
+        self._worker.close()
+
+
+class LeaseSearch(SearchAlgorithm):
+    """Tune asks it for trials; it asks the loop for a lease, only when a slot is free."""
+
+    def __init__(self, loop: Loop, slots: int, spawn: Spawn, experiment: Experiment, resources: Any) -> None:
+        self._loop = loop
+        self._slots = slots
+        self._spawn = spawn
+        self._experiment = experiment
+        self._resources = resources
+        self.running: dict[str, Trial] = {}
+        """Leases handed out and not ended."""
+
+    def next_trial(self) -> Trial | None:
+        """A Tune trial for the next lease, or None: nothing for now."""
+        if len(self.running) >= self._slots:
+            return None
+        lease = self._loop.ask()
+        if lease is None:
+            return None
+        trial = Trial(
+            TRAINABLE,
+            config=self._spawn(lease),
+            trial_id=lease.id,
+            experiment_tag=lease.id,
+            storage=self._experiment.storage,
+            placement_group_factory=self._resources,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        )
+        self.running[lease.id] = trial
+        return trial
+
+    def is_finished(self) -> bool:
+        """Whether no lease will come any more."""
+        return self._loop.over
+
+
+class LeaseScheduler(FIFOScheduler):
+    """Tune tells it every report; the loop decides."""
+
+    def __init__(self, loop: Loop, search: LeaseSearch) -> None:
+        super().__init__()
+        self._loop = loop
+        self._running = search.running
+        self.recycle: set[str] = set()
+        """Leases whose worker must not serve another one."""
+
+    def choose_trial_to_run(self, tune_controller: Any) -> None:
+        """Nothing to choose: every trial handed out starts."""
+        return None
+
+    def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
+        """A report, an end or a failure of a lease."""
+        met: Met = result["met"]
+        lease = trial.trial_id
+        if met.recycle:
+            self.recycle.add(lease)
+        if met.kind == "reported" and met.report is not None:
+            if self._loop.report(lease, met.report) == "continue":
+                return self.CONTINUE
+            self._forget(lease)
+            self._loop.ended(lease)
+        elif met.kind == "ended":
+            self._forget(lease)
+            self._loop.ended(lease)
+        else:
+            self._forget(lease)
+            self._loop.failed(lease, met.failure or Failure("unknown", "the worker gave no reason"))
+        return self.STOP
+
+    def lost(self, lease: str, failure: Failure) -> None:
+        """The worker of a lease died, or was killed."""
+        if self._forget(lease):
+            self._loop.failed(lease, failure)
+
+    def _forget(self, lease: str) -> bool:
+        return self._running.pop(lease, None) is not None
+
+
+class LeaseController(TuneController):
+    """Tune's own loop with three changes: it writes no state, keeps one warm worker a slot, and can kill a lease."""
+
+    def __init__(self, loop: Loop, placement: Placement, spawn: Spawn, folder: str) -> None:
+        tune.register_trainable(TRAINABLE, LeaseTrainable)
+        experiment = Experiment(f"sweep-{uuid.uuid4().hex[:8]}", TRAINABLE, storage_path=folder)
+        bundles = [{"CPU": placement.cpus, "GPU": placement.gpus}] * placement.workers
+        resources = PlacementGroupFactory(bundles, strategy="PACK")
+        self.search = LeaseSearch(loop, placement.slots, spawn, experiment, resources)
+        self.scheduler = LeaseScheduler(loop, self.search)
+        self._killed: dict[str, Failure] = {}
+        self._began: dict[str, float] = {}
+        self._asked: dict[Trial, float] = {}
+        super().__init__(
+            search_alg=self.search, scheduler=self.scheduler, storage=experiment.storage, reuse_actors=True
+        )
+        self.update_max_pending_trials(placement.slots)
+        self._actor_cache.increase_max(resources, placement.slots)
+
+    def checkpoint(self, force: bool = False, wait: bool = False) -> None:
+        """Nothing is saved: the ledger is the truth."""
+
+    def kill(self, lease: str, failure: Failure) -> None:
+        """End a lease's worker at once; the loop is told `failure`."""
+        worker = self._worker(lease)
+        if worker is not None:
+            self._killed[lease] = failure
+            ray.kill(worker)
+
+    def age(self, lease: str) -> float:
+        """Seconds since the lease's worker was ready, or was first seen to be on its way; 0 while it waits for a place."""
+        now = time.monotonic()
+        return 0.0 if self._worker(lease) is None else now - self._began.setdefault(lease, now)
+
+    def _worker(self, lease: str) -> Any:
+        """The actor of a lease, ready or not; None while there is no place for one."""
+        trial = self.search.running.get(lease)
+        own = self._trial_to_actor.get(trial) if trial is not None else None
+        if own is None or not self._actor_manager.is_actor_started(own):
+            return None
+        return self._actor_manager._live_actors_to_ray_actors_resources[own][0]
+
+    def _actor_started(self, tracked_actor: Any, log: str = "STARTED") -> None:
+        """From here on a lease can stall."""
+        self._began[self._actor_to_trial[tracked_actor].trial_id] = time.monotonic()
+        super()._actor_started(tracked_actor, log)
+
+    def _update_trial_queue(self, blocking: bool = False, timeout: int = 600) -> bool:
+        """Never wait for the search: the loop must tick."""
+        return super()._update_trial_queue(blocking=False, timeout=timeout)
+
+    def _schedule_trial_actor(self, trial: Trial) -> None:
+        """From here on a lease waits for a place."""
+        self._asked[trial] = time.monotonic()
+        super()._schedule_trial_actor(trial)
+
+    def _maybe_add_actors(self) -> None:
+        """Leases that wait for a place in vain, as a node was lost, take free workers before new leases do.
+
+        Else they would wait for ever: warm workers keep their places.
+        """
+        self._asked = {trial: since for trial, since in self._asked.items() if trial in self._pending_trials}
+        late = time.monotonic() - PLACE_SECONDS
+        for trial, since in self._asked.items():
+            if since < late and self._worker(trial.trial_id) is None:
+                super()._maybe_reuse_cached_actor(trial)
+        super()._maybe_add_actors()
+
+    def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
+        """A trial whose own worker is starting waits for that one: the free worker is for the next lease."""
+        if trial in self._trial_to_actor:
+            return trial in self._resetting_trials
+        return super()._maybe_reuse_cached_actor(trial)
+
+    def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
+        """A worker after an error, or one that has grown, is not kept."""
+        if trial.trial_id in self.scheduler.recycle:
+            self.scheduler.recycle.discard(trial.trial_id)
+            return False
+        return super()._maybe_cache_trial_actor(trial)
+
+    def _process_trial_failure(self, trial: Trial, exception: Exception) -> None:
+        """A worker died: the loop gets the typed failure, and a retry is its business."""
+        failure = self._killed.pop(trial.trial_id, None) or classify(exception)
+        super()._process_trial_failure(trial, exception)
+        self.scheduler.lost(trial.trial_id, failure)
