@@ -114,9 +114,15 @@ def _guarded(arguments: argparse.Namespace, words: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(getattr(arguments, "status", 0))
     except OSError as error:
-        if arguments.debug or error.errno not in FULL_DISK:
+        if arguments.debug or error.errno not in (*FULL_DISK, errno.EROFS):
             raise
         where = f" ({error.filename})" if error.filename else ""
+        if error.errno == errno.EROFS:
+            print(
+                f"stockpot: the disk has become read-only{where}: mend it and go on; what was reported is whole",
+                file=sys.stderr,
+            )
+            return FAILED
         print(
             f"stockpot: the disk is full{where}: free some space and go on; what was finished is whole", file=sys.stderr
         )

@@ -23,7 +23,7 @@ from cluster.base import ClusterLost
 from evaluators.base import Report
 from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
-from sweeps.driving import driving, refuse_used_url
+from sweeps.driving import driving, refuse_storage
 from sweeps.engine import Engine
 from sweeps.exported import numbers
 from sweeps.failures import Failure
@@ -86,7 +86,7 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
     """
     paths = loaded.paths
     refuse_used_name(paths)
-    refuse_used_url(paths)
+    refuse_storage(paths)
     say = _sayer(paths, progress)
     for warning in loaded.warnings:
         say(f"warning: {warning}")

@@ -113,13 +113,17 @@ def _set_aside(storage: Storage, paths: SweepPaths, say: Callable[[str], None]) 
     say(f"another machine has gone on with {paths.name} since it was driven here; what lay here is in {aside}")
 
 
-def refuse_used_url(paths: SweepPaths) -> None:
-    """Raise when remote storage holds a sweep of the name, or can't be written.
+def refuse_storage(paths: SweepPaths) -> None:
+    """Raise where a sweep can't be begun: its folder can't be written, or remote storage holds one of the name.
 
     Raises:
-        LedgerError: asking for `resume` or another name.
-        StorageError: when the storage can't be used.
+        LedgerError: naming the folder that refuses, or asking for `resume` or another name.
+        StorageError: when remote storage can't be used.
     """
+    there = next(place for place in (paths.root, *paths.root.parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        mend = "set STOCKPOT_WORK to another folder" if paths.url else "give another one (storage: in the file)"
+        raise LedgerError(f"storage {paths.root.parent}: {there} can't be written (read-only, or not yours); {mend}")
     if not paths.url:
         return
     storage = open_storage(paths.url)

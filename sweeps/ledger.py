@@ -56,7 +56,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.base import ItemSet, Score
-from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database
+from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database, unwritable
 from sweeps.ledger_file import LedgerError as LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
@@ -380,6 +380,8 @@ def _restore(segments: Segments, database: sqlite3.Connection, paths: SweepPaths
 def _take(paths: SweepPaths) -> DriverLock:
     try:
         return DriverLock.take(paths.lock)
+    except OSError as error:
+        raise unwritable(paths.lock, error.strerror or str(error)) from error
     except LockHeld as held:
         raise LedgerError(
             f"sweep {paths.name} is driven by pid {held.holder.get('pid')} on {held.holder.get('host')} since "

@@ -9,6 +9,10 @@ DAMAGE = (sqlite3.Error, UnicodeDecodeError)
 """What SQLite and its Python module raise where a file is not what was written."""
 
 
+UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
+"""What SQLite says where the disk is full or may not be written."""
+
+
 class LedgerError(RuntimeError):
     """The ledger can't be opened, is held by another driver, or is damaged; the message says what to do."""
 
@@ -43,6 +47,9 @@ def open_database(path: Path, durable: bool) -> sqlite3.Connection:
     """
     try:
         database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise unwritable(path, str(error)) from error
+    try:
         database.execute("PRAGMA journal_mode=WAL")
         database.execute(f"PRAGMA synchronous={'FULL' if durable else 'OFF'}")
         database.executescript(SCHEMA)
@@ -50,5 +57,13 @@ def open_database(path: Path, durable: bool) -> sqlite3.Connection:
             if "seal" not in {row[1] for row in database.execute(f"PRAGMA table_info({table})")}:
                 database.execute(f"ALTER TABLE {table} ADD COLUMN seal INTEGER")
     except DAMAGE as error:
+        database.close()
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in UNWRITABLE:
+            raise unwritable(path, str(error)) from error
         raise damaged(path, str(error)) from error
     return database
+
+
+def unwritable(path: Path, why: str) -> LedgerError:
+    """The error for a file that is sound and can't be written, with the way out."""
+    return LedgerError(f"{path} can't be written ({why}): free some space or make it writable there, then go on")

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cloud import RUN, URL, Cloud, begin, machine, make_cloud, raising, report, write_checkpoint
+from soup_machine import small_disk
 
 import sweeps.riding
 import sweeps.storage_lease
 from pipelines.finetune.checkpoint import is_whole
 from sweeps.commands.places import UsageError, find_sweep, sweeps_under
-from sweeps.driving import ask_to_stop, driving, holder_of, refuse_used_url, unsent
+from sweeps.driving import ask_to_stop, driving, holder_of, refuse_storage, unsent
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import load_text
 from sweeps.paths import SweepPaths
@@ -256,7 +258,7 @@ def test_a_storage_that_answers_again_gets_everything_and_that_is_said(cloud: Cl
 @pytest.mark.parametrize("kind", ERRORS)
 def test_what_is_wrong_at_the_door_is_typed_and_writes_nothing(cloud: Cloud, kind: str) -> None:
     cloud.breaks(raising(ERRORS[kind]))
-    for attempt in (lambda: refuse_used_url(here()), lambda: drive(1)):
+    for attempt in (lambda: refuse_storage(here()), lambda: drive(1)):
         with pytest.raises(StorageError) as caught:
             attempt()
         assert caught.value.kind == kind
@@ -370,7 +372,7 @@ def test_a_name_in_use_is_refused(cloud: Cloud, elsewhere: Callable[[str], Sweep
     with pytest.raises(
         LedgerError, match=r"in use in s3://bucket/runs: go on with `stockpot resume s3://bucket/runs/toy`"
     ):
-        refuse_used_url(here())
+        refuse_storage(here())
 
 
 def test_a_soup_rides_with_its_event(cloud: Cloud, elsewhere: Callable[[str], SweepPaths]) -> None:
@@ -464,3 +466,40 @@ def test_a_checkpoint_that_never_was_is_no_hindrance(cloud: Cloud) -> None:
         ledger.close()
     assert driven.problem is None
     assert not any(name.startswith("trials/") for name in cloud.names)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    place = tmp_path / "read-only"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(place)], check=False).returncode:
+        pytest.skip("a tmpfs can't be mounted here (needs root)")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_read_only_folder_is_one_message(read_only: Path) -> None:
+    paths = SweepPaths.of(read_only / "runs", "toy")
+    with pytest.raises(
+        LedgerError, match=r"storage .*/runs: .*/read-only can't be written \(read-only, or not yours\)"
+    ):
+        refuse_storage(paths)
+
+
+def test_a_sweep_whose_folder_has_become_read_only_is_one_message(read_only: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw", str(read_only)], check=True)
+    paths = SweepPaths.of(read_only, "toy")
+    begin(paths).close()
+    before = bodies(paths.root)
+    subprocess.run(["mount", "-o", "remount,ro", str(read_only)], check=True)
+    with pytest.raises(LedgerError, match=r"driver\.lock can't be written \(Read-only file system\)"):
+        Ledger.open(paths.root)
+    subprocess.run(["mount", "-o", "remount,rw", str(read_only)], check=True)
+    assert bodies(paths.root) == before
+
+
+def test_a_full_disk_is_no_damage(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "small", "64k") as place:
+        (place / "filler").write_bytes(b"x" * 60_000)
+        with pytest.raises(LedgerError, match=r"ledger\.sqlite can't be written \(.*full\)"):
+            Ledger.create(place / "toy")
