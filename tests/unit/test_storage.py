@@ -168,14 +168,14 @@ def test_a_killed_driver_is_followed_at_once_on_its_own_machine(cloud: Cloud) ->
 
 def test_a_driver_that_was_taken_for_dead_stops_and_sends_nothing_more(cloud: Cloud) -> None:
     said: list[str] = []
-    segments: list[list[str]] = []
-
-    def overtake() -> None:
+    paths = here()
+    with driving(paths, said.append) as driven:
+        ledger = begin(paths)
         record = {"pid": 7, "host": "other", "started": "now", "nonce": "x"}
         cloud.write("lease/000002.json", json.dumps(record).encode())
-        segments.append([name for name in cloud.names if name.startswith("ledger/")])
-
-    problem_left = drive(1, say=said.append, then=overtake)
+        report(paths, ledger, 1)
+        ledger.close()
+    problem_left = driven.problem
     assert problem_left is not None
     assert problem_left.kind == "taken"
     assert "pid 7 on other" in str(problem_left)
