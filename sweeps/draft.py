@@ -128,12 +128,17 @@ def _type_sections(
                 document.problems.append(document.problem(parsed.origins[leaf], found.message, key=True))
             else:
                 left.append(found)
-    stand_in = {key: value for key, value in whole.items() if key not in broken and key in SweepSpec.model_fields}
-    for section in broken & set(_STAND_INS):
-        stand_in[section] = _STAND_INS[section]
-    if not parsed.origins and "parameters" in broken:
-        stand_in.pop("parameters", None)
-    return validate({**_STAND_INS, **stand_in}), frozenset(broken), left
+    while True:
+        stand_in = {key: value for key, value in whole.items() if key not in broken and key in SweepSpec.model_fields}
+        try:
+            return validate({**_STAND_INS, **stand_in}), frozenset(broken), left
+        except ValidationError as error:  # rules between fields are asked once the fields themselves are sound
+            told = complaints(error, stand_in, (SweepSpec,))
+            found_late = [one for one in told if one.path and one.path[0] not in broken]
+            if not found_late:
+                raise
+            broken.update(str(one.path[0]) for one in found_late)
+            document.problems += [document.problem(one.path, one.message, key=one.on_key) for one in found_late]
 
 
 def _guessed(error: ValidationError, whole: dict[str, Any]) -> list[Complaint]:

@@ -58,3 +58,13 @@ def test_damaged_files_are_loaded_or_refused(tmp_path):
     assert readable >= 0.3 * COUNT
     assert loaded >= 0.02 * COUNT
     assert refused >= 0.5 * COUNT
+
+
+def test_a_rule_of_the_whole_file_is_told_beside_other_mistakes(tmp_path):
+    """Damaged file 4,265: the rule on the number of metrics is asked only once all fields are sound."""
+    folder_with_data(tmp_path)
+    found = outcome(SEEDS[2].split("metric:")[0] + "metric: []\nparameters: [a]\nkeep: 3\n", tmp_path)
+    assert isinstance(found, SpecError)
+    told = [str(problem) for problem in found.problems]
+    assert sum("0 metrics; give 1 to 5" in text for text in told) == 1, told
+    assert any(text.startswith("parameters") for text in told), told
