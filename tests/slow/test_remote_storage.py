@@ -31,7 +31,7 @@ SECONDS = 240
 FILE = """\
 name: toy
 storage: s3://runs/sweeps
-pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 9, metrics: {loss: minimize}, kwargs: {x: 0.1, step_seconds: 0.3}}
+pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 9, metrics: {loss: minimize}, kwargs: {x: 0.1, step_seconds: 1.0}}
 parameters: {kwargs.x: {min: 0.0, max: 1.0}}
 method: {type: random, seed: 1}
 metric: loss
@@ -98,11 +98,15 @@ def test_a_sweep_goes_on_from_the_bucket_alone_on_another_machine(gate: Gate, tm
     before = sent()
     shutil.rmtree(one)
     gate.shares = (0.0, 0.0, 0.0)
-    refused = run(two, "resume", f"{URL}/toy", status=2)
-    assert "last sign of life" in refused.stderr
-    open_storage(f"{URL}/toy").put("lease/000001.ended", b"")  # stands for a minute of waiting
+    storage = open_storage(f"{URL}/toy")
+    storage.put("lease/000001.alive", b"")  # as if it had been killed just now
+    with pytest.raises(StorageError, match="last sign of life") as refused, driving(SweepPaths.of(URL, "toy"), print):
+        pass
+    assert refused.value.kind == "taken"
+    storage.put("lease/000001.ended", b"")  # stands for a minute of waiting
     gate.shares = (0.1, 0.05, 0.1)
     run(two, "resume", f"{URL}/toy")
+    gate.shares = (0.0, 0.0, 0.0)
     after = sent()
     assert after[: len(before)] == before
     keys = [(body["run"], body["resource"]) for body in after]
@@ -112,7 +116,6 @@ def test_a_sweep_goes_on_from_the_bucket_alone_on_another_machine(gate: Gate, tm
     assert shown["rows"][0]["rung"] == 9
     assert len(shown["rows"]) >= 6
     assert gate.served[1] > 5
-    storage = open_storage(f"{URL}/toy")
     assert not any(b"planted-secret" in (storage.get(name) or b"") for name in storage.files())
 
 
