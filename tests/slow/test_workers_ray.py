@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -37,6 +36,7 @@ from sweeps.load import load_file
 from sweeps.paths import SweepPaths
 from sweeps.runner import RayBackend
 from sweeps.state import SweepState
+from sweeps.trial_log import BEGAN, records
 
 pytestmark = pytest.mark.slow
 
@@ -158,11 +158,16 @@ def test_early_stops_leave_no_worker_no_group_and_no_cpu_behind(ran: Ran) -> Non
     assert ran.cpus[0] == ran.cpus[1]
 
 
+def begun(log: Path) -> list[int]:
+    """Processes in which leases began, by a trial's log."""
+    return [record["pid"] for record in records(log.read_text().splitlines()) if record.get("event") == BEGAN]
+
+
 def test_both_workers_stay_warm(ran: Ran) -> None:
-    heads: dict[str, list[str]] = {"first": [], "second": []}
+    heads: dict[str, list[int]] = {"first": [], "second": []}
     for log in ran.paths.logs.glob("0*.log"):
         kind = "second" if log.name.endswith(".worker-1.log") else "first"
-        heads[kind] += re.findall(r"^--- .* pid (\d+)$", log.read_text(), re.M)
+        heads[kind] += begun(log)
     leases = sum(run.leases for run in ran.state.runs.values())
     assert [len(pids) for pids in heads.values()] == [leases, leases]
     assert len(set(heads["first"])) < leases
@@ -217,8 +222,7 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
             assert driver.poll() is None
             time.sleep(0.01)
         (log,) = paths.logs.glob("*.worker-1.log")
-        victim = int(re.findall(r"pid (\d+)$", log.read_text(), re.M)[-1])
-        os.kill(victim, signal.SIGKILL)
+        os.kill(begun(log)[-1], signal.SIGKILL)
         killed = time.time()
         assert driver.wait(400) == 0
     finally:
@@ -226,7 +230,7 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
         driver.wait()
     (failed,) = [event for event in killing.read(paths) if event.kind == "failed"]
     assert failed.body["kind"] == "node"
-    assert failed.time - killed < 30
+    assert failed.time - killed < 120
     (end,) = paths.root.glob("trials/*/seed-0/attempt-*/checkpoint-40")
     assert end.parent.name == "attempt-1"
     assert json.loads((end / "state.json").read_text())["workers"] == 2
