@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -170,7 +169,7 @@ def overlay(base: Mapping[str, Any], parameters: Mapping[str, Any], models: Mode
         parameters: dotted path -> value.
         models: the configuration classes the base may be of.
     """
-    config: dict[str, Any] = copy.deepcopy(dict(base))
+    config: dict[str, Any] = _copied(base)
     for path in sorted(parameters, key=lambda path: (not path.endswith(".type"), path.count("."))):
         *parents, last = path.split(".")
         place = config
@@ -182,8 +181,15 @@ def overlay(base: Mapping[str, Any], parameters: Mapping[str, Any], models: Mode
             place = inner
         if last == "type" and parents and place.get("type") != parameters[path]:
             _change_type(place, lookup(models, parents), str(parameters[path]))
-        place[last] = copy.deepcopy(parameters[path])
+        place[last] = _copied(parameters[path])
     return config
+
+
+def _copied(value: Any) -> Any:
+    """A copy of JSON, several times faster than `deepcopy`, which a dry run does hundreds of times."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _change_type(section: dict[str, Any], target: Target, name: str) -> None:

@@ -326,6 +326,11 @@ def _trusted(value: Any) -> Iterator[str]:
 
 def _remote_code(draft: Draft, verdicts: Verdicts) -> None:
     """Foreign code runs by the file's own word alone, and never unsaid."""
+    leaves = draft.parsed.leaves
+    if not any(leaf.path.endswith("trust_remote_code") or any(_trusted(leaf.value)) for leaf in leaves) and not any(
+        _trusted(draft.written)
+    ):
+        return
     models = {name for _, config in draft.configs for name in _trusted(config.model_dump(mode="json"))}
     if models:
         verdicts.warnings.append(

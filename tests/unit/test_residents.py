@@ -256,6 +256,7 @@ class FakeCluster:
     """Two cores."""
 
     nodes = (Node(2.0),)
+    head = "127.0.0.1:1"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -293,6 +294,7 @@ def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     cluster = FakeCluster(tmp_path)
     monkeypatch.setattr(runner, "connect", lambda address: cluster)
     monkeypatch.setattr(runner, "Residents", Recorder)
+    monkeypatch.setattr(runner, "HeadWatch", lambda head, give_up: SimpleNamespace(lost=False, close=lambda: None))
     monkeypatch.setattr(Recorder, "events", [])
 
     def make(text: str) -> runner.RayBackend:
