@@ -31,6 +31,8 @@ from sweeps.loop import Loop
 from sweeps.trial import Lease
 from sweeps.worker import LeaseWorker
 
+READY_SECONDS = 120.0
+"""How long a worker may take to start, or to take up its next lease, before that counts as silence."""
 PLACE_SECONDS = 5.0
 """How long a lease waits for a place of its own before it takes a worker that another one has left."""
 TRAINABLE = "stockpot-lease"
@@ -175,9 +177,11 @@ class LeaseController(TuneController):
             ray.kill(worker)
 
     def age(self, lease: str) -> float:
-        """Seconds since the lease's worker was ready, or was first seen to be on its way; 0 while it waits for a place."""
+        """Seconds since the lease's worker was ready; 0 while it waits for a place or comes, which may take `READY_SECONDS`."""
         now = time.monotonic()
-        return 0.0 if self._worker(lease) is None else now - self._began.setdefault(lease, now)
+        if self._worker(lease) is None:
+            return 0.0
+        return max(0.0, now - self._began.setdefault(lease, now + READY_SECONDS))
 
     def _worker(self, lease: str) -> Any:
         """The actor of a lease, ready or not; None while there is no place for one."""
