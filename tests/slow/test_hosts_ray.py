@@ -169,7 +169,7 @@ def test_a_lease_that_waits_for_models_is_known_from_a_silent_one(residents: Res
 
 def test_a_sweep_on_two_cores_pays_once_and_waits_for_slow_models(tmp_path: Path) -> None:
     """Six trials ask the same; a lease is silent for longer than `stall_after` while the model works batch by batch."""
-    file = write(tmp_path, texts=60, seconds=1.5, stall=2.5)
+    file = write(tmp_path, texts=60, seconds=3.0, stall=6.0)
     assert killing.run_to_the_end(file) == 0, file.with_suffix(".out").read_text()
     done = times_done(tmp_path)
     assert set(done.values()) == {1}
