@@ -51,10 +51,10 @@ class Noop:
 
 def stockpot(trials: int) -> dict[str, float]:
     """Seconds from the loop's start to the last event, and those spent in the ledger."""
+    from sweeps.backend import RayBackend
     from sweeps.engine import Engine
     from sweeps.ledger import Event, Ledger
     from sweeps.load import load_text
-    from sweeps.runner import RayBackend
 
     with tempfile.TemporaryDirectory() as storage:
         text = FILE.format(storage=storage, trials=trials)

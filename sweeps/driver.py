@@ -38,7 +38,7 @@ from sweeps.tracking import Tracking
 from sweeps.trial import Lease
 
 if TYPE_CHECKING:
-    from sweeps.runner import RayBackend
+    from sweeps.backend import RayBackend
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 SHOW_SECONDS = 0.5
@@ -209,7 +209,7 @@ def _connected(
 ) -> Iterator[RayBackend]:
     """The backend; SIGTERM is a Ctrl-C while it is there."""
     say(f"connecting to Ray at {address}" if address else "starting Ray here")
-    from sweeps.runner import RayBackend
+    from sweeps.backend import RayBackend
 
     backend = RayBackend(loaded, paths, address, on_message=say)
     before = _on_sigterm(_interrupt)

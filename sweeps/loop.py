@@ -68,7 +68,7 @@ class Pending(Protocol):
 
 
 class Backend(Protocol):
-    """Executes leases and calls. `RayBackend` (sweeps/runner.py) and `SimulatedBackend` (sweeps/simulate.py)."""
+    """Executes leases and calls. `RayBackend` (sweeps/backend.py) and `SimulatedBackend` (sweeps/simulate.py)."""
 
     @property
     def slots(self) -> int:

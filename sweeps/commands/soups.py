@@ -33,7 +33,7 @@ def soup(arguments: argparse.Namespace) -> int:
     with ProgressView(sys.stderr if arguments.json else sys.stdout) as view, driving(paths, view.on_message) as drive:
         ledger = Ledger.open(paths.root)
         try:
-            from sweeps.runner import RayBackend
+            from sweeps.backend import RayBackend
 
             backend = RayBackend(loaded, paths, arguments.address, view.on_message)
             try:

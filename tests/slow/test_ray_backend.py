@@ -17,12 +17,12 @@ import pytest
 
 from cluster.base import ClusterError
 from cluster.local import connect
+from sweeps.backend import RayBackend
 from sweeps.engine import Engine
 from sweeps.ledger import Event, Ledger
 from sweeps.load import load_file
 from sweeps.loop import CallFailed
 from sweeps.paths import SweepPaths
-from sweeps.runner import RayBackend
 from sweeps.state import SweepState
 from sweeps.trial import Run
 from sweeps.trial_log import records

@@ -15,9 +15,9 @@ import pytest
 
 from pipelines.soups import merge
 from sweeps import merging
+from sweeps.backend import RayBackend
 from sweeps.load import load_file
 from sweeps.paths import SweepPaths
-from sweeps.runner import RayBackend
 
 pytestmark = pytest.mark.slow
 

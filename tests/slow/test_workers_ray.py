@@ -30,11 +30,11 @@ from tiny import save_model, sums, write_rows
 from evaluators.base import Report
 from pipelines.finetune.sft import SFTPipeline
 from pipelines.stage import Task
+from sweeps.backend import RayBackend
 from sweeps.engine import Engine
 from sweeps.ledger import Event, Ledger
 from sweeps.load import load_file
 from sweeps.paths import SweepPaths
-from sweeps.runner import RayBackend
 from sweeps.state import SweepState
 from sweeps.trial_log import BEGAN, records
 

@@ -19,7 +19,8 @@ from pipelines import calls
 from pipelines.calls import Answers, Identity, Role
 from pipelines.memo import Claim, Cost, Entry, Unanswered
 from pipelines.stage import Devices, OutOfMemory, Services, UserError
-from sweeps import resident_clients, residents, runner
+from sweeps import backend as ray_backend
+from sweeps import resident_clients, residents
 from sweeps.failures import Failure
 from sweeps.host_plan import SHARED, HostPlan
 from sweeps.load import LoadedSweep, load_text
@@ -290,23 +291,23 @@ class Recorder:
 
 
 @pytest.fixture
-def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], runner.RayBackend]:
+def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ray_backend.RayBackend]:
     cluster = FakeCluster(tmp_path)
-    monkeypatch.setattr(runner, "connect", lambda address: cluster)
-    monkeypatch.setattr(runner, "Residents", Recorder)
-    monkeypatch.setattr(runner, "HeadWatch", lambda head, give_up: SimpleNamespace(lost=False, close=lambda: None))
+    monkeypatch.setattr(ray_backend, "connect", lambda address: cluster)
+    monkeypatch.setattr(ray_backend, "Residents", Recorder)
+    monkeypatch.setattr(ray_backend, "HeadWatch", lambda head, give_up: SimpleNamespace(lost=False, close=lambda: None))
     monkeypatch.setattr(Recorder, "events", [])
 
-    def make(text: str) -> runner.RayBackend:
+    def make(text: str) -> ray_backend.RayBackend:
         loaded = load(tmp_path, text)
-        made = runner.RayBackend(loaded, loaded.paths)
+        made = ray_backend.RayBackend(loaded, loaded.paths)
         assert made._cluster is cluster  # type: ignore[comparison-overlap]
         return made
 
     return make
 
 
-def test_a_pipeline_that_asks_no_model_has_no_actors(backend: Callable[[str], runner.RayBackend]) -> None:
+def test_a_pipeline_that_asks_no_model_has_no_actors(backend: Callable[[str], ray_backend.RayBackend]) -> None:
     made = backend(CUSTOM.replace("ASKS", ""))
     assert (made.placement.slots, made.placement.cpus) == (1, 2.0)
     assert services(made._setup).memo is None
@@ -316,7 +317,7 @@ def test_a_pipeline_that_asks_no_model_has_no_actors(backend: Callable[[str], ru
 
 @pytest.mark.parametrize("text", [RAG, CUSTOM.replace("ASKS", ", asks_models: true")])
 def test_one_that_asks_models_has_hosts_before_its_trials(
-    backend: Callable[[str], runner.RayBackend], text: str
+    backend: Callable[[str], ray_backend.RayBackend], text: str
 ) -> None:
     made = backend(text)
     assert Recorder.events == [[SHARED], ["http://a/v1"] if text == RAG else []]
@@ -329,7 +330,7 @@ def test_one_that_asks_models_has_hosts_before_its_trials(
     assert Recorder.events[-1] == "close"
 
 
-def test_preference_tuning_shares_the_memo_and_no_models(backend: Callable[[str], runner.RayBackend]) -> None:
+def test_preference_tuning_shares_the_memo_and_no_models(backend: Callable[[str], ray_backend.RayBackend]) -> None:
     made = backend(DPO)
     assert Recorder.events == [[]]
     assert (made.placement.slots, made.placement.cpus) == (1, 2.0)
@@ -340,7 +341,7 @@ def test_preference_tuning_shares_the_memo_and_no_models(backend: Callable[[str]
 
 
 def test_an_endpoint_that_is_down_ends_it_before_anything_is_written(
-    backend: Callable[[str], runner.RayBackend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    backend: Callable[[str], ray_backend.RayBackend], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Recorder, "refuse", True)
     with pytest.raises(UserError, match="it is down"):

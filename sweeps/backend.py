@@ -1,0 +1,259 @@
+"""Ray executes leases and calls: the backend of a driver, on Ray started here or on a cluster."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.base import ClusterError, ClusterLost, Placement, place
+from cluster.local import RayCluster, connect
+from cluster.meters import Meters, Number
+from cluster.watch import HeadWatch, NodeCount
+from pipelines.config import asks_models, shares_memo
+from pipelines.stage import Devices
+from sweeps.callers import CallActor, Callers
+from sweeps.endpoints import endpoints_of
+from sweeps.failures import Failure
+from sweeps.host_plan import HostPlan, plan_hosts
+from sweeps.interrupts import Interrupts
+from sweeps.loop import Loop, Pending
+from sweeps.paths import SweepPaths, cache_dir, is_remote
+from sweeps.residents import Residents
+from sweeps.runner import TUNE_ENVIRONMENT, LeaseController
+from sweeps.trial import Lease
+from sweeps.worker import CallWorker, Setup, make_task, worker_environment
+
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+
+GRACE_SECONDS = 10.0
+"""How long running leases may take to their next report after the first Ctrl-C."""
+KILL_SECONDS = 5.0
+"""How long Ray may take to notice that it killed a worker."""
+TICK_SECONDS = 0.2
+_MENDS = {
+    False: "set storage: to a folder that all of them share",
+    True: "remote storage alone does not carry weights between nodes yet: set STOCKPOT_WORK to a folder that all of them share, or use one node",
+}
+"""How a folder that some nodes don't see is mended, where storage is a folder (False) or remote (True)."""
+
+
+class RayBackend:
+    """Leases and calls on Ray, started here or reached by its address.
+
+    Args:
+        loaded: the sweep.
+        paths: where it lies.
+        address: `host:port` or `auto`; None starts Ray in this process.
+        on_message: told what a person should know (a first Ctrl-C).
+
+    Raises:
+        ClusterError: when the cluster can't be reached, or can never run one trial.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedSweep,
+        paths: SweepPaths,
+        address: str | None = None,
+        on_message: Callable[[str], None] | None = None,
+    ) -> None:
+        self._loaded = loaded
+        self._paths = paths
+        self._say = on_message or (lambda text: None)
+        policy = loaded.spec.on_failure
+        restarts = policy.max_restarts if policy.node == "retry" else 0
+        self._callers = Callers(self._new_caller, lambda: self.slots, restarts, self._refuse_lost, self._say)
+        self._spared: dict[str, float] = {}
+        self._meters = Meters()
+        env = worker_environment(loaded.spec.env)
+        os.environ.update(TUNE_ENVIRONMENT)
+        self._cluster: RayCluster = connect(address)
+        self._watch = HeadWatch(self._cluster.head, self._give_up)
+        self._told_lost = False
+        self._nodes = NodeCount(lambda: len(self._cluster.nodes))
+        self._residents: Residents | None = None
+        try:
+            self._setup, self.placement = self._prepare(env)
+        except BaseException:
+            self._watch.close()
+            self._nodes.close()
+            self._cluster.close()
+            raise
+
+    def _prepare(self, env: Mapping[str, str]) -> tuple[Setup, Placement]:
+        """What workers are told and get; resident models are started first, where the pipeline asks them."""
+        spec, nodes = self._loaded.spec, self._cluster.nodes
+        setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()))
+        if not asks_models(spec.pipeline):
+            wanted = spec.resources
+            placement = place(nodes, wanted.cpus, wanted.gpus_each, spec.max_concurrent_trials, wanted.together)
+            setup = replace(setup, devices=Devices(placement.cpus, placement.gpus, placement.workers))
+            if shares_memo(spec.pipeline):
+                self._residents = Residents(HostPlan((), placement), self._paths, setup)
+                setup = replace(setup, memo=self._residents.memo)
+            return setup, placement
+        plan = plan_hosts(spec, nodes)
+        if plan.note:
+            self._say(plan.note)
+        self._residents = Residents(plan, self._paths, setup)
+        self._residents.check(endpoints_of(self._loaded))
+        devices = Devices(plan.placement.cpus, plan.placement.gpus)
+        memo, hosts = self._residents.memo, self._residents.hosts
+        return replace(setup, devices=devices, memo=memo, hosts=hosts), plan.placement
+
+    def refuse_unseen(self, folder: Path) -> None:
+        """Raise where the cluster has several nodes and not all of them read and write the folder of sweeps.
+
+        Raises:
+            ClusterError: naming them.
+        """
+        if len(self._cluster.nodes) < 2:
+            return
+        from cluster.doctor import unseen
+
+        bad = unseen(folder)
+        if bad:
+            raise ClusterError(
+                f"{'; '.join(bad)}: trials there could not hand over their checkpoints. Every node must mount {folder} at the same "
+                f"path; {_MENDS[is_remote(self._loaded.spec.storage)]}"
+            )
+
+    @property
+    def slots(self) -> int:
+        """Leases that run at once."""
+        return self.placement.slots
+
+    def run(self, loop: Loop) -> None:
+        """Drive the loop until it is over.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C or SIGTERM, when running leases have ended or were killed; at once after the
+                second one.
+            ClusterLost: when the cluster's head does not answer any more.
+        """
+        self._callers.close()  # leases need what idle workers of calls hold
+        self._open_memo()
+        interrupts = Interrupts()
+        with interrupts.caught():
+            controller = LeaseController(loop, self.placement, self._spawn, str(self._cluster.folder / "tune"))
+            ticked, stage = 0.0, 0
+            while not controller.is_finished():
+                controller.step()
+                now = time.monotonic()
+                if now - ticked >= TICK_SECONDS:
+                    ticked = now
+                    self._tick(loop, controller)
+                if interrupts.count:
+                    stage = self._wind_down(loop, controller, now - interrupts.at, stage)
+                if stage == 3:
+                    break
+            controller.cleanup()
+        if interrupts.count:
+            raise KeyboardInterrupt
+
+    def call(self, function: str, payload: Mapping[str, Any], on_progress: Callable[[str], None] | None = None) -> Any:
+        """Run `module:function(payload)` on a warm worker with a trial's resources and return its result.
+
+        A call whose worker is lost is made again, up to `max_restarts` times.
+
+        Raises:
+            CallFailed: with the typed failure; the next call gets a fresh worker.
+            ClusterLost: when the cluster's head does not answer any more.
+        """
+        return self.start(function, payload).result(on_progress)
+
+    def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
+        """Begin a call on a free warm worker, or on a new one while there are fewer than slots; else wait for one."""
+        self._open_memo()
+        return self._callers.start(function, payload)
+
+    def export(self, numbers: Sequence[Number]) -> None:
+        """Hand numbers to Ray, whose nodes serve them to Prometheus."""
+        self._meters.show(numbers)
+
+    def close(self) -> None:
+        """End workers and hosts, and Ray where it was started here."""
+        if not self._watch.lost:
+            self._callers.close()
+            if self._residents is not None:
+                self._residents.close()
+        self._nodes.close()
+        self._cluster.close()
+        self._watch.close()
+
+    def _new_caller(self, number: int) -> CallActor:
+        placed = self.placement
+        options: dict[str, Any] = {"num_cpus": placed.cpus, "num_gpus": placed.gpus, "max_concurrency": 2}
+        log = str(self._paths.log("calls" if number == 0 else f"calls-{number}"))
+        if placed.workers == 1:
+            return CallActor(ray.remote(**options)(CallWorker).remote(self._setup, log))
+        group = ray.util.placement_group([{"CPU": placed.cpus, "GPU": placed.gpus}] * placed.workers, strategy="PACK")
+        first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+        return CallActor(ray.remote(**options, scheduling_strategy=first)(CallWorker).remote(self._setup, log), group)
+
+    def _spawn(self, lease: Lease) -> dict[str, Any]:
+        task = make_task(self._loaded, self._paths, lease, self._setup)
+        return {"setup": self._setup, "task": task, "log": str(self._paths.log(lease.attempt.run.trial))}
+
+    def _wind_down(self, loop: Loop, controller: LeaseController, since: float, stage: int) -> int:
+        """After the first Ctrl-C, `since` seconds ago: ask (1), kill at the end of the grace (2), give up (3)."""
+        if stage == 0:
+            loop.request_stop("ctrl-c")
+            self._say(
+                f"stopping: running trials end at their next report, or in {GRACE_SECONDS:g} s; again ends at once"
+            )
+            return 1
+        if stage == 1 and since > GRACE_SECONDS:
+            for lease in list(controller.search.running):
+                controller.kill(lease, Failure("node", "killed at the end of the grace after Ctrl-C"))
+            return 2
+        return 3 if stage == 2 and since > GRACE_SECONDS + KILL_SECONDS else stage
+
+    def _tick(self, loop: Loop, controller: LeaseController) -> None:
+        self._refuse_lost()
+        for line in self._nodes.news():
+            self._say(line)
+        loop.tick()
+        seconds = self._loaded.spec.stall_after
+        for lease in loop.stalled():
+            if controller.age(lease) > seconds and not self._waits(lease, seconds):
+                controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
+
+    def _refuse_lost(self) -> None:
+        """Raise ClusterLost when the head is gone; else Ray would end this process in the middle of something."""
+        if self._watch.lost:
+            self._told_lost = True
+            raise ClusterLost(self._lost_words())
+
+    def _give_up(self) -> None:
+        """End this process, which hangs in a call to a head that is gone; the ledger is as whole as after a kill -9."""
+        if not self._told_lost:
+            print(f"stockpot: {self._lost_words()}; raise one again, then resume", file=sys.stderr, flush=True)
+        os._exit(130)
+
+    def _lost_words(self) -> str:
+        return f"the head of the Ray cluster ({self._watch.address}) has not answered for {self._watch.silent:.0f} s"
+
+    def _open_memo(self) -> None:
+        if self._residents is not None:
+            self._residents.open()
+
+    def _waits(self, lease: str, seconds: float) -> bool:
+        """Whether a silent lease waits for resident models that get on; asked now and then."""
+        if self._residents is None:
+            return False
+        now = time.monotonic()
+        if now >= self._spared.get(lease, 0.0):
+            if not self._residents.waits(lease, seconds):
+                return False
+            self._spared[lease] = now + min(10.0, seconds)
+        return True
