@@ -86,20 +86,7 @@ def leaderboard(
         if trial.duplicate_of is not None:
             rows[trial.id] = _duplicate(rows[trial.id], rows.get(trial.duplicate_of))
 
-    def place(row: Row) -> tuple[Any, ...]:
-        last = {"duplicate": 1, "failed": 2}.get(row.state, 0)
-        value = row.score.value
-        unknown = math.isnan(value) or (several and row.front is None)
-        front = 0 if unknown else row.front or 0
-        score = 0.0 if unknown else primary.sign * value
-        return last, *left[row.name], unknown, front, score, state.trials[row.name].order
-
-    ordered = [_with_test(row, state, plan) for row in sorted(rows.values(), key=place)]
-    ranked = [
-        row for row in ordered if row.state not in ("duplicate", "failed") and not (row.baseline or place(row)[3])
-    ]
-    places = {row.name: i + 1 for i, row in enumerate(ranked)}
-    ordered = [replace(row, rank=places.get(row.name)) for row in ordered]
+    ordered, ranked = _in_order(rows, left, state, plan)
     ordered = _mark_ties(ordered, items, plan, alpha)
     front = _front(ranked, left, items, plan, alpha) if several else None
     if front is not None:
@@ -127,6 +114,27 @@ def leaderboard(
         gaps=tuple(gaps(state, ordered, plan.metrics, items, alpha)),
         finished=state.finished is not None,
     )
+
+
+def _in_order(
+    rows: Mapping[str, Row], left: Mapping[str, Level], state: SweepState, plan: Plan
+) -> tuple[list[Row], list[Row]]:
+    """All rows, best first and with their ranks; and those that have one, in the same order."""
+
+    def place(row: Row) -> tuple[Any, ...]:
+        last = {"duplicate": 1, "failed": 2}.get(row.state, 0)
+        value = row.score.value
+        unknown = math.isnan(value) or (len(plan.metrics) > 1 and row.front is None)
+        front = 0 if unknown else row.front or 0
+        score = 0.0 if unknown else plan.metrics[0].sign * value
+        return last, *left[row.name], unknown, front, score, state.trials[row.name].order
+
+    ordered = [_with_test(row, state, plan) for row in sorted(rows.values(), key=place)]
+    ranked = [
+        row for row in ordered if row.state not in ("duplicate", "failed") and not (row.baseline or place(row)[3])
+    ]
+    places = {row.name: i + 1 for i, row in enumerate(ranked)}
+    return [replace(row, rank=places.get(row.name)) for row in ordered], ranked
 
 
 def _trial_rows(state: SweepState, plan: Plan, also: Sequence[str]) -> dict[str, Row]:

@@ -63,25 +63,11 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     eta = estimate(state, loaded, rungs, at) if running else None
     kinds = Counter(failure.kind for run in state.runs.values() for failure in run.failures)
     follows = ["soup"] * (loaded.spec.soup is not None) + ["final step"]
-    phases = [run.phase for run in state.runs.values()]
-    searched = state.searched
-    tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
-    tried &= searched.keys()
-    tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
     return {
         "name": state.name,
         "state": phase,
         "metric": loaded.metric,
-        "trials": {
-            "total": loaded.trials,
-            "started": len(searched),
-            "tried": len(tried),
-            "running": phases.count("running"),
-            "waiting": phases.count("waiting"),
-            "finished": phases.count("finished"),
-            "stopped": phases.count("stopped"),
-            "failed": phases.count("failed"),
-        },
+        "trials": _trials(state, loaded),
         "best": found,
         "front": None if found is None else found.get("front"),
         "resource": {
@@ -102,6 +88,15 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "then": " and ".join(follows),
         "at": at,
     }
+
+
+def _trials(state: SweepState, loaded: LoadedSweep) -> dict[str, int | None]:
+    phases = Counter(run.phase for run in state.runs.values())
+    tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
+    tried &= state.searched.keys()
+    tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
+    counted = {phase: phases[phase] for phase in ("running", "waiting", "finished", "stopped", "failed")}
+    return {"total": loaded.trials, "started": len(state.searched), "tried": len(tried), **counted}
 
 
 def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:
