@@ -28,6 +28,7 @@ from sweeps.engine import Engine
 from sweeps.exported import numbers
 from sweeps.failures import Failure
 from sweeps.fold import apply_event, fold
+from sweeps.interrupts import held
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep, from_record
 from sweeps.loop import Answer, Backend, CallFailed, Loop
@@ -290,7 +291,8 @@ class _Drive:
         Args:
             budget: the body of the `budget_changed` event that this driver begins with.
         """
-        reason, status = "interrupted", INTERRUPTED
+        end: dict[str, Any] = {"reason": "interrupted"}
+        status, asked = INTERRUPTED, False
         try:
             changed = [] if budget is None else [Event("budget_changed", budget)]
             self._ledger.append([Event("driver_started", self._host), *changed])
@@ -304,20 +306,29 @@ class _Drive:
                 status = _status(fold(self._ledger.events()))
             elif reason == "aborted":
                 status = FAILED
+            end["reason"] = reason
         except KeyboardInterrupt:
-            reason, status = "interrupted", INTERRUPTED
+            asked = True
         except ClusterLost as lost:
-            reason, status = "interrupted", INTERRUPTED
+            end["why"] = str(lost)
             self._say(f"{lost}; raise one again, then resume")
         except CallFailed as failed:
-            reason, status = "aborted", FAILED
+            end, status = {"reason": "aborted", "why": failed.failure.message}, FAILED
             self._say(f"failed: {failed.failure.message} (see {self._paths.log('calls')}); mend it, then resume")
+        except Exception as error:
+            end["why"] = f"{type(error).__name__}: {error}"
+            raise
         finally:
-            self._ledger.append([Event("driver_ended", {"reason": reason})])
+            with held():
+                self._ledger.append([*(self._stop() if asked else ()), Event("driver_ended", end)])
             self._show()
             self._ledger.close()
             self._tracking.finish()
         return status
+
+    def _stop(self) -> list[Event]:
+        """The request to stop that Ctrl-C is, where nobody wrote it: leases were over, or the second one came at once."""
+        return [Event("stop_requested", {"by": "ctrl-c"})] if fold(self._ledger.events()).stop is None else []
 
     def _tune(self) -> str:
         """Leases until there are none left; `finished`, `interrupted` or `aborted`."""

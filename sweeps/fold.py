@@ -59,7 +59,7 @@ def _sweep_created(state: SweepState, body: Mapping[str, Any], event: Event) -> 
 def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.spent, state.ended_at = state.seconds_used, 0.0
     state.drivers += 1
-    state.driver, state.driver_ended = dict(body), None
+    state.driver, state.driver_ended, state.driver_ended_why = dict(body), None, ""
     state.driver_started_at = event.time
     state.stop = None
     for run in state.runs.values():
@@ -231,6 +231,7 @@ def _soup_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> 
 
 def _driver_ended(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.driver_ended, state.ended_at = body["reason"], event.time
+    state.driver_ended_why = body.get("why", "")
 
 
 def _sweep_finished(state: SweepState, body: Mapping[str, Any], event: Event) -> None:

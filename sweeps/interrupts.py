@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while leases run."""
+"""Ctrl-C and SIGTERM while leases run, and while a driver writes its last words."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
@@ -23,12 +25,8 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {sign: signal.signal(sign, self._on_signal) for sign in (signal.SIGINT, signal.SIGTERM)}
-        try:
+        with _handled(self._on_signal):
             yield self
-        finally:
-            for sign, handler in before.items():
-                signal.signal(sign, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
@@ -36,3 +34,23 @@ class Interrupts:
             self.at = time.monotonic()
         else:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let neither Ctrl-C nor SIGTERM break into the block, which ends what they would end; main thread only, as `caught`."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _handled(lambda number, frame: None):
+        yield
+
+
+@contextlib.contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {sign: signal.signal(sign, handler) for sign in SIGNALS}
+    try:
+        yield
+    finally:
+        for sign, old in before.items():
+            signal.signal(sign, old)

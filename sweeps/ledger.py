@@ -32,7 +32,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     soup_finished     {soup, ingredients, method, scale, rank, ..., made, folder, score, hash, reason}  folder empty: none
     phase             {phase, kind, body}                              an event of a sparse soup's phase (`sweeps.inner`)
     probed            {run | "baseline", n, p50, p95, stages: {stage: {p50, p95}}}  seconds a question, without the memo
-    driver_ended      {reason}                                         finished | interrupted | aborted
+    driver_ended      {reason, why?}                                   finished | interrupted | aborted; why: what broke it off
     sweep_finished    {trials, failed, best, seconds}
 
 Reports of any attempt of a run but the newest are dropped by the fold, and a report of a (run, resource) that is already
@@ -116,7 +116,7 @@ class Ledger:
         columns = {row[1] for row in self._select("PRAGMA table_info(events)")}
         self._seal = "seal" if "seal" in columns else "NULL"
         self._examined = False
-        self._seq = int(self._select("SELECT coalesce(max(seq), 0) FROM events")[0][0])
+        self._seq = self._newest()
         self._shipped = 0 if lock is None else segments.last
         self._shipped_at = time.monotonic()
         self._known_sets = {row[0] for row in self._select("SELECT hash FROM item_sets")}
@@ -223,14 +223,23 @@ class Ledger:
             stored = [Event(event.kind, event.body, self._seq + 1 + i, now) for i, event in enumerate(events)]
             rows = [_row(event.seq, now, event.kind, _dumps(event.body)) for event in stored]
             sets, values = self._rows(items, stored[-1].seq)
-            with self._writing():
-                self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
-                if values:
-                    self._database.executemany("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", sets)
-                    self._database.executemany("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+            try:
+                with self._writing():
+                    self._database.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?)", rows)
+                    if values:
+                        self._database.executemany("INSERT OR IGNORE INTO item_sets VALUES (?, ?, ?)", sets)
+                        self._database.executemany(
+                            "INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values
+                        )
+            except KeyboardInterrupt:  # it comes after the commit as easily as before
+                self._seq = self._newest()
+                raise
             self._seq = stored[-1].seq
             self._known_sets.update(row[0] for row in sets)
             return stored
+
+    def _newest(self) -> int:
+        return int(self._select("SELECT coalesce(max(seq), 0) FROM events")[0][0])
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -115,7 +115,8 @@ def _driver(body: Mapping[str, Any]) -> Told:
 
 
 def _driver_ended(body: Mapping[str, Any]) -> Told:
-    return f"driver ended: {body['reason']}", "plain"
+    why = f", {body['why']}" if body.get("why") else ""
+    return f"driver ended: {body['reason']}{why}", "plain"
 
 
 def _soup(body: Mapping[str, Any]) -> Told:

@@ -158,6 +158,8 @@ class SweepState:
     """the newest driver, as `driver_started` tells it"""
     driver_ended: str | None = None
     """how the newest driver ended; None while it is at work, and where it was killed"""
+    driver_ended_why: str = ""
+    """what broke the newest driver off; empty where nothing did, or nobody knows"""
     stop: str | None = None
     """who asked the present driver to stop"""
     finished: dict[str, Any] | None = None

@@ -185,7 +185,8 @@ def _driver(shot: Mapping[str, Any]) -> str:
     if last["pid"] is None:
         return "none is running"
     ended = last["ended"] or "was killed"
-    return f"none is running; the last one, pid {last['pid']} on {last['host']}, {ENDINGS.get(ended, ended)}"
+    why = f": {last['why']}" if last["why"] else ""
+    return f"none is running; the last one, pid {last['pid']} on {last['host']}, {ENDINGS.get(ended, ended)}{why}"
 
 
 def _devices(shot: Mapping[str, Any]) -> str:

@@ -14,7 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import killing
 import pytest
+
+from sweeps.paths import SweepPaths
 
 pytestmark = pytest.mark.slow
 
@@ -78,27 +81,20 @@ def shown(here: Path, name: str = "toy") -> dict[str, Any]:
 
 
 def await_tried(here: Path, name: str, count: int, driver: subprocess.Popen[str]) -> None:
-    """Wait until so many trials have a result, with the driver at work."""
+    """Wait until so many runs have a report, with the driver at work; asked in this process, as a command takes seconds."""
     until = time.monotonic() + SECONDS
+    paths = SweepPaths(here / "stockpot-runs" / name)
     while time.monotonic() < until:
         assert driver.poll() is None, driver.communicate()
-        if (here / "stockpot-runs" / name / "sweep.resolved.json").exists():
-            shot = json.loads(run(here, "status", name, "--json").stdout)
-            if shot["trials"]["tried"] >= count:
-                assert shot["driver"]["pid"] == driver.pid
-                return
-        time.sleep(0.3)
+        if killing.last_seq(paths) and len({run for run, _ in reports(here, name)}) >= count:
+            return
+        time.sleep(0.05)
     raise AssertionError(f"{count} trials were not tried in {SECONDS} s")
 
 
 def reports(here: Path, name: str = "toy") -> list[tuple[str, int]]:
-    from sweeps.ledger import Ledger
-
-    ledger = Ledger.read(here / "stockpot-runs" / name)
-    try:
-        return [(e.body["run"], e.body["resource"]) for e in ledger.events() if e.kind == "reported"]
-    finally:
-        ledger.close()
+    events = killing.read(SweepPaths(here / "stockpot-runs" / name))
+    return [(event.body["run"], event.body["resource"]) for event in events if event.kind == "reported"]
 
 
 def test_a_sweep_from_check_to_show(here: Path) -> None:
@@ -153,7 +149,7 @@ def test_json_keeps_standard_output_clean(here: Path) -> None:
 
 
 def test_ctrl_c_exits_130_and_resume_finishes(here: Path) -> None:
-    driver = start(here, "submit", write(here, step=0.25))
+    driver = start(here, "submit", write(here, step=0.5))
     await_tried(here, "toy", 2, driver)
     driver.send_signal(signal.SIGINT)
     out, err = driver.communicate(timeout=SECONDS)
@@ -174,8 +170,10 @@ def test_ctrl_c_exits_130_and_resume_finishes(here: Path) -> None:
 
 
 def test_stop_from_elsewhere_ends_the_driver_and_resume_finishes(here: Path) -> None:
-    driver = start(here, "submit", write(here, step=0.25))
+    driver = start(here, "submit", write(here, step=1.0))
     await_tried(here, "toy", 1, driver)
+    shot = json.loads(run(here, "status", "toy", "--json").stdout)
+    assert (shot["state"], shot["driver"]["pid"]) == ("running", driver.pid)
     done = run(here, "stop", "toy")
     assert f"asked pid {driver.pid}" in done.stdout
     assert "stopped; go on with: stockpot resume toy" in done.stdout

@@ -1,5 +1,6 @@
 """The ledger: durable, exclusive, readable beside its driver, rebuilt from segments."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -58,6 +59,24 @@ def test_a_transaction_is_all_or_nothing(tmp_path):
         ledger.append([Event("good", {}), Event("bad", {"x": float("nan")})])
     assert bodies(ledger) == before
     assert ledger.append([Event("next", {})])[0].seq == before[-1][0] + 1
+
+
+def test_ctrl_c_right_after_a_commit_leaves_the_ledger_writable(tmp_path, monkeypatch):
+    ledger = filled(tmp_path / "s")
+    writing = ledger._writing
+
+    @contextlib.contextmanager
+    def pressed():
+        with writing():
+            yield
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_writing", pressed)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.append([Event("written", {})])
+    ledger.append([Event("next", {})])
+    assert [event.kind for event in ledger.events()][-2:] == ["written", "next"]
 
 
 def test_items_come_back_with_their_set(tmp_path):

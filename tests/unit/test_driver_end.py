@@ -1,0 +1,125 @@
+"""However a driver ends, but for a kill, the ledger says why; the leases' backend is a small machine without Ray."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.base import ClusterLost
+from evaluators.base import ItemSet, Report, summarise
+from pipelines.finetune.checkpoint import placing, write_complete
+from sweeps.commands.look import read_snapshot
+from sweeps.driver import INTERRUPTED, _Drive
+from sweeps.failures import Failure
+from sweeps.ledger import Event, Ledger
+from sweeps.load import LoadedSweep, load_text
+from sweeps.loop import CallFailed, Later, Loop
+from sweeps.paths import SweepPaths
+
+FILE = """
+name: small
+pipeline: {type: custom, import_path: "toy:Toy", total: 2, metrics: {loss: minimize}, kwargs: {x: 0.1}}
+parameters: {kwargs.x: [0.1]}
+method: grid
+metric: loss
+"""
+HOST = {"pid": 7, "host": "here", "version": "0", "slots": 1, "cpus": 1, "gpus": 0, "workers": 1, "address": None}
+
+
+class Broken:
+    """Runs every lease to its end, then makes calls that end with `error`; with `early` it ends so before any lease."""
+
+    slots = 1
+
+    def __init__(self, paths: SweepPaths, error: BaseException, early: bool) -> None:
+        self.paths, self.error, self.early = paths, error, early
+
+    def run(self, loop: Loop) -> None:
+        if self.early:
+            raise self.error
+        while (lease := loop.ask()) is not None:
+            score = summarise("loss", "tune", "minimize", ItemSet(("a", "b")), [0.1, 0.2])
+            report = Report(lease.milestones[-1], (score,), checkpoint="checkpoint-2")
+            with placing(self.paths.attempt(lease.attempt) / "checkpoint-2") as folder:
+                write_complete(folder, report)
+            loop.report(lease.id, report)
+            loop.ended(lease.id)
+
+    def call(self, function: str, payload: Mapping[str, Any], on_progress: Callable[[str], None] | None = None) -> Any:
+        raise self.error
+
+    def start(self, function: str, payload: Mapping[str, Any]) -> Later:
+        return Later(lambda on_progress: self.call(function, payload, on_progress))
+
+    def export(self, numbers: Sequence[Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def drive(folder: Path, error: BaseException, early: bool) -> tuple[LoadedSweep, Callable[[], int], Ledger]:
+    """A sweep that is about to be driven, and its walk."""
+    (folder / "toy.py").write_text("class Toy: ...\n")
+    loaded = load_text((FILE + f"storage: {folder / 'runs'}\n").encode(), folder)
+    ledger = Ledger.create(loaded.paths.root, durable=False)
+    ledger.append([Event("sweep_created", {"name": "small", "spec": loaded.record(), "versions": {}, "space": {}})])
+    walk = _Drive(loaded, ledger, loaded.paths, Broken(loaded.paths, error, early), HOST, None, lambda text: None)
+    return loaded, walk.to_the_end, ledger
+
+
+def last(loaded: LoadedSweep, count: int) -> list[tuple[str, Mapping[str, Any]]]:
+    ledger = Ledger.read(loaded.paths.root)
+    try:
+        return [(event.kind, event.body) for event in ledger.events()][-count:]
+    finally:
+        ledger.drop()
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_ctrl_c_is_a_stop_also_where_no_loop_could_write_it(tmp_path: Path, early: bool) -> None:
+    loaded, walk, _ = drive(tmp_path, KeyboardInterrupt(), early)
+    assert walk() == INTERRUPTED
+    assert last(loaded, 2) == [("stop_requested", {"by": "ctrl-c"}), ("driver_ended", {"reason": "interrupted"})]
+    assert read_snapshot(loaded.paths)["state"] == "stopped"
+
+
+def test_a_lost_cluster_and_a_failed_call_are_told_with_the_reason(tmp_path: Path) -> None:
+    for name, error, early, end in (
+        ("lost", ClusterLost("the head is gone"), True, {"reason": "interrupted", "why": "the head is gone"}),
+        ("call", CallFailed(Failure("user", "no such file")), False, {"reason": "aborted", "why": "no such file"}),
+    ):
+        (folder := tmp_path / name).mkdir()
+        loaded, walk, _ = drive(folder, error, early)
+        assert walk() != 0
+        assert last(loaded, 1) == [("driver_ended", end)]
+        shot = read_snapshot(loaded.paths)
+        assert (shot["state"], shot["last_driver"]["why"]) == ("interrupted", end["why"])
+
+
+def test_an_error_that_nobody_expected_is_told_too(tmp_path: Path) -> None:
+    loaded, walk, _ = drive(tmp_path, ZeroDivisionError("by nothing"), early=True)
+    with pytest.raises(ZeroDivisionError):
+        walk()
+    end = {"reason": "interrupted", "why": "ZeroDivisionError: by nothing"}
+    assert last(loaded, 1) == [("driver_ended", end)]
+
+
+def test_the_last_words_are_written_through_another_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, walk, ledger = drive(tmp_path, KeyboardInterrupt(), early=True)
+    append = ledger.append
+
+    def pressed_again(events: Sequence[Event]) -> list[Event]:
+        if events[-1].kind == "driver_ended":
+            for number in (signal.SIGINT, signal.SIGTERM):
+                os.kill(os.getpid(), number)
+        return append(events)
+
+    monkeypatch.setattr(ledger, "append", pressed_again)
+    before = signal.getsignal(signal.SIGINT)
+    assert walk() == INTERRUPTED
+    assert last(loaded, 1)[0][0] == "driver_ended"
+    assert signal.getsignal(signal.SIGINT) is before
