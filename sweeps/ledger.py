@@ -179,12 +179,13 @@ class Ledger:
         segments = Segments(paths.segments)
         if paths.ledger.is_file():
             try:
+                shipped = segments.last  # before the events are counted: a driver may ship some between the two
                 database = sqlite3.connect(
                     f"{paths.ledger.as_uri()}?mode=ro", uri=True, timeout=10, check_same_thread=False
                 )
                 ledger = cls(root, database, None, segments)
-                if ledger._seq < segments.last:  # what its driver would put back first
-                    raise damaged(paths.ledger, f"it ends at event {ledger._seq}, and {segments.last} were written")
+                if ledger._seq < shipped:  # what its driver would put back first
+                    raise damaged(paths.ledger, f"it ends at event {ledger._seq}, and {shipped} were written")
                 return ledger
             except SegmentsDamaged as error:
                 raise LedgerError(f"{paths.segments}: {error}") from error

@@ -14,6 +14,7 @@ from soup_machine import small_disk
 from evaluators.base import ItemSet, summarise
 from sweeps.ledger import SHIP_EVENTS, Event, Items, Ledger, LedgerError, number
 from sweeps.paths import SweepPaths
+from sweeps.segments import Segments
 
 
 def score(values, name="loss"):
@@ -141,6 +142,18 @@ def test_readers_see_a_running_driver_and_write_nothing(tmp_path):
         reader.append([Event("no", {})])
     reader.close()
     assert ledger.append([Event("more", {})])[0].seq == 4
+
+
+def test_what_a_driver_ships_while_a_reader_opens_is_no_damage(tmp_path, monkeypatch):
+    ledger, last = filled(tmp_path / "s", events=1), Segments.last.fget
+
+    def meanwhile(segments):
+        ledger.append([Event("meanwhile", {})])
+        ledger.ship(force=True)
+        return last(segments)
+
+    monkeypatch.setattr(Segments, "last", property(meanwhile))
+    assert [e.kind for e in Ledger.read(tmp_path / "s").events()] == ["sweep_created", "note", "meanwhile"]
 
 
 def test_readers_open_a_closed_sweep(tmp_path):
