@@ -11,7 +11,8 @@ from sweeps.problems import show
 from sweeps.yaml_source import Place
 
 _REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
-SECRET_NAME = re.compile(r"(TOKEN|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+SECRET_NAME = re.compile(r"(TOKEN(?!IZ)|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
+"""Of a variable or a key; `TOKENIZERS_PARALLELISM` is none."""
 SECRET_VALUE = re.compile(
     r"\b(hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_[A-Za-z0-9]{30,}|glpat-[\w-]{20,}"
     r"|xox[abp]-[\w-]{10,}|eyJ[\w-]{20,}\.[\w-]{20,})"

@@ -13,8 +13,8 @@ TEXT = 2000
 """Characters of any one text at most."""
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
-_COUNTED = re.compile(r"tokens|tokeniz", re.IGNORECASE)
-"""`max_new_tokens` and `tokenizer` are no secrets."""
+_COUNTED = re.compile(r"tokens", re.IGNORECASE)
+"""`max_new_tokens` and `stop_tokens` are no secrets."""
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -30,9 +30,14 @@ def redact(value: Any, key: str = "") -> Any:
         return [redact(inner, key) for inner in value]
     if not isinstance(value, str):
         return value
-    if SECRET_NAME.search(_COUNTED.sub("", key)) and not _REFERENCE.match(value):
+    if secret_name(key) and not _REFERENCE.match(value):
         return MASK
     return cut(_masked(value))
+
+
+def secret_name(key: str) -> bool:
+    """Whether what stands under a key is a secret."""
+    return SECRET_NAME.search(_COUNTED.sub("", key)) is not None
 
 
 def cut(text: str, limit: int = TEXT) -> str:
