@@ -48,7 +48,7 @@ class NamedStream(io.TextIOBase):
     def end(self) -> TextIO:
         """Write what is left of a line; from here on what is written goes to the stream before, which is returned."""
         with self._guard:
-            if self._held:
+            if self._held.strip("\r"):
                 self._line(self._held)
             self._held, self._log = "", None
             assert self._under is not None, "begin comes first"
@@ -62,7 +62,7 @@ class NamedStream(io.TextIOBase):
             *lines, held = (self._held + text).split("\n")
             for line in lines:
                 self._line(line)
-            held = held.rstrip("\r").rpartition("\r")[2] if "\r" in held else held
+            held = held[held.rstrip("\r").rfind("\r") + 1 :]
             if len(held) > LONGEST_LINE:
                 self._line(held)
                 held = ""
@@ -70,9 +70,14 @@ class NamedStream(io.TextIOBase):
             return len(text)
 
     def flush(self) -> None:
-        """Whole lines are in the file already."""
-        if self._log is None and self._under is not None:
+        """Whole lines are in the file already; what was written to `buffer` goes to it now."""
+        if self._under is None:
+            return
+        with contextlib.suppress(OSError) if self._log is not None else contextlib.nullcontext():
             self._under.flush()
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Taken as `sys.stdout` takes it, without effect: lines are written at once, as UTF-8."""
 
     def writable(self) -> bool:
         """It is."""
