@@ -18,6 +18,8 @@ from sweeps.track_spec import MLflowConfig, TensorBoardConfig, TrackConfig
 
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+EXPOSED = f"holds a password; keep it in {CREDENTIALS}"
+"""What is said of MLFLOW_TRACKING_URI where it does."""
 SQLITE = "sqlite:///"
 PACKAGES = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wandb"}
 """Tracker -> the module that it needs; the extra has the tracker's name."""
@@ -40,14 +42,18 @@ def check_trackers(draft: Draft) -> None:
 
 
 def _check_address(draft: Draft, tracker: MLflowConfig, index: int) -> None:
-    if tracker.tracking_uri is None and _private(os.environ.get(URI_VARIABLE, "")):
-        text = f"holds a password; keep it in {CREDENTIALS}"
-        draft.document.problems.append(Problem(URI_VARIABLE, text, via="the environment"))
+    if tracker.tracking_uri is None and exposed(os.environ):
+        draft.document.problems.append(Problem(URI_VARIABLE, EXPOSED, via="the environment"))
     elif tracker.tracking_uri is not None and _private(tracker.tracking_uri):
         where = ("track", index, "tracking_uri")
         draft.wrong(where, f"a password in an address goes into the ledger; export {CREDENTIALS} in the shell")
     elif tracker.tracking_uri is not None and not tracker.tracking_uri.strip():
         draft.wrong(("track", index, "tracking_uri"), f"{show(tracker.tracking_uri)} is empty; delete the line")
+
+
+def exposed(environment: Mapping[str, str]) -> bool:
+    """Whether the address in a shell's environment holds a password, which would go into files."""
+    return _private(environment.get(URI_VARIABLE, ""))
 
 
 def _private(uri: str) -> bool:

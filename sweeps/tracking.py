@@ -25,12 +25,18 @@ POLL_SECONDS = 0.1
 SETTINGS = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "WANDB_ERROR_REPORTING": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-"""The trackers' packages report nothing about themselves."""
+"""The trackers' packages report nothing about themselves, and print no addresses."""
 DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """What is tried again is tried again here; the shell may say otherwise."""
+
+
+def environment() -> dict[str, str]:
+    """This process's, as it is when a tracker is told."""
+    return {**DEFAULTS, **os.environ, **SETTINGS}
 
 
 @dataclass
@@ -122,9 +128,8 @@ class Tracking:
 
     def _launch(self, config: TrackConfig) -> subprocess.Popen[bytes]:
         self._paths.logs.mkdir(exist_ok=True)
-        environment: dict[str, str] = {**DEFAULTS, **os.environ, **SETTINGS}
         command = [sys.executable, "-m", self._sender, str(self._paths.root), config.type]
-        shared: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, "env": environment}
+        shared: dict[str, Any] = {"stdin": subprocess.DEVNULL, "start_new_session": True, "env": environment()}
         with self._paths.log(f"track-{config.type}").open("ab") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, **shared)
         assert process.stdout is not None, "it was asked for"

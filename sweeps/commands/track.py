@@ -19,7 +19,7 @@ def track(arguments: argparse.Namespace) -> int:
     """Send everything that a tracker lacks; what it has already is not sent again."""
     from sweeps.load import load_resolved
     from sweeps.track_rules import destination, missing
-    from sweeps.tracking import DEFAULTS, SETTINGS
+    from sweeps.tracking import environment
 
     paths = find_sweep(arguments.name, arguments.storage)
     spec = load_resolved(paths.resolved_spec).spec
@@ -31,7 +31,7 @@ def track(arguments: argparse.Namespace) -> int:
     for entry in entries:
         if (message := missing(entry.type)) is not None:
             raise UsageError(message)
-    os.environ.update({**DEFAULTS, **os.environ, **SETTINGS})
+    os.environ.update(environment())
     status = 0
     for entry in entries:
         count, failure = _send(entry, spec, paths)
@@ -51,12 +51,14 @@ def _entries(spec: SweepSpec, paths: SweepPaths, kind: str | None) -> list[Track
     """The file's trackers; the one of a kind, with its defaults where the file does not name it."""
     from pydantic import TypeAdapter
 
-    from sweeps.track_rules import placed
+    from sweeps.track_rules import EXPOSED, URI_VARIABLE, exposed, placed
     from sweeps.track_spec import TrackConfig
 
     if kind is None:
         return list(spec.track)
     named = [entry for entry in spec.track if entry.type == kind]
+    if not named and kind == "mlflow" and exposed(os.environ):
+        raise UsageError(f"{URI_VARIABLE} in the environment {EXPOSED}")
     adapter: TypeAdapter[TrackConfig] = TypeAdapter(TrackConfig)
     return named or [
         adapter.validate_python(entry) for entry in placed([adapter.validate_python({"type": kind})], paths.root, paths)
@@ -68,11 +70,12 @@ def _send(entry: TrackConfig, spec: SweepSpec, paths: SweepPaths) -> tuple[int, 
     from sweeps.ledger import Ledger, LedgerError
     from sweeps.lock import LockHeld
     from sweeps.trackers import build_tracker
-    from sweeps.trackers.sender import Sender, alone, secrets_of
+    from sweeps.trackers.sender import Sender, alone, described, secrets_of
 
-    sender = Sender(paths, entry, build_tracker(entry), secrets_of(spec.env))
+    secrets = secrets_of(spec.env)
     try:
         with alone(paths, entry.type, 0.0), closing(Ledger.read(paths.root)) as ledger:
+            sender = Sender(paths, entry, build_tracker(entry), secrets)
             count = sender.send(ledger)
             sender.conclude()
             return count, ""
@@ -81,4 +84,4 @@ def _send(entry: TrackConfig, spec: SweepSpec, paths: SweepPaths) -> tuple[int, 
     except LedgerError:
         raise
     except Exception as error:  # whatever a tracker's package raises is told, not shown as ours
-        return 0, f"failed, and can be tried again: {sender.describe(error)}"
+        return 0, f"failed, and can be tried again: {described(error, secrets)}"

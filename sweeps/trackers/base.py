@@ -60,7 +60,7 @@ class Tracker(Protocol):
         ...
 
     def began(self, run: RunFacts, time: float) -> None:
-        """A run has its first lease, or goes on. Said again for one that was said before, it changes nothing.
+        """A run has its first lease, or goes on. Said again for one that was said before, it makes nothing twice.
 
         Args:
             run: it.

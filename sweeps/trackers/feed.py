@@ -15,7 +15,7 @@ from evaluators.base import Score
 from sweeps.fold import apply_event
 from sweeps.load import from_record
 from sweeps.progress import best
-from sweeps.report.redact import MASK, cut, redact
+from sweeps.report.redact import MASK, cut, redact, secret_name
 from sweeps.state import ReportState, SweepState
 from sweeps.trackers.base import RunFacts, SweepFacts, Value
 
@@ -44,6 +44,15 @@ def without(text: str, secrets: Collection[str]) -> str:
     return text
 
 
+def _hidden(value: Any, secrets: Collection[str]) -> Any:
+    """A JSON value with `without` done to each of its texts."""
+    if isinstance(value, Mapping):
+        return {without(str(name), secrets): _hidden(inner, secrets) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(inner, secrets) for inner in value]
+    return without(value, secrets) if isinstance(value, str) else value
+
+
 class Feed:
     """Turns events, one after another, into what trackers are told.
 
@@ -63,8 +72,8 @@ class Feed:
         self._ended: set[str] = set()
         self._key = ""
 
-    def take(self, event: Event) -> list[Said]:
-        """What an event says; it is folded too."""
+    def take(self, event: Event, new: bool = True) -> list[Said]:
+        """What an event says; it is folded too. One that is not `new` says nothing."""
         body, state = event.body, self.state
         run = state.runs.get(body["run"]) if event.kind == "reported" else None
         known = run is not None and body["resource"] in run.reports
@@ -72,14 +81,24 @@ class Feed:
         if event.kind in ("sweep_created", "budget_changed"):
             self._loaded = from_record(state.spec)
             self._key = self._key or hashlib.sha256(f"{state.name} {event.time!r}".encode()).hexdigest()[:8]
-        elif event.kind == "lease_started":
+        said = self._said(event, known) if new else []
+        if event.kind == "lease_started":
+            self._ended.discard(body["run"])
+        elif event.kind == "run_ended":
+            self._ended.add(body["run"])
+        return said
+
+    def _said(self, event: Event, known: bool) -> list[Said]:
+        """What an event says that was just folded; `known`: a report of its resource was there before."""
+        body, state = event.body, self.state
+        if event.kind == "lease_started":
             return self._began(body["run"], event.time)
-        elif event.kind == "reported" and not known and body["resource"] in state.runs[body["run"]].reports:
+        if event.kind == "reported" and not known and body["resource"] in state.runs[body["run"]].reports:
             report = state.runs[body["run"]].reports[body["resource"]]
             return [("reported", (self._facts(body["run"]), report.resource, _numbers(report), event.time))]
-        elif event.kind == "run_ended":
+        if event.kind == "run_ended":
             return self._run_ended(body, event.time)
-        elif event.kind in ("final_scored", "verdict", "soup_finished"):
+        if event.kind in ("final_scored", "verdict", "soup_finished"):
             values = _final(event.kind, body)
             return [("told", (self._tried(), values, event.time))] if values else []
         return []
@@ -108,12 +127,10 @@ class Feed:
     def _began(self, run: str, time: float) -> list[Said]:
         if self.state.runs[run].leases > 1 and run not in self._ended:
             return []
-        self._ended.discard(run)
         return [("began", (self._facts(run), time))]
 
     def _run_ended(self, body: Mapping[str, Any], time: float) -> list[Said]:
         run = body["run"]
-        self._ended.add(run)
         told: list[Said] = [] if self.state.runs[run].leases else [("began", (self._facts(run), time))]
         told.append(("ended", (self._facts(run), body["state"], self._text(body.get("reason") or ""), time)))
         return [*told, ("told", (self._tried(), self._so_far(), time))]
@@ -127,7 +144,10 @@ class Feed:
     def _value(self, path: str, value: Any) -> Value:
         if isinstance(value, bool | int | float):
             return value
-        return self._text(value if isinstance(value, str) else json.dumps(redact(value)), path.rpartition(".")[2])
+        key = path.rpartition(".")[2]
+        if isinstance(value, str):
+            return self._text(value, key)
+        return MASK if secret_name(key) else cut(json.dumps(redact(_hidden(value, self._secrets))), TEXT)
 
     def _text(self, text: str, key: str = "") -> str:
         return cut(str(redact(without(text, self._secrets), key)), TEXT)

@@ -1,7 +1,7 @@
 """Runs of MLflow: one of the sweep, and as its children one of every run, in one experiment.
 
-Numbers said twice after a crash have the same step and time, which MLflow stores once. Runs are found again by the notes,
-or, where a process was killed before it could write them, by their tag.
+Numbers said twice after a crash have the same step and time, which MLflow stores once. Runs are found again by their tag,
+with the parameters that they have: a process may have been killed before it could note a run, or sent all of its parameters.
 """
 
 from __future__ import annotations
@@ -43,23 +43,16 @@ class MLflowTracker:
         self._runs: dict[str, str] = notes.setdefault("runs", {})
         self._experiment = notes.get("experiment") or self._find_experiment()
         notes["experiment"] = self._experiment
-        if notes.get("began"):
-            self._recover()
-        notes["began"] = True
-        new = SWEEP not in self._runs
-        self._parent = self._run(SWEEP, sweep.name, {"stockpot.folder": sweep.folder}, None)
-        if new:
-            self._parameters(self._parent, {**sweep.settings, "metric": ", ".join(sweep.metrics)})
-        else:
-            self._client.set_terminated(self._parent, "RUNNING")
+        self._has: dict[str, set[str]] = {}
+        self._recover()
+        self._parent = self._run(SWEEP, sweep.name, {}, None)
+        self._parameters(SWEEP, {**sweep.settings, "metric": ", ".join(sweep.metrics)})
 
     def began(self, run: RunFacts, time: float) -> None:
         """Its own run, with its parameters."""
-        if run.id in self._runs:
-            return
         tags = {"mlflow.parentRunId": self._parent, "stockpot.trial": run.trial, "stockpot.seed": str(run.seed)}
-        made = self._run(run.id, run.id, tags, time)
-        self._parameters(made, {**run.parameters, "seed": run.seed})
+        self._run(run.id, run.id, tags, time)
+        self._parameters(run.id, {**run.parameters, "seed": run.seed})
 
     def reported(self, run: RunFacts, resource: int, values: Mapping[str, float], time: float) -> None:
         """Metrics at a step."""
@@ -90,30 +83,39 @@ class MLflowTracker:
         return str(found.experiment_id if found is not None else self._client.create_experiment(name))
 
     def _recover(self) -> None:
-        """Runs that a killed process made and did not note."""
+        """The runs that earlier processes made, also one that was killed before it could note it, and their parameters."""
         token = None
         while True:
             page = self._client.search_runs(
                 [self._experiment], f"tags.`stockpot.sweep` = '{self._key}'", max_results=1000, page_token=token
             )
             for run in page:
-                self._runs.setdefault(run.data.tags[TAG], run.info.run_id)
+                key = run.data.tags[TAG]
+                if self._runs.setdefault(key, run.info.run_id) == run.info.run_id:
+                    self._has[key] = set(run.data.params)
             token = page.token
             if not token:
                 return
 
     def _run(self, key: str, name: str, tags: Mapping[str, str], time: float | None) -> str:
-        if key not in self._runs:
+        """A run by its key: made, or going on."""
+        if key in self._runs:
+            self._client.update_run(self._runs[key], status="RUNNING")
+        else:
             start = None if time is None else int(time * 1000)
             own = {TAG: key, "stockpot.sweep": self._key, **tags}
             made = self._client.create_run(self._experiment, start_time=start, tags=own, run_name=name)
             self._runs[key] = made.info.run_id
         return self._runs[key]
 
-    def _parameters(self, run: str, values: Mapping[str, Any]) -> None:
-        made = [self._entities.Param(_name(path), str(value)) for path, value in values.items()]
-        for at in range(0, len(made), PARAMETERS_AT_ONCE):
-            self._client.log_batch(run, params=made[at : at + PARAMETERS_AT_ONCE])
+    def _parameters(self, key: str, values: Mapping[str, Any]) -> None:
+        """Those that the run has not: MLflow refuses to change one, as a resume may change a budget."""
+        has = self._has.setdefault(key, set())
+        made = {_name(path): str(value) for path, value in values.items()}
+        new = [self._entities.Param(name, text) for name, text in made.items() if name not in has]
+        for at in range(0, len(new), PARAMETERS_AT_ONCE):
+            self._client.log_batch(self._runs[key], params=new[at : at + PARAMETERS_AT_ONCE])
+        has.update(made)
 
     def _numbers(self, run: str, step: int, values: Mapping[str, float], time: float) -> None:
         stamp = int(time * 1000)

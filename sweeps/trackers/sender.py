@@ -13,17 +13,19 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from sweeps.ledger import Ledger
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
 from sweeps.report.redact import cut, redact
+from sweeps.secret_rules import SECRET_NAME
 from sweeps.track_spec import TrackConfig
 from sweeps.trackers import build_tracker
 from sweeps.trackers.base import Tracker
@@ -31,7 +33,9 @@ from sweeps.trackers.feed import Feed, Said, say, without
 
 POLL_SECONDS = 1.0
 LONGEST_PAUSE = 60.0
-"""Seconds between two tries at a tracker that fails."""
+"""Seconds between two tries at a tracker that fails, at most."""
+DOUBLED_AT_MOST = 6
+"""So often the pause grows, which is to the longest one."""
 AT_ONCE = 500
 """Events that are taken in before what they say is sent."""
 LAST_SECONDS = 60
@@ -60,6 +64,7 @@ class Sender:
         self._opened = False
         record = self._read()
         self.sent: int = record["sent"]
+        self._owed = record.get("open") is True
         self._notes: dict[str, Any] = record["notes"]
 
     def send(self, ledger: Ledger) -> int:
@@ -73,9 +78,8 @@ class Sender:
             count += self._drain()
             before = self._feed.state.seq
             for event in ledger.events(after=before):
-                said = self._feed.take(event)
-                if event.seq > self.sent:
-                    self._waiting.extend((event.seq, one) for one in said)
+                said = self._feed.take(event, new=event.seq > self.sent)
+                self._waiting.extend((event.seq, one) for one in said)
                 if len(self._waiting) >= AT_ONCE:
                     break
             if self._feed.state.seq == before:
@@ -83,31 +87,34 @@ class Sender:
 
     def describe(self, error: BaseException) -> str:
         """An error in one line without secrets."""
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-        return cut(str(redact(without(text, self._secrets))), 300)
+        return described(error, self._secrets)
 
     def log(self) -> None:
         """Put the traceback of the error at hand into the log, without secrets."""
         print(redact(without(traceback.format_exc(), self._secrets)), file=sys.stderr, flush=True)
 
     def conclude(self) -> None:
-        """Tell the tracker how the driver ended, and let go."""
-        if self._opened:
-            state = self._feed.state
-            self._tracker.concluded(state.driver_ended or "interrupted", state.updated_at)
-            self._tracker.close()
-            self._opened = False
+        """Tell the tracker how the driver ended, and let go; also where a process before this one came no further."""
+        if not self._opened and not self._owed:
+            return
+        self._open()
+        state = self._feed.state
+        self._tracker.concluded(state.driver_ended or "interrupted", state.updated_at)
+        self._tracker.close()
+        self._opened = self._owed = False
+        self._save()
+
+    def _open(self) -> None:
+        if not self._opened:
+            self._tracker.open(self._feed.sweep, self._notes)
+            self._opened = True
             self._save()
 
     def _drain(self) -> int:
         """Tell what waits; it counts as sent once the tracker has let it through."""
         if not self._feed.state.seq or (self.sent >= self._feed.state.seq and not self._waiting):
             return 0
-        if not self._opened:
-            self._tracker.open(self._feed.sweep, self._notes)
-            self._opened = True
-            self._save()
+        self._open()
         count = 0
         while self._waiting:
             say(self._tracker, self._waiting[0][1])
@@ -132,17 +139,29 @@ class Sender:
     def _save(self) -> None:
         self._file.parent.mkdir(exist_ok=True)
         aside = self._file.with_suffix(f".{os.getpid()}.tmp")
-        record = {"sent": self.sent, "config": self._config, "notes": self._notes}
+        record = {"sent": self.sent, "open": self._opened, "config": self._config, "notes": self._notes}
         aside.write_text(json.dumps(record), encoding="utf-8")
         aside.replace(self._file)
+
+
+def described(error: BaseException, secrets: tuple[str, ...]) -> str:
+    """An error in one line without secrets."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return cut(str(redact(without(text, secrets))), 300)
+
+
+def drives(paths: SweepPaths, driver: Mapping[str, Any] | None) -> bool:
+    """Whether it is still this driver that has the sweep; None is nobody."""
+    return driver is not None and DriverLock.holder(paths.lock) == driver
 
 
 def follow(
     sender: Sender,
     ledger: Ledger,
     paths: SweepPaths,
+    driver: Mapping[str, Any] | None,
     warn: Callable[[str], None],
-    last: Callable[[], None] = lambda: None,
 ) -> bool:
     """Send until the driver has ended and everything is sent; False where the last try failed.
 
@@ -150,14 +169,12 @@ def follow(
         sender: sends.
         ledger: read only.
         paths: the sweep's.
-        warn: told once of what goes wrong.
-        last: called before the last try.
+        driver: who has the sweep, as its lock says; another that comes has a sender of its own.
+        warn: told of what goes wrong, once until it goes well again.
     """
     failures = 0
     while True:
-        driven = DriverLock.holder(paths.lock) is not None
-        if not driven:
-            last()
+        driven = drives(paths, driver)
         try:
             sender.send(ledger)
             if not driven:
@@ -171,14 +188,14 @@ def follow(
                 warn(sender.describe(error))
             if not driven:
                 return False
-        _pause(paths, min(LONGEST_PAUSE, POLL_SECONDS * 2**failures) if failures else POLL_SECONDS)
+        until = time.monotonic() + pause_after(failures)
+        while time.monotonic() < until and drives(paths, driver):
+            time.sleep(POLL_SECONDS)
 
 
-def _pause(paths: SweepPaths, seconds: float) -> None:
-    """Wait; less where the driver ends meanwhile."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and DriverLock.holder(paths.lock) is not None:
-        time.sleep(min(POLL_SECONDS, seconds))
+def pause_after(failures: int) -> float:
+    """Seconds to wait after so many failures in a row."""
+    return min(LONGEST_PAUSE, POLL_SECONDS * 2 ** min(failures, DOUBLED_AT_MOST))
 
 
 @contextlib.contextmanager
@@ -207,21 +224,25 @@ def alone(paths: SweepPaths, kind: str, seconds: float) -> Any:
 
 def secrets_of(env: dict[str, str]) -> tuple[str, ...]:
     """The values that the file's `env` takes from this process's environment, and those of the trackers' own."""
-    from sweeps.secret_rules import SECRET_NAME
-
     named = [text[2:-1] for text in env.values() if text.startswith("${") and text.endswith("}")]
     own = [name for name in os.environ if SECRET_NAME.search(name)]
     return tuple(dict.fromkeys(os.environ[name] for name in [*named, *own] if os.environ.get(name)))
 
 
 def main(folder: str, kind: str) -> int:
-    """Send beside a driver; what a person should read once goes to standard output, everything else to the log."""
+    """Send beside a driver; what a person should read once goes to standard output, everything else to the log.
+
+    What a tracker's package prints is of the second kind.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(5)
+    told = own_output(1, 2)
     paths = SweepPaths(Path(folder))
+    driver = DriverLock.holder(paths.lock)
+    threading.Thread(target=end_after, args=(paths, driver), daemon=True).start()
 
     def warn(text: str) -> None:
-        print(text, flush=True)
+        print(text, file=told, flush=True)
 
     from sweeps.load import load_resolved
 
@@ -231,15 +252,24 @@ def main(folder: str, kind: str) -> int:
         with alone(paths, kind, PREDECESSOR_SECONDS):
             ledger = Ledger.read(paths.root)
             sender = Sender(paths, config, build_tracker(config), secrets_of(spec.env))
-            return 0 if follow(sender, ledger, paths, warn, lambda: _end_within(LAST_SECONDS)) else 1
+            return 0 if follow(sender, ledger, paths, driver, warn) else 1
     except LockHeld:
         warn("another process is telling it; see `stockpot track`")
         return 1
 
 
-def _end_within(seconds: int) -> None:
-    """Have this process end by then, whatever it hangs in."""
-    signal.alarm(seconds)
+def own_output(output: int, log: int) -> TextIO:
+    """A text file for what goes to a descriptor by our will; what anything else writes there goes to the log."""
+    told = os.fdopen(os.dup(output), "w", encoding="utf-8")
+    os.dup2(log, output)
+    return told
+
+
+def end_after(paths: SweepPaths, driver: Mapping[str, Any] | None) -> None:
+    """Wait until the driver is gone, and have this process end `LAST_SECONDS` later, whatever it hangs in."""
+    while drives(paths, driver):
+        time.sleep(POLL_SECONDS)
+    signal.alarm(LAST_SECONDS)
 
 
 if __name__ == "__main__":

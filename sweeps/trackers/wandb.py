@@ -16,6 +16,8 @@ from sweeps.trackers.base import RunFacts, SweepFacts
 OPEN_AT_MOST = 32
 """Runs that are connected at once; the one that was quiet for longest is closed first."""
 SWEEP = "sweep"
+TRIALS = "trials"
+"""What the sweep's own numbers are drawn over."""
 
 
 class WandbTracker:
@@ -39,7 +41,6 @@ class WandbTracker:
             init_timeout=30,
             program="",
             save_code=False,
-            show_errors=True,
             silent=True,
             x_disable_machine_info=True,
             x_disable_meta=True,
@@ -63,8 +64,8 @@ class WandbTracker:
         self._close(run.label, failed=state == "failed")
 
     def told(self, step: int, values: Mapping[str, float], time: float) -> None:
-        """A row of the sweep's own history."""
-        self._run(SWEEP, self._sweep.name, {}).log(dict(values), step=step)
+        """A row of the sweep's own history, over the trials so far: W&B's own step goes on by itself, also after a resume."""
+        self._run(SWEEP, self._sweep.name, {}).log({TRIALS: step, **values})
 
     def concluded(self, state: str, time: float) -> None:
         """Close everything, the sweep's own run last."""
@@ -102,6 +103,8 @@ class WandbTracker:
                 reinit="create_new",
                 settings=self._settings,
             )
+            if label == SWEEP:
+                self._open[label].define_metric("*", step_metric=TRIALS)
         self._open.move_to_end(label)
         return self._open[label]
 

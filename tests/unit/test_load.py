@@ -262,7 +262,9 @@ def test_a_soup_needs_rows_to_choose_on(tmp_path):
 
 
 def test_the_switch_of_tokenizers_is_no_secret(tmp_path):
-    assert load(tmp_path, SFT + 'env: {TOKENIZERS_PARALLELISM: "false"}\n').spec.env == {"TOKENIZERS_PARALLELISM": "false"}
+    assert load(tmp_path, SFT + 'env: {TOKENIZERS_PARALLELISM: "false"}\n').spec.env == {
+        "TOKENIZERS_PARALLELISM": "false"
+    }
 
 
 def test_a_secret_is_never_printed(tmp_path):

@@ -1,15 +1,11 @@
-"""Trackers: what they are told of a ledger, once, without secrets; and that one which fails or hangs is waited for by nobody."""
+"""Trackers: what they are told of a ledger, once and without secrets, also after failures and by `stockpot track`."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +13,27 @@ from typing import Any
 import pytest
 from simulated_sweeps import FILE, HOSTILE, events_of, simulate
 
-from pipelines.finetune.unseen import unseen
-from sweeps import tracking
 from sweeps.commands import track as track_command
+from sweeps.commands.places import UsageError
 from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, load_text
+from sweeps.lock import DriverLock
 from sweeps.paths import SweepPaths
-from sweeps.problems import SpecError
 from sweeps.report.redact import MASK
 from sweeps.state import SweepState
-from sweeps.track_rules import PACKAGES, destination, missing, placed
-from sweeps.track_spec import MLflowConfig, TensorBoardConfig, WandbConfig
-from sweeps.trackers import TRACKERS
-from sweeps.trackers.base import RunFacts, SweepFacts
+from sweeps.track_spec import TensorBoardConfig
+from sweeps.trackers import feed, sender
+from sweeps.trackers.base import SweepFacts
 from sweeps.trackers.feed import Feed
-from sweeps.trackers.sender import Sender, alone, follow, secrets_of
-from sweeps.trackers.tensorboard import OPEN_AT_MOST, TensorBoardTracker
-from sweeps.tracking import Tracking
+from sweeps.trackers.sender import (
+    LAST_SECONDS,
+    Sender,
+    alone,
+    end_after,
+    follow,
+    secrets_of,
+)
 
 
 class Told:
@@ -97,10 +96,10 @@ def paths(ran: LoadedSweep, events: list[Event], tmp_path: Path) -> SweepPaths:
 
 def sent(paths: SweepPaths, config: Any, tracker: Any, conclude: bool = True) -> int:
     with closing(Ledger.read(paths.root)) as ledger:
-        sender = Sender(paths, config, tracker)
-        count = sender.send(ledger)
+        sending = Sender(paths, config, tracker)
+        count = sending.send(ledger)
         if conclude:
-            sender.conclude()
+            sending.conclude()
         return count
 
 
@@ -165,10 +164,10 @@ def test_a_later_process_tells_only_what_is_new(events: list[Event], tmp_path: P
 def test_what_a_failure_interrupted_is_told_again(paths: SweepPaths, config: Any) -> None:
     told = Told(lambda count: count % 7 == 0)
     with closing(Ledger.read(paths.root)) as ledger:
-        sender, failures = Sender(paths, config, told), 0
+        sending, failures = Sender(paths, config, told), 0
         while True:
             try:
-                sender.send(ledger)
+                sending.send(ledger)
                 break
             except ConnectionError:
                 failures += 1
@@ -180,17 +179,67 @@ def test_what_a_failure_interrupted_is_told_again(paths: SweepPaths, config: Any
     assert kept == whole, "NaN is not equal to itself, its text is"
 
 
-def test_a_tracker_that_fails_is_complained_of_once(paths: SweepPaths, config: Any) -> None:
+def test_a_tracker_that_fails_is_complained_of_once(
+    paths: SweepPaths, config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
+    monkeypatch.setattr(sender, "pause_after", lambda failures: 0.0)
+    lock = DriverLock.take(paths.lock)
+
+    def fails(count: int) -> bool:
+        if count == 5:
+            lock.release()
+        return count <= 6
+
+    told = Told(fails)
     with closing(Ledger.read(paths.root)) as ledger:
-        assert not follow(Sender(paths, config, Told(lambda count: True)), ledger, paths, said.append)
-        assert follow(Sender(paths, config, Told()), ledger, paths, said.append)
-    assert said == [f"ConnectionError: http://{MASK}@host refused"]
+        driver = DriverLock.holder(paths.lock)
+        assert not follow(Sender(paths, config, told), ledger, paths, driver, said.append), "its last try failed"
+        assert (told.tried, said) == (6, [f"ConnectionError: http://{MASK}@host refused"])
+        assert follow(Sender(paths, config, calm := Told()), ledger, paths, driver, said.append)
+    assert len(said) == 1
+    assert calm.of("concluded")
+
+
+def test_a_sender_ends_with_its_own_driver(paths: SweepPaths, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    alarms: list[int] = []
+    monkeypatch.setattr(sender.signal, "alarm", alarms.append)
+    killed = {"pid": 1, "host": "here", "started": "before"}
+    lock = DriverLock.take(paths.lock)
+    try:
+        with closing(Ledger.read(paths.root)) as ledger:
+            assert follow(Sender(paths, config, Told()), ledger, paths, killed, pytest.fail)
+        end_after(paths, killed)
+    finally:
+        lock.release()
+    assert alarms == [LAST_SECONDS]
+
+
+def test_an_end_that_could_not_be_told_is_told_later(paths: SweepPaths, config: Any) -> None:
+    class Refuses(Told):
+        def concluded(self, state: str, time: float) -> None:
+            raise ConnectionError("down")
+
+    with pytest.raises(ConnectionError):
+        sent(paths, config, Refuses())
+    assert sent(paths, config, later := Told()) == 0
+    assert later.of("concluded") == [("finished", state_of(paths).updated_at)]
+    assert (later.opened, later.closed) == (1, 1)
+    sent(paths, config, third := Told())
+    assert third.opened == 0
+
+
+def test_what_was_sent_is_not_worked_out_again(paths: SweepPaths, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert sent(paths, config, Told()) > 0
+    monkeypatch.setattr(feed, "best", lambda state, loaded: pytest.fail("it takes all runs into account"))
+    assert sent(paths, config, Told()) == 0
 
 
 def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_OWN_WORD", "planted-word")
     monkeypatch.setenv("SOME_API_KEY", "planted-key")
+    monkeypatch.setenv("QUOTED_SECRET", 'plänted"word')
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "kwargs")
     (tmp_path / "toy.py").write_text("class Toy: ...\n")
     text = FILE.format(trials=2, seeds="[0]") + f"storage: {tmp_path}\nenv: {{A: '${{MY_OWN_WORD}}'}}\n"
     loaded = load_text(text.encode(), tmp_path)
@@ -199,6 +248,7 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lies = "planted-word planted-key hf_abcdefghijklmnopqrstuvwxyz https://me:planted@host"
     suggested = {"trial": trial, "order": 0, "config": {}, "choices": {}, "distributions": {}, "attributes": {}}
     parameters = {"kwargs.x": lies, "kwargs.api_key": "anything", "kwargs.more": {"token": "anything", "n": 3}}
+    parameters |= {"kwargs.keys": ['a plänted"word'], "kwargs.token": ["anything"]}
     lease = {"lease": "l", "run": run, "attempt": 0, "milestones": [3], "changes": None}
     events = [
         Event("sweep_created", {"name": "s", "spec": loaded.record()}, 1, 5.0),
@@ -209,129 +259,14 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
     said = [one for event in events for one in feed.take(event)]
     assert [name for name, _ in said] == ["began", "ended", "told"]
-    for planted in ("planted", "anything", "hf_abc"):
+    for planted in ("planted", "anything", "hf_abc", "nted"):
         assert planted not in str(said)
     facts = said[0][1][0]
     assert facts.parameters["kwargs.api_key"] == MASK
     assert json.loads(facts.parameters["kwargs.more"]) == {"token": MASK, "n": 3}
+    assert json.loads(facts.parameters["kwargs.keys"]) == [f"a {MASK}"]
+    assert facts.parameters["kwargs.token"] == MASK
     assert len(said[1][1][2]) < 600
-
-
-def test_defaults_are_filled_in_at_the_door(tmp_path: Path) -> None:
-    paths = SweepPaths(tmp_path / "runs" / "qa")
-    wrote = [
-        TensorBoardConfig(),
-        TensorBoardConfig(log_dir="tb"),
-        MLflowConfig(),
-        MLflowConfig(tracking_uri="sqlite:///a.db", experiment_name="e"),
-        MLflowConfig(tracking_uri="./mlruns"),
-        MLflowConfig(tracking_uri="databricks"),
-        WandbConfig(),
-    ]
-    found = placed(wrote, tmp_path / "files", paths, {"MLFLOW_TRACKING_URI": "http://there:5000"})
-    assert [entry["log_dir"] for entry in found[:2]] == [None, str(tmp_path / "files" / "tb")]
-    assert destination(TensorBoardConfig(), paths) == f"event files in {paths.root}/tensorboard"
-    uris = ["http://there:5000", f"sqlite:///{tmp_path}/files/a.db", str(tmp_path / "files" / "mlruns"), "databricks"]
-    assert [entry["tracking_uri"] for entry in found[2:6]] == uris
-    assert [entry["experiment_name"] for entry in found[2:4]] == ["qa", "e"]
-    assert found[6]["project"] == "qa"
-    assert placed([MLflowConfig()], tmp_path, paths, {})[0]["tracking_uri"] == f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert destination(MLflowConfig(**found[3]), paths) == f"sqlite:///{tmp_path}/files/a.db, experiment e"
-
-
-WRONG = {
-    "track: comet": "it is not supported; write 'wandb', 'mlflow' or 'tensorboard'",
-    "track: [mlflow, {type: mlflow, experiment_name: b}]": "'mlflow' stands twice",
-    "track: {type: mlflow, tracking_uri: 'https://me:word@host'}": "goes into the ledger; export MLFLOW_TRACKING_USERNAME",
-    "track: {type: wandb, project: a/b}": "track[0].project",
-    "track: {type: tensorboard, logdir: x}": "did you mean 'log_dir'?",
-    "storage: s3://bucket/x\ntrack: mlflow": "give tracking_uri",
-    "wandb_project: x": "write track: {type: wandb, project: ...}",
-}
-
-
-def sweep_text(tmp_path: Path, more: str) -> bytes:
-    (tmp_path / "toy.py").write_text("class Toy: ...\n")
-    return (FILE.format(trials=2, seeds="[0]") + more + "\n").encode()
-
-
-@pytest.mark.parametrize("more", WRONG)
-def test_mistakes_are_told_at_the_door(tmp_path: Path, more: str) -> None:
-    with pytest.raises(SpecError, match="1 mistake") as caught:
-        load_text(sweep_text(tmp_path, more), tmp_path)
-    assert WRONG[more] in str(caught.value)
-
-
-def test_a_package_that_is_not_here_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PACKAGES, "wandb", "no_such_package")
-    with pytest.raises(SpecError) as caught:
-        load_text(sweep_text(tmp_path, "track: [tensorboard, wandb]"), tmp_path)
-    assert "track[1]" in str(caught.value)
-    assert "pip install 'stockpot[wandb]'" in str(caught.value)
-    (tmp_path / "bare_folder").mkdir()
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(PACKAGES, "wandb", "bare_folder")
-    assert missing("wandb") is not None, "a folder named like the package is none"
-
-
-def test_one_word_one_mapping_and_a_list_mean_the_same(tmp_path: Path) -> None:
-    forms = ("track: wandb", "track: {type: wandb}", "track: [wandb]", "track: [{type: wandb, mode: online}]")
-    specs = [load_text(sweep_text(tmp_path, form), tmp_path).spec.track for form in forms]
-    assert specs == [specs[0]] * 4
-    changed = load_text(sweep_text(tmp_path, "track: wandb"), tmp_path, ["track.0.mode=offline"]).spec.track
-    assert changed[0].mode == "offline"
-
-
-# The process of its own
-
-
-def sweep_in_progress(tmp_path: Path) -> tuple[SweepPaths, Ledger]:
-    paths = SweepPaths(tmp_path / "s")
-    return paths, Ledger.create(paths.root, durable=False)
-
-
-SENDERS = {
-    "fine": "import sys",
-    "complains": "print('it is down', flush=True); print('again', flush=True)",
-    "crashes": "raise SystemExit(3)",
-    "hangs": "import time; print('slow', flush=True); time.sleep(600)",
-}
-
-
-@pytest.mark.parametrize("how", SENDERS)
-def test_nobody_waits_for_a_tracker(tmp_path: Path, how: str, config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "fake_sender.py").write_text(SENDERS[how] + "\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr(tracking, "GOODBYE_SECONDS", 30.0 if how != "hangs" else 0.2)
-    paths, ledger = sweep_in_progress(tmp_path)
-    said: list[str] = []
-    tracked = Tracking(paths, [config], said.append, sender="fake_sender")
-    tracked.start()
-    assert said.pop(0) == f"tracked by tensorboard: event files in {config.log_dir}"
-    children = [child.process for child in tracked._children]
-    until = time.monotonic() + 60
-    while how != "fine" and not said and time.monotonic() < until:
-        tracked.poll()
-        time.sleep(0.01)
-    ledger.close()
-    tracked.finish()
-    assert all(process.returncode is not None for process in children)
-    warned = [text for text in said if "could not be told" in text]
-    assert len(warned) == (how != "fine")
-    assert ("`stockpot track" in said[-1] if said else False) == (how in ("crashes", "hangs"))
-
-
-def test_a_missing_package_is_told_and_the_sweep_goes_on(
-    tmp_path: Path, config: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(PACKAGES, "tensorboard", "no_such_package")
-    said: list[str] = []
-    tracked = Tracking(SweepPaths(tmp_path), [config], said.append)
-    tracked.start()
-    tracked.poll()
-    tracked.finish()
-    assert len(said) == 1
-    assert "pip install 'stockpot[tensorboard]'" in said[0]
 
 
 def test_two_processes_never_tell_the_same_tracker(paths: SweepPaths, capsys: Any) -> None:
@@ -341,6 +276,26 @@ def test_two_processes_never_tell_the_same_tracker(paths: SweepPaths, capsys: An
     assert "its driver is telling it already" in capsys.readouterr().out
 
 
+def test_what_another_process_tells_meanwhile_is_not_told_again(
+    paths: SweepPaths, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def late(*_: Any) -> Iterator[None]:
+        assert sent(paths, TensorBoardConfig(), Told()) > 0
+        yield
+
+    monkeypatch.setattr(sender, "alone", late)
+    assert track_of(["track", str(paths.root), "--to", "tensorboard"]) == 0
+    assert "knows everything" in capsys.readouterr().out
+
+
+def test_a_password_in_the_shells_address_is_refused(paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:word@host")
+    with pytest.raises(UsageError, match="holds a password; keep it in MLFLOW_TRACKING_USERNAME"):
+        track_of(["track", str(paths.root), "--to", "mlflow"])
+    assert not paths.tracker("mlflow").exists()
+
+
 def track_of(words: list[str]) -> int:
     from sweeps.arguments import parser
 
@@ -348,14 +303,14 @@ def track_of(words: list[str]) -> int:
 
 
 def test_an_error_is_described_in_a_line_without_secrets(paths: SweepPaths, config: Any, capsys: Any) -> None:
-    sender = Sender(paths, config, Told(), ("planted",))
-    assert sender.describe(ValueError()) == "ValueError"
-    assert sender.describe(ValueError("a\nb hf_abcdefghijklmnopqrstuvwxyz")) == "ValueError: a"
-    assert sender.describe(ValueError("hf_abcdefghijklmnopqrstuvwxyz")) == f"ValueError: {MASK}"
+    sending = Sender(paths, config, Told(), ("planted",))
+    assert sending.describe(ValueError()) == "ValueError"
+    assert sending.describe(ValueError("a\nb hf_abcdefghijklmnopqrstuvwxyz")) == "ValueError: a"
+    assert sending.describe(ValueError("hf_abcdefghijklmnopqrstuvwxyz")) == f"ValueError: {MASK}"
     try:
         raise ValueError(f"a {chr(112)}lanted word")
     except ValueError:
-        sender.log()
+        sending.log()
     logged = capsys.readouterr().err
     assert f"ValueError: a {MASK} word" in logged
     assert "planted" not in logged
@@ -383,50 +338,3 @@ def test_tensorboard_reads_what_was_written(paths: SweepPaths, capsys: Any) -> N
     assert "best/tune/loss" in scalars(folder / "sweep")
     assert track_of(["track", str(paths.root), "--to", "tensorboard"]) == 0
     assert "knows everything" in capsys.readouterr().out
-
-
-def test_tensorboard_shows_parameters_under_hparams(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    from tensorboard.plugins.hparams import metadata
-
-    tracker, notes = TensorBoardTracker(TensorBoardConfig(log_dir=str(tmp_path))), {}
-    runs = [RunFacts(f"000{i}-a/seed-0", f"000{i}-a", 0, {"lr": 0.5, "adapter": "lora", "on": True}) for i in range(3)]
-    tracker.open(SweepFacts("s", "k", str(tmp_path), ("tune/loss",), ("lr", "adapter", "on")), notes)
-    for run in runs:
-        tracker.began(run, 5.0)
-        tracker.began(run, 6.0)
-    tracker.close()
-    plugin = EventAccumulator(str(tmp_path / runs[0].label)).Reload().PluginTagToContent("hparams")
-    start = metadata.parse_session_start_info_plugin_data(plugin[metadata.SESSION_START_INFO_TAG])
-    assert (start.hparams["lr"].number_value, start.hparams["adapter"].string_value) == (0.5, "lora")
-    top = EventAccumulator(str(tmp_path)).Reload().PluginTagToContent("hparams")
-    experiment = metadata.parse_experiment_plugin_data(top[metadata.EXPERIMENT_TAG])
-    assert [info.name for info in experiment.hparam_infos] == ["lr", "adapter", "on"]
-    assert [info.name.tag for info in experiment.metric_infos] == ["tune/loss"]
-
-
-def test_tensorboard_keeps_few_files_open(tmp_path: Path) -> None:
-    tracker = TensorBoardTracker(TensorBoardConfig(log_dir=str(tmp_path)))
-    tracker.open(SweepFacts("s", "k", str(tmp_path), ("tune/loss",)), {})
-    runs = [RunFacts(f"{i:04d}-a/seed-0", f"{i:04d}-a", 0) for i in range(OPEN_AT_MOST + 5)]
-    before = len(os.listdir("/proc/self/fd"))
-    for run in [*runs, runs[0]]:
-        tracker.reported(run, 3 if run is runs[0] else 1, {"tune/loss": 0.5}, 5.0)
-    assert len(os.listdir("/proc/self/fd")) - before <= OPEN_AT_MOST
-    tracker.close()
-    assert [event.step for event in scalars(tmp_path / runs[0].label)["tune/loss"]] == [3, 3]
-
-
-def test_every_tracker_has_its_package_named() -> None:
-    assert set(TRACKERS) == set(PACKAGES)
-
-
-def test_training_does_not_import_trackers_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "loaded_already", sys)
-    monkeypatch.delitem(sys.modules, "wave", raising=False)
-    with unseen(("wave", "loaded_already")):
-        assert importlib.util.find_spec("wave") is None
-        with pytest.raises(ImportError):
-            importlib.import_module("wave")
-        assert sys.modules["loaded_already"] is sys
-    assert importlib.import_module("wave").__name__ == "wave"
