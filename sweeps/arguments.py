@@ -10,6 +10,7 @@ from sweeps.convert import CONVERTERS
 from sweeps.paths import DEFAULT_STORAGE
 from sweeps.starter import STARTERS
 from sweeps.starter.base import QUESTION_PARTS
+from sweeps.stopping import GRACE_SECONDS
 
 MANIFESTS = ("kuberay", "slurm", "ray-up")
 """What `cluster manifest` writes for."""
@@ -142,6 +143,13 @@ def _add_running(add: Add) -> None:
     stop = add("stop", "ask a running sweep to stop; it can be resumed")
     _name(stop)
     _insecure(stop)
+    stop.add_argument(
+        "--grace",
+        type=_seconds,
+        default=GRACE_SECONDS,
+        metavar="SECONDS",
+        help=f"end trials that have not reported after so long, 0 at once (default {GRACE_SECONDS:g})",
+    )
     stop.add_argument("--no-wait", action="store_true", help="do not wait until it has stopped")
     stop.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -28,14 +29,13 @@ from sweeps.loop import Loop, Pending
 from sweeps.paths import SweepPaths, cache_dir, is_remote
 from sweeps.residents import Residents
 from sweeps.runner import TUNE_ENVIRONMENT, LeaseController
+from sweeps.stopping import GRACE_SECONDS, take_request
 from sweeps.trial import Lease
 from sweeps.worker import CallWorker, Setup, make_task, worker_environment
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
 
-GRACE_SECONDS = 10.0
-"""How long running leases may take to their next report after the first Ctrl-C."""
 KILL_SECONDS = 5.0
 """How long Ray may take to notice that it killed a worker."""
 TICK_SECONDS = 0.2
@@ -69,9 +69,10 @@ class RayBackend:
         self._loaded = loaded
         self._paths = paths
         self._say = on_message or (lambda text: None)
+        self._began = time.time()
         policy = loaded.spec.on_failure
         restarts = policy.max_restarts if policy.node == "retry" else 0
-        self._callers = Callers(self._new_caller, lambda: self.slots, restarts, self._refuse_lost, self._say)
+        self._callers = Callers(self._new_caller, lambda: self.slots, restarts, self._check_call, self._say)
         self._spared: dict[str, float] = {}
         self._meters = Meters()
         env = worker_environment(loaded.spec.env)
@@ -145,17 +146,20 @@ class RayBackend:
         interrupts = Interrupts()
         with interrupts.caught():
             controller = LeaseController(loop, self.placement, self._spawn, str(self._cluster.folder / "tune"))
-            ticked, stage = 0.0, 0
-            while not controller.is_finished():
+            ticked, asked, overdue = 0.0, False, math.inf
+            while not controller.is_finished() and time.monotonic() < overdue + KILL_SECONDS:
                 controller.step()
                 now = time.monotonic()
                 if now - ticked >= TICK_SECONDS:
                     ticked = now
                     self._tick(loop, controller)
-                if interrupts.count:
-                    stage = self._wind_down(loop, controller, now - interrupts.at, stage)
-                if stage == 3:
-                    break
+                if interrupts.count and not asked:
+                    asked = True
+                    self._ask_to_end(loop)
+                if loop.overdue:
+                    overdue = min(overdue, now)
+                    for lease in list(controller.search.running):
+                        controller.kill(lease, Failure("node", "ended with the grace of a stop"))
             controller.cleanup()
         if interrupts.count:
             raise KeyboardInterrupt
@@ -204,19 +208,9 @@ class RayBackend:
         task = make_task(self._loaded, self._paths, lease, self._setup)
         return {"setup": self._setup, "task": task, "log": str(self._paths.log(lease.attempt.run.trial))}
 
-    def _wind_down(self, loop: Loop, controller: LeaseController, since: float, stage: int) -> int:
-        """After the first Ctrl-C, `since` seconds ago: ask (1), kill at the end of the grace (2), give up (3)."""
-        if stage == 0:
-            loop.request_stop("ctrl-c")
-            self._say(
-                f"stopping: running trials end at their next report, or in {GRACE_SECONDS:g} s; again ends at once"
-            )
-            return 1
-        if stage == 1 and since > GRACE_SECONDS:
-            for lease in list(controller.search.running):
-                controller.kill(lease, Failure("node", "killed at the end of the grace after Ctrl-C"))
-            return 2
-        return 3 if stage == 2 and since > GRACE_SECONDS + KILL_SECONDS else stage
+    def _ask_to_end(self, loop: Loop) -> None:
+        loop.request_stop("ctrl-c", GRACE_SECONDS)
+        self._say(f"stopping: running trials end at their next report, or in {GRACE_SECONDS:g} s; again ends at once")
 
     def _tick(self, loop: Loop, controller: LeaseController) -> None:
         self._refuse_lost()
@@ -227,6 +221,12 @@ class RayBackend:
         for lease in loop.stalled():
             if controller.age(lease) > seconds and not self._waits(lease, seconds):
                 controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
+
+    def _check_call(self) -> None:
+        """Raise where a call need not be waited for: the head is gone, or somebody asked for a stop."""
+        self._refuse_lost()
+        if take_request(self._paths, self._began) is not None:
+            raise KeyboardInterrupt
 
     def _refuse_lost(self) -> None:
         """Raise ClusterLost when the head is gone; else Ray would end this process in the middle of something."""

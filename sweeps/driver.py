@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -426,9 +427,14 @@ class Shown:
         """As the loop says."""
         return self._loop.stalled()
 
-    def request_stop(self, by: str) -> None:
+    @property
+    def overdue(self) -> bool:
+        """As the loop says."""
+        return self._loop.overdue
+
+    def request_stop(self, by: str, grace: float = math.inf) -> None:
         """Tell the loop."""
-        self._loop.request_stop(by)
+        self._loop.request_stop(by, grace)
 
     def tick(self) -> None:
         """Let the loop tick, then show how far it is."""

@@ -15,6 +15,7 @@ from sweeps.ledger_file import LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
 from sweeps.riding import Rider
+from sweeps.stopping import request_stop, stop_text
 from sweeps.storage import Storage, StorageError, open_storage
 from sweeps.storage_lease import STOP, StorageLease, look, own_number
 
@@ -50,7 +51,7 @@ def driving(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[Drive]:
     storage.prove()
     with _alone(paths):
         _set_aside(storage, paths, say)
-        lease = StorageLease.take(storage, paths, lambda: request_stop(paths))
+        lease = StorageLease.take(storage, paths, lambda text: request_stop(paths, text))
         try:
             if fetch_ledger(storage, paths) and not paths.resolved_spec.exists():
                 write_spec(paths)
@@ -138,13 +139,6 @@ def refuse_storage(paths: SweepPaths) -> None:
         raise LedgerError(f"another driver is just beginning {paths.url}; ask again in a minute")
 
 
-def request_stop(paths: SweepPaths) -> None:
-    """Leave the file that the driver polls for, written aside and moved."""
-    aside = paths.stop_request.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}), encoding="utf-8")
-    aside.replace(paths.stop_request)
-
-
 def send_pages(paths: SweepPaths) -> None:
     """Send the pages that are written when a driver has ended; nothing for a local folder.
 
@@ -156,16 +150,20 @@ def send_pages(paths: SweepPaths) -> None:
         open_storage(paths.url).send(page, page.name)
 
 
-def ask_to_stop(paths: SweepPaths) -> None:
+def ask_to_stop(paths: SweepPaths, grace: float) -> None:
     """Ask whoever drives a sweep to stop: here, or through remote storage.
+
+    Args:
+        paths: where the sweep lies.
+        grace: seconds that running trials may take to their next report.
 
     Raises:
         StorageError: when that does not take the request.
     """
     if DriverLock.holder(paths.lock) is not None or not paths.url:
-        request_stop(paths)
+        request_stop(paths, stop_text(grace))
     else:
-        open_storage(paths.url).put(STOP, json.dumps({"pid": os.getpid(), "time": time.time()}).encode())
+        open_storage(paths.url).put(STOP, stop_text(grace))
 
 
 def holder_of(paths: SweepPaths, *, ask: bool = False) -> Mapping[str, Any] | None:

@@ -6,6 +6,7 @@ answer is in the ledger before it is given, so that a fold of the ledger after a
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from sweeps.schedulers import build_scheduler
 from sweeps.searchers import build_searcher
 from sweeps.standings import Plan, Standings
 from sweeps.state import RunState, SweepState
+from sweeps.stopping import take_request
 from sweeps.trial import Lease, Run, finite
 
 __all__ = ["Answer", "Backend", "CallFailed", "Engine", "Loop"]
@@ -90,6 +92,7 @@ class Engine:
         )
         self._leases: dict[str, Held] = {}
         self._over: bool | None = None
+        self._patient_until = math.inf
         self._pace = Pace(self._standings)
         scored = any(run.reports for run in self.state.runs.values())
         self._same_error = SameError(plan.spec.on_failure.abort_after_same_error, scored)
@@ -178,8 +181,19 @@ class Engine:
         bound = self._clock() - self._plan.spec.stall_after
         return [lease for lease, held in self._leases.items() if held.heard < bound and not held.stopped]
 
-    def request_stop(self, by: str) -> None:
-        """Ask the sweep to stop: `ctrl-c`, `command` or `budget`. A second request changes nothing."""
+    @property
+    def overdue(self) -> bool:
+        """True once running leases have had the time that a stop gave them to their next report."""
+        return self.stopping and self._clock() >= self._patient_until
+
+    def request_stop(self, by: str, grace: float = math.inf) -> None:
+        """Ask the sweep to stop: `ctrl-c`, `command` or `budget`. A second request can only shorten the grace.
+
+        Args:
+            by: who asks.
+            grace: seconds that running leases may take to their next report.
+        """
+        self._patient_until = min(self._patient_until, self._clock() + grace)
         if not self.stopping:
             self._journal.stage("stop_requested", by=by)
             self._commit()
@@ -187,12 +201,9 @@ class Engine:
 
     def tick(self) -> None:
         """Poll the stop request, watch the budget, delete checkpoints that need not stay, ship segments."""
-        request = self._paths.stop_request
-        if request.exists():
-            fresh = request.stat().st_mtime >= self.state.driver_started_at
-            request.unlink()
-            if fresh:
-                self.request_stop("command")
+        grace = take_request(self._paths, self.state.driver_started_at)
+        if grace is not None:
+            self.request_stop("command", grace)
         self._watch_hours()
         if time.monotonic() - self._kept_at >= self._keep_every:
             self._tidy()

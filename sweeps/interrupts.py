@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -17,7 +16,6 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.count = 0
-        self.at = 0.0
 
     @contextlib.contextmanager
     def caught(self) -> Iterator[Interrupts]:
@@ -30,9 +28,7 @@ class Interrupts:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.count += 1
-        if self.count == 1:
-            self.at = time.monotonic()
-        else:
+        if self.count > 1:
             raise KeyboardInterrupt
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
@@ -50,8 +51,13 @@ class Loop(Protocol):
         """Called a few times a second: polls the stop request, watches the budget, ships ledger segments."""
         ...
 
-    def request_stop(self, by: str) -> None:
-        """Ask the sweep to stop (`ctrl-c`): nothing new starts, running leases end at their next report."""
+    def request_stop(self, by: str, grace: float = math.inf) -> None:
+        """Ask the sweep to stop (`ctrl-c`): nothing new starts, running leases have `grace` seconds to their next report."""
+        ...
+
+    @property
+    def overdue(self) -> bool:
+        """True once that grace is over: end what still runs and tell `failed` of a lost `node`, which then counts as interrupted."""
         ...
 
 

@@ -170,11 +170,16 @@ class LeaseController(TuneController):
         """Nothing is saved: the ledger is the truth."""
 
     def kill(self, lease: str, failure: Failure) -> None:
-        """End a lease's worker at once; the loop is told `failure`."""
+        """End a lease at once, its worker or its wait for a place; the loop is told `failure`."""
         worker = self._worker(lease)
-        if worker is not None:
+        if worker is not None and lease not in self._killed:
             self._killed[lease] = failure
             ray.kill(worker)
+        elif worker is None and lease in self.search.running:
+            trial = self.search.running[lease]
+            self._leave_queue(trial)
+            self._schedule_trial_stop(trial)
+            self.scheduler.lost(lease, failure)
 
     def age(self, lease: str) -> float:
         """Seconds since the lease's worker was ready; 0 while it waits for a place or comes, which may take `READY_SECONDS`."""
@@ -182,6 +187,15 @@ class LeaseController(TuneController):
         if self._worker(lease) is None:
             return 0.0
         return max(0.0, now - self._began.setdefault(lease, now + READY_SECONDS))
+
+    def _leave_queue(self, trial: Trial) -> None:
+        """Ask Ray no longer for a place for a trial that has none."""
+        own = self._trial_to_actor.pop(trial, None)
+        if own is not None:
+            del self._actor_to_trial[own]
+            self._remove_actor(own)
+        if trial in self._staged_trials:
+            self._unstage_trial_with_resources(trial)
 
     def _worker(self, lease: str) -> Any:
         """The actor of a lease, ready or not; None while there is no place for one."""

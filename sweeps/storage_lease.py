@@ -24,6 +24,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sweeps.paths import SweepPaths
+from sweeps.stopping import stop_text
 from sweeps.storage import Storage, StorageError
 
 FOLDER = "lease"
@@ -100,7 +101,7 @@ class StorageLease:
         lost: why the sweep is another driver's now; empty while it is ours.
     """
 
-    def __init__(self, storage: Storage, paths: SweepPaths, number: int, on_stop: Callable[[], None]) -> None:
+    def __init__(self, storage: Storage, paths: SweepPaths, number: int, on_stop: Callable[[bytes], None]) -> None:
         """Not for callers: use `take`."""
         self._storage = storage
         self._on_stop = on_stop
@@ -111,13 +112,13 @@ class StorageLease:
         self._thread.start()
 
     @classmethod
-    def take(cls, storage: Storage, paths: SweepPaths, on_stop: Callable[[], None]) -> StorageLease:
+    def take(cls, storage: Storage, paths: SweepPaths, on_stop: Callable[[bytes], None]) -> StorageLease:
         """Take the lease; the working folder's own lock is held.
 
         Args:
             storage: the sweep's.
             paths: its working folder.
-            on_stop: called once somebody asked for a stop through the storage, or took the sweep over.
+            on_stop: called with the request once somebody asked for a stop through the storage, or took the sweep over.
 
         Raises:
             StorageError: `taken` when another driver may be at work.
@@ -152,7 +153,7 @@ class StorageLease:
         if not self.lost and self._storage.get(_name(self.number + 1, "json")) is not None:
             other = _read(self._storage, _name(self.number + 1, "json"))
             self.lost = f"pid {other.get('pid')} on {other.get('host')} has taken it over since {other.get('started')}"
-            self._on_stop()
+            self._on_stop(stop_text())
         return not self.lost
 
     def close(self) -> None:
@@ -167,9 +168,9 @@ class StorageLease:
         while not self.lost:
             with contextlib.suppress(StorageError):  # the rider says what is wrong with the storage
                 self._storage.put(_name(self.number, "alive"), str(time.time()).encode())
-                if self.mine() and self._storage.get(STOP) is not None:
+                if self.mine() and (asked := self._storage.get(STOP)) is not None:
                     self._storage.delete([STOP])
-                    self._on_stop()
+                    self._on_stop(asked)
             if self._over.wait(ALIVE_SECONDS):
                 return
 

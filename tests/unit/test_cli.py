@@ -168,9 +168,12 @@ def test_stop_asks_a_live_driver_and_waits_so_long(here: Path, capsys: pytest.Ca
     paths = make_sweep(here / "stockpot-runs", "one")
     driver = Ledger.open(paths.root)
     try:
-        assert cli.main(["stop", "one", "--no-wait"]) == 0
-        assert f"asked pid {os.getpid()}" in capsys.readouterr().out
-        assert json.loads(paths.stop_request.read_text())["pid"] == os.getpid()
+        assert cli.main(["stop", "one", "--no-wait", "--grace", "0"]) == 0
+        out = capsys.readouterr().out
+        assert f"asked pid {os.getpid()}" in out
+        assert "at once" in out
+        asked = json.loads(paths.stop_request.read_text())
+        assert (asked["pid"], asked["grace"]) == (os.getpid(), 0)
         assert cli.main(["stop", "one", "--timeout", "0.3"]) == 1
         assert "still running after 0.3 s" in capsys.readouterr().out
     finally:

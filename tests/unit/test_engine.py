@@ -1,6 +1,7 @@
 """The loop: order of leases, failures, stops, budgets, duplicates, seeds, what is kept."""
 
 import math
+import os
 import random
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from sweeps.replay import differences
 from sweeps.simulate import MemoryCheckpoints, drive
 from sweeps.space import Axis, Choice, Space
 from sweeps.standings import DUPLICATES
+from sweeps.stopping import request_stop, stop_text
 from sweeps.trial import Attempt, Run
 
 
@@ -297,8 +299,6 @@ def test_a_worker_lost_while_stopping_is_no_failure(tmp_path):
 
 
 def test_a_stop_request_is_polled_and_an_old_one_ignored(tmp_path):
-    import os
-
     hand = Hand(tmp_path / "s", plan(trials=3, total=9))
     hand.paths.stop_request.touch()
     os.utime(hand.paths.stop_request, (hand.now - 5, hand.now - 5))
@@ -309,6 +309,37 @@ def test_a_stop_request_is_polled_and_an_old_one_ignored(tmp_path):
     hand.engine.tick()
     assert hand.engine.state.stop == "command"
     assert not hand.paths.stop_request.exists()
+
+
+def test_a_stop_gives_running_leases_its_grace_and_a_later_one_can_only_shorten_it(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3))
+    lease = hand.engine.ask()
+    assert not hand.engine.overdue
+    request_stop(hand.paths, stop_text(30.0))
+    hand.engine.tick()
+    assert (hand.engine.stopping, hand.engine.overdue) == (True, False)
+    hand.now += 10
+    request_stop(hand.paths, stop_text(60.0))
+    hand.engine.tick()
+    hand.now += 19
+    assert not hand.engine.overdue
+    hand.now += 1
+    assert hand.engine.overdue
+    hand.engine.failed(lease.id, Failure("node", "ended"))
+    assert hand.run(lease).phase == "interrupted"
+    assert hand.kinds().count("stop_requested") == 1
+
+
+def test_a_stop_without_grace_is_overdue_at_once_and_the_budgets_never(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3))
+    hand.engine.ask()
+    hand.engine.request_stop("budget")
+    hand.now += 1e6
+    assert not hand.engine.overdue
+    request_stop(hand.paths, stop_text(0.0))
+    os.utime(hand.paths.stop_request, (hand.now, hand.now))
+    hand.engine.tick()
+    assert hand.engine.overdue
 
 
 def test_hours_count_all_drivers_together_and_end_what_waits(tmp_path):

@@ -354,7 +354,7 @@ def test_a_stop_from_elsewhere_reaches_the_driver(cloud: Cloud, elsewhere: Calla
         elsewhere("two")
         copy = find_sweep("toy", URL)
         assert holder_of(copy) is not None
-        ask_to_stop(copy)
+        ask_to_stop(copy, 3.5)
         elsewhere("one")
         for _ in range(2000):
             if own.stop_request.exists():
@@ -362,7 +362,7 @@ def test_a_stop_from_elsewhere_reaches_the_driver(cloud: Cloud, elsewhere: Calla
             sweeps.riding.time.sleep(0.005)
 
     assert drive(1, then=stop) is None
-    assert here().stop_request.exists()
+    assert json.loads(here().stop_request.read_text())["grace"] == 3.5
     assert "stop.request" not in cloud.names
 
 
