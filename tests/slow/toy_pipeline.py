@@ -24,15 +24,26 @@ class Toy:
         step_seconds: time a unit of the resource takes.
         fail: `nan`, `missing`, `crash`, `exit`, `stall` or `user`, at the first milestone.
         say: text printed at the start.
+        wait_at: unit of the resource that it does not get past while `wait_for` is not there.
+        wait_for: a file.
     """
 
     resource = "steps"
 
-    def __init__(self, x: float = 0.5, step_seconds: float = 0.0, fail: str = "", say: str = "") -> None:
+    def __init__(
+        self,
+        x: float = 0.5,
+        step_seconds: float = 0.0,
+        fail: str = "",
+        say: str = "",
+        wait_at: int = 0,
+        wait_for: str = "",
+    ) -> None:
         self.x = x
         self.step_seconds = step_seconds
         self.fail = fail
         self.say = say
+        self.wait_at, self.wait_for = wait_at, Path(wait_for)
 
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
         """Trains by waiting; its state is the sum of what it has seen, so that a resume can be told from a restart."""
@@ -47,6 +58,8 @@ class Toy:
             while done < milestone:
                 time.sleep(self.step_seconds)
                 done += 1
+                while done == self.wait_at and not self.wait_for.exists():
+                    time.sleep(0.05)
                 seen += self.x * done
             self._fail()
             name = f"checkpoint-{done}"

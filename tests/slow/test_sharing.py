@@ -1,0 +1,151 @@
+"""Several sweeps on one cluster of two CPUs: what each holds, who goes first, and what a stop frees."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import killing
+import pytest
+import ray
+
+from cluster.local import connect
+from sweeps.load import load_file
+from sweeps.paths import SweepPaths
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 300.0
+FREE_SECONDS = 20.0
+"""What a stopped sweep held is free so long after `stop` says so at the latest; in fact at once."""
+FILE = """\
+name: {name}
+storage: ./runs
+pipeline:
+  type: custom
+  import_path: toy_pipeline:Toy
+  total: 3
+  metrics: {{loss: minimize}}
+  kwargs: {{x: 0.5, wait_at: {wait_at}, wait_for: {wait_for}}}
+parameters: {{kwargs.x: {values}}}
+method: grid
+metric: loss
+early_terminate: {early}
+resources: {{cpus: {cpus}, gpus: 0}}
+max_concurrent_trials: {most}
+"""
+
+
+class TwoCpus:
+    """The cluster, and this process's connection to it."""
+
+    def __init__(self, folder: Path, address: str) -> None:
+        self.folder, self.address = folder, address
+
+    def write(self, name: str, **settings: Any) -> SweepPaths:
+        """A sweep file of that name."""
+        usual = {"wait_at": 0, "values": [0.1, 0.2], "early": "none", "cpus": 1, "most": 2}
+        text = FILE.format(name=name, wait_for=self.folder / f"{name}.go", **{**usual, **settings})
+        (self.folder / f"{name}.yaml").write_text(text)
+        return load_file(self.folder / f"{name}.yaml").paths
+
+    def let_go(self, name: str) -> None:
+        """Let the trials of a sweep get past where they wait."""
+        (self.folder / f"{name}.go").touch()
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """A command that goes on running, with its output in a file of its name."""
+        with (self.folder / f"{words[1].partition('.')[0]}.out").open("ab") as out:
+            return subprocess.Popen([killing.STOCKPOT, *words], cwd=self.folder, stdout=out, stderr=out)
+
+    def drive(self, name: str, *words: str) -> subprocess.Popen[bytes]:
+        """A driver on the cluster: `submit`, or `resume` of a sweep that is there."""
+        command = ["resume", f"runs/{name}"] if (self.folder / "runs" / name).exists() else ["submit", f"{name}.yaml"]
+        return self.start(*command, "--address", self.address, *words)
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command to its end."""
+        return subprocess.run(
+            [killing.STOCKPOT, *words], cwd=self.folder, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
+
+    def free(self) -> float:
+        """CPUs that nobody holds."""
+        return float(ray.available_resources().get("CPU", 0.0))
+
+    def held(self) -> list[dict[str, float]]:
+        """What each placement group that has its place holds."""
+        groups = ray.util.placement_group_table().values()
+        return [bundle for group in groups if group["state"] == "CREATED" for bundle in group["bundles"].values()]
+
+
+def await_that(true: Callable[[], bool], *drivers: subprocess.Popen[bytes], seconds: float = SECONDS) -> None:
+    """Wait until something is so, while the drivers run."""
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not come true"
+        assert all(driver.poll() is None for driver in drivers), "a driver has ended"
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoCpus]:
+    folder = tmp_path_factory.mktemp("shared")
+    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        for name in [name for name in os.environ if name.startswith("RAY_AUTH")]:
+            patch.delenv(name)
+        log = folder / "up.log"
+        with log.open("wb") as out:
+            raised = subprocess.Popen([killing.STOCKPOT, "cluster", "up", "--cpus", "2"], stdout=out, stderr=out)
+        try:
+            await_that(lambda: "Ctrl-C ends it" in log.read_text(), raised)
+            address = re.findall(r"--address (\S+)", log.read_text())[0]
+            connection = connect(address)
+            yield TwoCpus(folder, address)
+            connection.close()
+            raised.send_signal(signal.SIGINT)
+            assert raised.wait(SECONDS) == 0
+        finally:
+            raised.kill()
+            raised.wait()
+
+
+def test_a_trial_reserves_what_it_asked_for_and_a_stop_frees_it(cluster: TwoCpus) -> None:
+    asha = "{type: asha, min: 1, eta: 3, finalists: 1}"
+    paths = cluster.write("long", wait_at=2, early=asha, most=1)
+    waits = cluster.write("waits", cpus=2, most=1)
+    driver = cluster.drive("long")
+    try:
+        await_that(lambda: [e.kind for e in killing.read(paths)].count("reported") == 2, driver)
+        await_that(lambda: cluster.held() == [{"CPU": 1.0}], driver)
+        assert cluster.free() == 1.0
+        other = cluster.drive("waits")
+        await_that(lambda: any(e.kind == "lease_started" for e in killing.read(waits)), driver, other)
+        stopped = cluster.run("stop", "runs/waits", "--grace", "0")
+        assert (stopped.returncode, other.wait(SECONDS)) == (0, 130), stopped.stderr
+        assert (cluster.free(), cluster.held()) == (1.0, [{"CPU": 1.0}])
+        assert cluster.run("stop", "runs/long", "--grace", "1").returncode == 0
+        await_that(lambda: (cluster.free(), cluster.held()) == (2.0, []), seconds=FREE_SECONDS)
+        assert driver.wait(SECONDS) == 130
+    finally:
+        driver.kill()
+        driver.wait()
+    events = killing.read(paths)
+    assert not any(event.kind == "failed" for event in events)
+    assert [event.body["resource"] for event in events if event.kind == "reported"] == [1, 1]
+    cluster.let_go("long")
+    assert cluster.drive("long").wait(SECONDS) == 0
+    again = [e.body for e in killing.read(paths)[len(events) :] if e.kind == "lease_started"]
+    assert [(lease["from_resource"], lease["attempt"]) for lease in again] == [(1, 1)]
+    shot = json.loads(cluster.run("status", "runs/long", "--json").stdout)
+    assert (shot["state"], shot["trials"]["finished"]) == ("finished", 1)
