@@ -195,6 +195,7 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     import ray
 
     _reread_environment()
+    _hush()
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:
         with _held_back(folder / "stderr"):
@@ -208,6 +209,13 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
         _temp_dir=str(folder / "ray"),
         **shared,
     )
+
+
+def _hush() -> None:
+    """Have Ray print nothing of lost nodes (its stack, in colours) on standard output, which may be JSON: we say it in our words."""
+    from ray._private import worker
+
+    worker._worker_logs_enabled = False
 
 
 @contextlib.contextmanager

@@ -181,3 +181,19 @@ def test_a_node_that_times_out_at_its_start_is_a_message(monkeypatch: pytest.Mon
         ClusterError, match=r"^can't reach Ray on this machine: The current node timed out during startup\.$"
     ):
         local.connect(None, cpus=1)
+
+
+def test_what_ray_says_of_lost_nodes_stays_out_of_standard_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It prints the stack of a node that ended into what may be JSON."""
+    from ray._private import worker
+
+    monkeypatch.setattr(worker, "_worker_logs_enabled", True)
+    shown = [True, False]
+    for number, wanted in enumerate(shown):
+        worker.print_to_stdstream(
+            {"lines": [f"Raylet {number} is terminated"], "pid": "raylet", "is_err": False}, False
+        )
+        assert bool(capsys.readouterr().out) == wanted
+        local._hush()
