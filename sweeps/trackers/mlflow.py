@@ -6,10 +6,13 @@ with the parameters that they have: a process may have been killed before it cou
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from sweeps.track_rules import SQLITE
 from sweeps.track_spec import MLflowConfig
 from sweeps.trackers.base import RunFacts, SweepFacts
 
@@ -38,8 +41,10 @@ class MLflowTracker:
         from mlflow import MlflowClient, entities
 
         self._entities = entities
-        self._client = MlflowClient(self._config.tracking_uri)
         self._key = sweep.key
+        if (database := _database(self._config.tracking_uri)) is not None and not database.exists():
+            _make(database, sweep.key, MlflowClient)
+        self._client = MlflowClient(self._config.tracking_uri)
         self._runs: dict[str, str] = notes.setdefault("runs", {})
         self._experiment = notes.get("experiment") or self._find_experiment()
         notes["experiment"] = self._experiment
@@ -122,6 +127,33 @@ class MLflowTracker:
         made = [self._entities.Metric(_name(name), value, stamp, step) for name, value in values.items()]
         for at in range(0, len(made), NUMBERS_AT_ONCE):
             self._client.log_batch(run, metrics=made[at : at + NUMBERS_AT_ONCE])
+
+
+def _database(uri: str | None) -> Path | None:
+    """The file of a SQLite address."""
+    return Path(uri.removeprefix(SQLITE)) if uri is not None and uri.startswith(SQLITE) and "?" not in uri else None
+
+
+def _make(database: Path, key: str, connect: Callable[[str], Any]) -> None:
+    """Have MLflow make a database aside: one whose maker is killed halfway can never be used again.
+
+    Args:
+        database: a file that is not there; where another sweep makes it meanwhile, that one stays.
+        key: the sweep's.
+        connect: makes the tables of a database that has none.
+    """
+    aside = database.with_name(f".{database.name}.{key}.tmp")
+    for left in database.parent.glob(f"{aside.name}*"):
+        left.unlink()
+    connect(f"{SQLITE}{aside}")
+    try:
+        os.link(aside, database)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        if not database.exists():
+            aside.replace(database)
+    aside.unlink(missing_ok=True)
 
 
 def _name(text: str) -> str:

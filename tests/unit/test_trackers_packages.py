@@ -43,7 +43,17 @@ class MLflowServer(ModuleType):
 
     def MlflowClient(self, uri: str) -> MLflowServer:
         self.uri = uri
+        if uri.startswith("sqlite:///"):
+            self._migrate(Path(uri.removeprefix("sqlite:///")))
         return self
+
+    def _migrate(self, file: Path) -> None:
+        """Tables are made one after another, and a half of them is of no use any more."""
+        if not file.exists():
+            file.write_text("half")
+            self._called()
+            file.write_text("whole")
+        assert file.read_text() == "whole", "table secrets already exists"
 
     def _called(self) -> None:
         self.calls += 1
@@ -115,9 +125,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> MLflowServer:
     return made
 
 
-def tell_mlflow(notes: dict[str, Any], facts: SweepFacts = FACTS) -> None:
-    tracker = MLflowTracker(MLflowConfig(tracking_uri="http://there"))
-    tracker.open(facts, notes)
+def tell_mlflow(notes: dict[str, Any], uri: str = "http://there") -> None:
+    tracker = MLflowTracker(MLflowConfig(tracking_uri=uri))
+    tracker.open(FACTS, notes)
     for run in RUNS:
         tracker.began(run, 5.0)
         tracker.reported(run, 3, {"tune/loss": 0.5}, 6.0)
@@ -158,6 +168,39 @@ def test_mlflow_shows_what_a_resume_goes_on_with_as_running(server: MLflowServer
     ended = {RUNS[0].id: "FINISHED", RUNS[2].id: "FINISHED"}
     assert server.states == {"sweep": "RUNNING", RUNS[1].id: "RUNNING", **ended}
     assert next(iter(server.runs.values())).data.params["trials"] == "3"
+
+
+def test_a_database_whose_maker_was_killed_is_made_again(server: MLflowServer, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    server.kill_at = 0
+    with pytest.raises(Killed):
+        tell_mlflow({}, uri)
+    tell_mlflow({}, uri)
+    assert len(server.runs) == 4
+    assert server.uri == uri
+    assert [file.name for file in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_database_that_another_sweep_made_meanwhile_stays(
+    server: MLflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def none(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(mlflow.os, "link", none)
+    file, connect = tmp_path / "mlflow.db", server.MlflowClient
+    mlflow._make(tmp_path / "new.db", "key", connect)
+    assert (tmp_path / "new.db").read_text() == "whole"
+
+    def meanwhile(uri: str) -> None:
+        connect(uri)
+        file.write_text("theirs")
+
+    mlflow._make(file, "key", meanwhile)
+    assert file.read_text() == "theirs"
+    assert {each.name for each in tmp_path.iterdir()} == {"mlflow.db", "new.db"}
 
 
 def test_mlflow_is_told_no_path_of_the_machine(server: MLflowServer) -> None:
