@@ -30,8 +30,12 @@ SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 """The trackers' packages report nothing about themselves, and print no addresses."""
-DEFAULTS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
-"""What is tried again is tried again here; the shell may say otherwise."""
+DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+"""What is tried again is tried again here, and only warnings are printed; the shell may say otherwise."""
 
 
 def environment() -> dict[str, str]:
