@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cluster.base import ClusterError, ClusterLost, Placement, place
 from cluster.local import RayCluster, connect
 from cluster.meters import Meters, Number
+from cluster.sharing import Claim, Sharing
 from cluster.watch import HeadWatch, NodeCount
 from pipelines.config import asks_models, shares_memo
 from pipelines.stage import Devices
@@ -35,10 +36,13 @@ from sweeps.worker import CallWorker, Setup, make_task, worker_environment
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
+    from sweeps.spec import SweepSpec
 
 KILL_SECONDS = 5.0
 """How long Ray may take to notice that it killed a worker."""
 TICK_SECONDS = 0.2
+HELD_SECONDS = 3.0
+"""Readers are told who goes first once a slot has stood empty for so long."""
 _MENDS = {
     False: "set storage: to a folder that all of them share",
     True: "remote storage alone does not carry weights between nodes yet: set STOCKPOT_WORK to a folder that all of them share, or use one node",
@@ -82,13 +86,21 @@ class RayBackend:
         self._told_lost = False
         self._nodes = NodeCount(lambda: len(self._cluster.nodes))
         self._residents: Residents | None = None
+        self._sharing = None if self._cluster.embedded else self._share(loaded.spec)
+        self._held_at = math.inf
         try:
             self._setup, self.placement = self._prepare(env)
         except BaseException:
-            self._watch.close()
-            self._nodes.close()
+            self._end_watching()
             self._cluster.close()
+            self._watch.close()
             raise
+        if self._sharing is not None:
+            self._sharing.placement = self.placement
+
+    def _share(self, spec: SweepSpec) -> Sharing:
+        """Tell the cluster's other drivers of this one; resident models wait for their places from the start."""
+        return Sharing(Claim(spec.name, spec.priority, waiting=asks_models(spec.pipeline)), lambda: self._cluster.nodes)
 
     def _prepare(self, env: Mapping[str, str]) -> tuple[Setup, Placement]:
         """What workers are told and get; resident models are started first, where the pipeline asks them."""
@@ -161,6 +173,8 @@ class RayBackend:
                     for lease in list(controller.search.running):
                         controller.kill(lease, Failure("node", "ended with the grace of a stop"))
             controller.cleanup()
+        if self._sharing is not None:
+            self._sharing.tell(waiting=False, placed=0)
         if interrupts.count:
             raise KeyboardInterrupt
 
@@ -190,19 +204,26 @@ class RayBackend:
             self._callers.close()
             if self._residents is not None:
                 self._residents.close()
-        self._nodes.close()
+        self._end_watching()
         self._cluster.close()
         self._watch.close()
+
+    def _end_watching(self) -> None:
+        self._nodes.close()
+        if self._sharing is not None:
+            self._sharing.close()
 
     def _new_caller(self, number: int) -> CallActor:
         placed = self.placement
         options: dict[str, Any] = {"num_cpus": placed.cpus, "num_gpus": placed.gpus, "max_concurrency": 2}
         log = str(self._paths.log("calls" if number == 0 else f"calls-{number}"))
         if placed.workers == 1:
-            return CallActor(ray.remote(**options)(CallWorker).remote(self._setup, log))
+            actor = ray.remote(**options)(CallWorker).remote(self._setup, log)
+            return CallActor(actor, ready=actor.__ray_ready__.remote())
         group = ray.util.placement_group([{"CPU": placed.cpus, "GPU": placed.gpus}] * placed.workers, strategy="PACK")
         first = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
-        return CallActor(ray.remote(**options, scheduling_strategy=first)(CallWorker).remote(self._setup, log), group)
+        actor = ray.remote(**options, scheduling_strategy=first)(CallWorker).remote(self._setup, log)
+        return CallActor(actor, group, actor.__ray_ready__.remote())
 
     def _spawn(self, lease: Lease) -> dict[str, Any]:
         task = make_task(self._loaded, self._paths, lease, self._setup)
@@ -217,16 +238,35 @@ class RayBackend:
         for line in self._nodes.news():
             self._say(line)
         loop.tick()
+        if loop.stopping:
+            controller.withdraw(Failure("node", "the sweep stopped before there was a place"))
+        self._let_others_go_first(loop, controller)
         seconds = self._loaded.spec.stall_after
         for lease in loop.stalled():
             if controller.age(lease) > seconds and not self._waits(lease, seconds):
                 controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
 
+    def _let_others_go_first(self, loop: Loop, controller: LeaseController) -> None:
+        """Start nothing while another sweep goes first; its name is told once that has left a slot empty for a while."""
+        if self._sharing is None:
+            return
+        self._sharing.tell(controller.waits and not loop.stopping, controller.placed)
+        first, now = self._sharing.first, time.monotonic()
+        controller.hold_back(first is not None)
+        empty = first is not None and not loop.stopping and controller.placed < self.slots
+        self._held_at = min(self._held_at, now) if empty else math.inf
+        if first is not None and now - self._held_at > HELD_SECONDS:
+            loop.held_back(first.sweep, first.priority)
+        elif not empty:
+            loop.held_back(None)
+
     def _check_call(self) -> None:
         """Raise where a call need not be waited for: the head is gone, or somebody asked for a stop."""
         self._refuse_lost()
         if take_request(self._paths, self._began) is not None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("command")
+        if self._sharing is not None:
+            self._sharing.tell(self._callers.waits, self._callers.placed)
 
     def _refuse_lost(self) -> None:
         """Raise ClusterLost when the head is gone; else Ray would end this process in the middle of something."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
 from sweeps.failures import INFRASTRUCTURE, classify
 from sweeps.loop import CallFailed, Pending
+
+PLACE_SECONDS = 5.0
+"""A process with a place is there by then."""
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,19 @@ class CallActor:
     Attributes:
         actor: `sweeps.worker.CallWorker`.
         group: the placement group that it has to itself, with room for the workers that it trains with; None without any.
+        ready: done once the process has its place and is there.
+        since: when it was asked for (`time.monotonic`).
     """
 
     actor: Any
     group: Any = None
+    ready: Any = None
+    since: float = field(default_factory=time.monotonic)
+
+    @property
+    def placed(self) -> bool:
+        """Whether it is there."""
+        return self.ready is None or bool(ray.wait([self.ready], timeout=0)[0])
 
     def end(self) -> None:
         """End the process, and those that it started."""
@@ -104,6 +117,17 @@ class Callers:
             self._all.remove(caller)
             if ray.is_initialized():
                 caller.process.end()
+
+    @property
+    def placed(self) -> int:
+        """Workers that are there."""
+        return sum(caller.process.placed for caller in self._all)
+
+    @property
+    def waits(self) -> bool:
+        """Whether one has been asked for so long ago that it must be waiting for a place."""
+        since = time.monotonic() - PLACE_SECONDS
+        return any(caller.process.since < since and not caller.process.placed for caller in self._all)
 
     def close(self) -> None:
         """End all of them."""

@@ -293,7 +293,7 @@ class _Drive:
             budget: the body of the `budget_changed` event that this driver begins with.
         """
         end: dict[str, Any] = {"reason": "interrupted"}
-        status, asked = INTERRUPTED, False
+        status, asked = INTERRUPTED, ""
         try:
             changed = [] if budget is None else [Event("budget_changed", budget)]
             self._ledger.append([Event("driver_started", self._host), *changed])
@@ -308,8 +308,8 @@ class _Drive:
             elif reason == "aborted":
                 status = FAILED
             end["reason"] = reason
-        except KeyboardInterrupt:
-            asked = True
+        except KeyboardInterrupt as interrupt:
+            asked = str(interrupt) or "ctrl-c"
         except ClusterLost as lost:
             end["why"] = str(lost)
             self._say(f"{lost}; raise one again, then resume")
@@ -321,15 +321,15 @@ class _Drive:
             raise
         finally:
             with held():
-                self._ledger.append([*(self._stop() if asked else ()), Event("driver_ended", end)])
+                self._ledger.append([*(self._stop(asked) if asked else ()), Event("driver_ended", end)])
             self._show()
             self._ledger.close()
             self._tracking.finish()
         return status
 
-    def _stop(self) -> list[Event]:
-        """The request to stop that Ctrl-C is, where nobody wrote it: leases were over, or the second one came at once."""
-        return [Event("stop_requested", {"by": "ctrl-c"})] if fold(self._ledger.events()).stop is None else []
+    def _stop(self, by: str) -> list[Event]:
+        """The request to stop, where nobody wrote it: leases were over, or the second Ctrl-C came at once."""
+        return [Event("stop_requested", {"by": by})] if fold(self._ledger.events()).stop is None else []
 
     def _tune(self) -> str:
         """Leases until there are none left; `finished`, `interrupted` or `aborted`."""
@@ -435,6 +435,10 @@ class Shown:
     def request_stop(self, by: str, grace: float = math.inf) -> None:
         """Tell the loop."""
         self._loop.request_stop(by, grace)
+
+    def held_back(self, by: str | None, priority: int = 0) -> None:
+        """Tell the loop."""
+        self._loop.held_back(by, priority)
 
     def tick(self) -> None:
         """Let the loop tick, then show how far it is."""

@@ -181,6 +181,12 @@ class Engine:
         bound = self._clock() - self._plan.spec.stall_after
         return [lease for lease, held in self._leases.items() if held.heard < bound and not held.stopped]
 
+    def held_back(self, by: str | None, priority: int = 0) -> None:
+        """Keep for readers that another sweep goes first, or does no more; said again and again, it is an event once."""
+        if self.state.held_back != (None if by is None else (by, priority)):
+            self._journal.stage("held_back", by=by, priority=priority)
+            self._commit()
+
     @property
     def overdue(self) -> bool:
         """True once running leases have had the time that a stop gave them to their next report."""

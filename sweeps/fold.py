@@ -61,7 +61,7 @@ def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) ->
     state.drivers += 1
     state.driver, state.driver_ended, state.driver_ended_why = dict(body), None, ""
     state.driver_started_at = event.time
-    state.stop = None
+    state.stop = state.held_back = None
     for run in state.runs.values():
         if run.phase == "running":
             run.phase, run.lease = "interrupted", None
@@ -169,6 +169,10 @@ def _checkpoint_deleted(state: SweepState, body: Mapping[str, Any], event: Event
         report.deleted = True
 
 
+def _held_back(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.held_back = None if body["by"] is None else (body["by"], body["priority"])
+
+
 def _stop_requested(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.stop = body["by"]
 
@@ -251,6 +255,7 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "failed": _failed,
     "run_ended": _run_ended,
     "checkpoint_deleted": _checkpoint_deleted,
+    "held_back": _held_back,
     "stop_requested": _stop_requested,
     "probed": _probed,
     "final_frozen": _final_frozen,

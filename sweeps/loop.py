@@ -43,6 +43,10 @@ class Loop(Protocol):
         """True once a stop was requested (Ctrl-C, `stockpot stop`, budget): running leases end at their next report."""
         ...
 
+    def held_back(self, by: str | None, priority: int = 0) -> None:
+        """Another sweep of the cluster goes first, with its priority; None: no more. For people alone: it decides nothing."""
+        ...
+
     def stalled(self) -> list[str]:
         """Running leases that have not reported for `stall_after`: kill them and tell `failed` of a `stall`."""
         ...

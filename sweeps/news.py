@@ -110,6 +110,12 @@ def _stop(body: Mapping[str, Any]) -> Told:
     return f"asked to stop by {by.get(body['by'], body['by'])}", "bad"
 
 
+def _held_back(body: Mapping[str, Any]) -> Told:
+    if body["by"] is None:
+        return "no other sweep goes first any more", "plain"
+    return f"waits: sweep {body['by']} (priority {body['priority']}) goes first", "plain"
+
+
 def _driver(body: Mapping[str, Any]) -> Told:
     return f"driver pid {body['pid']} on {body['host']} began", "plain"
 
@@ -138,6 +144,7 @@ _TELL = {
     "adjusted": _adjusted,
     "lease_started": _leased,
     "decided": _decided,
+    "held_back": _held_back,
     "stop_requested": _stop,
     "driver_started": _driver,
     "driver_ended": _driver_ended,

@@ -46,6 +46,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     `trials.tried` counts trials that have a result or failed; it never falls. `resource.done` counts each run to its
     newest report, `ahead` is what is still to come; `seconds` counts all drivers together, up to the newest event. `eta` (seconds from `at`, with its range)
     is about the trials; `then` says what follows them. `failures` counts by kind, those that were tried again included.
+    `held_back` is the sweep of the cluster that goes first.
 
     Args:
         state: the fold of the ledger.
@@ -87,6 +88,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         | {"ended": state.driver_ended, "why": state.driver_ended_why},
         "eta": None if eta is None else eta.record(),
         "then": " and ".join(follows),
+        "held_back": None if state.held_back is None else dict(zip(("by", "priority"), state.held_back, strict=True)),
         "at": at,
     }
 

@@ -33,6 +33,8 @@ from sweeps.worker import LeaseWorker
 
 READY_SECONDS = 120.0
 """How long a worker may take to start, or to take up its next lease, before that counts as silence."""
+FREE_SECONDS = 1.0
+"""A lease that has waited for a place for so long waits for others to end: Ray gives away a free place within a second."""
 PLACE_SECONDS = 5.0
 """How long a lease waits for a place of its own before it takes a worker that another one has left."""
 TRAINABLE = "stockpot-lease"
@@ -80,10 +82,12 @@ class LeaseSearch(SearchAlgorithm):
         self._resources = resources
         self.running: dict[str, Trial] = {}
         """Leases handed out and not ended."""
+        self.held = False
+        """Whether no lease is to begin for now."""
 
     def next_trial(self) -> Trial | None:
         """A Tune trial for the next lease, or None: nothing for now."""
-        if len(self.running) >= self._slots:
+        if self.held or len(self.running) >= self._slots:
             return None
         lease = self._loop.ask()
         if lease is None:
@@ -171,12 +175,11 @@ class LeaseController(TuneController):
 
     def kill(self, lease: str, failure: Failure) -> None:
         """End a lease at once, its worker or its wait for a place; the loop is told `failure`."""
-        worker = self._worker(lease)
+        worker, trial = self._worker(lease), self.search.running.get(lease)
         if worker is not None and lease not in self._killed:
             self._killed[lease] = failure
             ray.kill(worker)
-        elif worker is None and lease in self.search.running:
-            trial = self.search.running[lease]
+        elif trial is not None and self._has_no_place(trial):
             self._leave_queue(trial)
             self._schedule_trial_stop(trial)
             self.scheduler.lost(lease, failure)
@@ -187,6 +190,36 @@ class LeaseController(TuneController):
         if self._worker(lease) is None:
             return 0.0
         return max(0.0, now - self._began.setdefault(lease, now + READY_SECONDS))
+
+    @property
+    def placed(self) -> int:
+        """Workers that have a place, busy or not."""
+        return int(self._actor_manager.num_live_actors)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a lease has waited for a place for longer than Ray takes to give one."""
+        since = time.monotonic() - FREE_SECONDS
+        return any(asked < since and self._has_no_place(trial) for trial, asked in self._asked.items())
+
+    def hold_back(self, held: bool) -> None:
+        """Begin nothing, keep no free worker and ask for no place, until told otherwise; called again and again."""
+        self.search.held = held
+        if not held:
+            return
+        self._cleanup_cached_actors(force_all=True)
+        for trial in [trial for trial in self._staged_trials if self._has_no_place(trial)]:
+            self._leave_queue(trial)
+            self._pending_trials_list.append(trial)
+
+    def withdraw(self, failure: Failure) -> None:
+        """End the leases that have no place; the loop is told `failure`."""
+        for lease, trial in list(self.search.running.items()):
+            if self._has_no_place(trial):
+                self.kill(lease, failure)
+
+    def _has_no_place(self, trial: Trial) -> bool:
+        return trial in self._pending_trials and self._worker(trial.trial_id) is None
 
     def _leave_queue(self, trial: Trial) -> None:
         """Ask Ray no longer for a place for a trial that has none."""
@@ -216,7 +249,7 @@ class LeaseController(TuneController):
 
     def _schedule_trial_actor(self, trial: Trial) -> None:
         """From here on a lease waits for a place."""
-        self._asked[trial] = time.monotonic()
+        self._asked.setdefault(trial, time.monotonic())
         super()._schedule_trial_actor(trial)
 
     def _maybe_add_actors(self) -> None:
@@ -224,6 +257,8 @@ class LeaseController(TuneController):
 
         Else they would wait for ever: warm workers keep their places.
         """
+        if self.search.held:
+            return
         self._asked = {trial: since for trial, since in self._asked.items() if trial in self._pending_trials}
         late = time.monotonic() - PLACE_SECONDS
         for trial, since in self._asked.items():
@@ -238,7 +273,9 @@ class LeaseController(TuneController):
         return super()._maybe_reuse_cached_actor(trial)
 
     def _maybe_cache_trial_actor(self, trial: Trial) -> bool:
-        """A worker after an error, or one that has grown, is not kept."""
+        """A worker after an error, one that has grown, and one whose place another sweep waits for, is not kept."""
+        if self.search.held:
+            return False
         if trial.trial_id in self.scheduler.recycle:
             self.scheduler.recycle.discard(trial.trial_id)
             return False

@@ -160,6 +160,8 @@ class SweepState:
     """how the newest driver ended; None while it is at work, and where it was killed"""
     driver_ended_why: str = ""
     """what broke the newest driver off; empty where nothing did, or nobody knows"""
+    held_back: tuple[str, int] | None = None
+    """sweep of the cluster, with its priority, that the present driver lets go first"""
     stop: str | None = None
     """who asked the present driver to stop"""
     finished: dict[str, Any] | None = None

@@ -109,7 +109,7 @@ def seen(state: SweepState, loaded: LoadedSweep, paths: SweepPaths, driver: Mapp
     shot["driver"] = dict(driver) if driver is not None else None
     if driver is None:
         shot["trials"]["running"] = 0  # what a dead driver's trials were doing, they no longer do
-        shot["eta"] = None
+        shot["eta"] = shot["held_back"] = None
     if driver is None and shot["state"] != "finished":
         shot["state"] = "stopped" if state.stop is not None else "interrupted"
     return shot
@@ -156,6 +156,9 @@ def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
         lines.append(f"  failures {kinds} (stockpot logs {word_for(paths)})")
     if driver is not None and shot["state"] == "running":
         lines.append(f"  left     {outlook(shot, shot['at'])}")
+    if shot["held_back"] is not None and shot["state"] == "running":
+        first = shot["held_back"]
+        lines.append(f"  waiting  sweep {first['by']} (priority {first['priority']}) goes first")
     lines.append(f"  driver   {_driver(shot)}")
     if driver is not None:
         lines.append(f"  devices  {_devices(shot)}")

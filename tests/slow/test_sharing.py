@@ -18,6 +18,7 @@ import pytest
 import ray
 
 from cluster.local import connect
+from cluster.sharing import RayStore
 from sweeps.load import load_file
 from sweeps.paths import SweepPaths
 
@@ -35,7 +36,8 @@ pipeline:
   total: 3
   metrics: {{loss: minimize}}
   kwargs: {{x: 0.5, wait_at: {wait_at}, wait_for: {wait_for}}}
-parameters: {{kwargs.x: {values}}}
+parameters: {parameters}
+priority: {priority}
 method: grid
 metric: loss
 early_terminate: {early}
@@ -52,7 +54,14 @@ class TwoCpus:
 
     def write(self, name: str, **settings: Any) -> SweepPaths:
         """A sweep file of that name."""
-        usual = {"wait_at": 0, "values": [0.1, 0.2], "early": "none", "cpus": 1, "most": 2}
+        usual = {
+            "wait_at": 0,
+            "parameters": "{kwargs.x: [0.1, 0.2]}",
+            "early": "none",
+            "cpus": 1,
+            "most": 2,
+            "priority": 0,
+        }
         text = FILE.format(name=name, wait_for=self.folder / f"{name}.go", **{**usual, **settings})
         (self.folder / f"{name}.yaml").write_text(text)
         return load_file(self.folder / f"{name}.yaml").paths
@@ -85,6 +94,21 @@ class TwoCpus:
         """What each placement group that has its place holds."""
         groups = ray.util.placement_group_table().values()
         return [bundle for group in groups if group["state"] == "CREATED" for bundle in group["bundles"].values()]
+
+    def claims(self) -> dict[str, dict[str, Any]]:
+        """What the drivers say of their sweeps, by name."""
+        entries = [json.loads(value) for value in RayStore().all().values()]
+        return {entry["sweep"]: entry for entry in entries}
+
+    def shot(self, name: str) -> dict[str, Any]:
+        """A sweep's status, as JSON."""
+        found: dict[str, Any] = json.loads(self.run("status", f"runs/{name}", "--json").stdout)
+        return found
+
+
+def leases(paths: SweepPaths) -> int:
+    """Leases begun so far."""
+    return sum(event.kind == "lease_started" for event in killing.read(paths))
 
 
 def await_that(true: Callable[[], bool], *drivers: subprocess.Popen[bytes], seconds: float = SECONDS) -> None:
@@ -147,5 +171,40 @@ def test_a_trial_reserves_what_it_asked_for_and_a_stop_frees_it(cluster: TwoCpus
     assert cluster.drive("long").wait(SECONDS) == 0
     again = [e.body for e in killing.read(paths)[len(events) :] if e.kind == "lease_started"]
     assert [(lease["from_resource"], lease["attempt"]) for lease in again] == [(1, 1)]
-    shot = json.loads(cluster.run("status", "runs/long", "--json").stdout)
+    shot = cluster.shot("long")
     assert (shot["state"], shot["trials"]["finished"]) == ("finished", 1)
+
+
+def test_a_higher_priority_gets_the_next_free_places_and_the_lower_goes_on_after_it(cluster: TwoCpus) -> None:
+    gates = [cluster.folder / f"gate-{number}" for number in range(4)]
+    gates[2].touch()
+    gates[3].touch()
+    low = cluster.write("low", wait_at=1, parameters=f"{{kwargs.wait_for: [{', '.join(map(str, gates))}]}}")
+    cluster.write("high", wait_at=1, cpus=2, most=1, priority=5)
+    first = cluster.drive("low")
+    second = None
+    try:
+        await_that(lambda: len(cluster.held()) == 2 and leases(low) == 2, first)
+        second = cluster.drive("high")
+        await_that(lambda: cluster.claims().get("high", {}).get("waiting") is True, first, second)
+        seen = cluster.claims()["low"]["count"]
+        await_that(lambda: cluster.claims()["low"]["count"] > seen + 1, first, second)
+        gates[0].touch()
+        await_that(lambda: cluster.free() == 1.0, first, second)
+        await_that(lambda: cluster.shot("low")["held_back"] == {"by": "high", "priority": 5}, first, second)
+        assert "waiting  sweep high (priority 5) goes first" in cluster.run("status", "runs/low").stdout
+        assert leases(low) == 2
+        gates[1].touch()
+        await_that(lambda: cluster.held() == [{"CPU": 2.0}], first, second)
+        assert [event.kind for event in killing.read(low)].count("reported") == 2
+        cluster.let_go("high")
+        assert second.wait(SECONDS) == 0
+        assert first.wait(SECONDS) == 0
+    finally:
+        for driver in (first, second):
+            if driver is not None:
+                driver.kill()
+                driver.wait()
+    assert (cluster.shot("low")["trials"]["finished"], cluster.shot("high")["trials"]["finished"]) == (4, 2)
+    assert cluster.shot("low")["held_back"] is None
+    assert cluster.claims() == {}

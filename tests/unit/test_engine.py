@@ -342,6 +342,17 @@ def test_a_stop_without_grace_is_overdue_at_once_and_the_budgets_never(tmp_path)
     assert hand.engine.overdue
 
 
+def test_who_goes_first_on_a_shared_cluster_is_an_event_once_and_ends_with_the_driver(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3))
+    for first in (None, "high", "high", None, None, "high"):
+        hand.engine.held_back(first, 5)
+    assert hand.kinds().count("held_back") == 3
+    assert fold(hand.ledger.events()).held_back == ("high", 5)
+    assert hand.engine.ask() is not None, "the loop itself decides nothing by it"
+    hand.ledger.close()
+    assert Hand(tmp_path / "s", plan(trials=3, total=9, first=3)).engine.state.held_back is None
+
+
 def test_hours_count_all_drivers_together_and_end_what_waits(tmp_path):
     sweep = plan(trials=100, total=9, budget={"hours": 1})
     hand = Hand(tmp_path / "s", sweep)

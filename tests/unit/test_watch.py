@@ -189,6 +189,17 @@ def test_the_driver_that_ends_between_two_looks_is_not_taken_for_killed(
     assert read_snapshot(paths)["state"] == "finished"
 
 
+def test_a_sweep_that_lets_another_go_first_says_so_while_its_driver_runs(
+    half: tuple[SweepPaths, list[Event], Ledger],
+) -> None:
+    paths, _, ledger = half
+    assert "goes first" not in describe(read_snapshot(paths), paths)
+    ledger.append([Event("held_back", {"by": "urgent", "priority": 5})])
+    assert "  waiting  sweep urgent (priority 5) goes first\n" in describe(read_snapshot(paths), paths)
+    ledger.drop()
+    assert "goes first" not in describe(read_snapshot(paths), paths)
+
+
 def test_status_takes_its_arguments(
     half: tuple[SweepPaths, list[Event], Ledger], capsys: pytest.CaptureFixture[str]
 ) -> None:
