@@ -1,4 +1,4 @@
-"""Language models as evaluators ask for them: a local one in memory, and one that answers from the memo first.
+"""A language model as evaluators ask for it: a local one in memory.
 
 Answers do not depend on the other rows of a batch: prompts are padded on the left and masked, and a sampled request
 draws from a generator of its own. Batched equals single up to the last bits of fp32.
@@ -14,24 +14,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import DynamicCache
 
-from evaluators.base import Example, Generation, GenerationRequest, LanguageModel, Messages, RowLoss, chat_prompt
-from pipelines.computing import compute
+from evaluators.base import Example, Generation, GenerationRequest, Messages, RowLoss
 from pipelines.continuations import Piece, Totals, encode_pairs, output_at, score_shared, sharing, totals
 from pipelines.finetune.data import IGNORED, Encoded, chat_text, encode, encode_prompt
-from pipelines.memo import Call, Cost, Memo
 
 FUNCTION = 1
-"""Version of what is computed here, in the memo's keys; raise it when an answer changes."""
+"""Version of what is computed here, in the memo's keys (`pipelines.memoised_lm`); raise it when an answer changes."""
 
 
 class LocalLanguageModel:
@@ -203,103 +199,6 @@ class LocalLanguageModel:
                 positions = positions[:, -1:] + 1
 
 
-def memoised(
-    model: LanguageModel,
-    memo: Memo,
-    *,
-    model_hash: str,
-    tokenizer_hash: str,
-    dtype: str,
-    settings: Mapping[str, Any] | None = None,
-) -> MemoisedLanguageModel:
-    """The model behind the memo; see `MemoisedLanguageModel`."""
-    return MemoisedLanguageModel(model, memo, model_hash, tokenizer_hash, dtype, settings or {})
-
-
-@dataclass
-class MemoisedLanguageModel:
-    """Answers from the memo, and asks the model for what nobody has asked yet; implements `LanguageModel`.
-
-    Attributes:
-        model: who computes.
-        memo: the store.
-        model_hash: content hash of weights and configuration, adapter included.
-        tokenizer_hash: content hash of the tokenizer and its chat template.
-        dtype: `float32` or `bfloat16`.
-        settings: what else a row's loss depends on (`sequence_len`).
-    """
-
-    model: LanguageModel
-    memo: Memo
-    model_hash: str
-    tokenizer_hash: str
-    dtype: str
-    settings: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        self._owner = uuid.uuid4().hex
-
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        """See `LanguageModel`."""
-
-        def call(request: GenerationRequest) -> Call:
-            parameters = {
-                "max_new_tokens": request.max_new_tokens,
-                "temperature": request.temperature,
-                "stop": list(request.stop),
-            }
-            seed = request.seed if request.temperature > 0 else None
-            return self._call("generate", _plain(request.prompt), parameters, seed)
-
-        answers = self._answers(requests, call, self.model.generate, lambda a: asdict(a), lambda a: a.new_tokens)
-        return [Generation(**answer) for answer in answers]
-
-    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """See `LanguageModel`."""
-
-        def call(pair: tuple[str, str]) -> Call:
-            return self._call("loglikelihood", list(pair), {}, None)
-
-        answers = self._answers(pairs, call, self.model.loglikelihood, lambda a: list(a), lambda a: 0)
-        return [(float(nats), bool(greedy)) for nats, greedy in answers]
-
-    def token_losses(self, rows: Sequence[Example]) -> list[RowLoss]:
-        """See `LanguageModel`."""
-
-        def call(row: Example) -> Call:
-            return self._call("token_losses", [_plain(row.prompt), row.completion], dict(self.settings), None)
-
-        answers = self._answers(rows, call, self.model.token_losses, lambda a: asdict(a), lambda a: a.tokens)
-        return [RowLoss(**answer) for answer in answers]
-
-    def chat_prompt(self, messages: Messages, *, opened: bool) -> str:
-        """See `RendersChat`."""
-        return chat_prompt(self.model, messages, opened=opened)
-
-    def _call(self, kind: str, asked: Any, parameters: dict[str, Any], seed: int | None) -> Call:
-        return Call(kind, FUNCTION, self.model_hash, self.tokenizer_hash, self.dtype, asked, parameters, seed)
-
-    def _answers(
-        self,
-        asked: Sequence[Any],
-        call: Callable[[Any], Call],
-        ask: Callable[[Any], list[Any]],
-        record: Callable[[Any], Any],
-        tokens: Callable[[Any], int],
-    ) -> list[Any]:
-        """Answers as JSON values, in order."""
-        calls = [call(one) for one in asked]
-        by_key = {one.key: item for one, item in zip(calls, asked, strict=True)}
-
-        def missing(wanted: list[Call]) -> list[tuple[bytes, Cost]]:
-            started = time.monotonic()
-            answers = ask([by_key[one.key] for one in wanted])
-            seconds = (time.monotonic() - started) / len(wanted)
-            return [(json.dumps(record(answer)).encode(), Cost(seconds, tokens(answer))) for answer in answers]
-
-        return [json.loads(value) for value in compute(self.memo, calls, missing, self._owner)]
-
-
 @dataclass
 class _Decoding:
     """One request while it is answered."""
@@ -399,10 +298,6 @@ def _end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     ends = getattr(settings, "eos_token_id", None)
     listed = ends if isinstance(ends, list) else [ends]
     return frozenset(token for token in [*listed, tokenizer.eos_token_id] if token is not None)
-
-
-def _plain(prompt: str | Messages | None) -> Any:
-    return prompt if prompt is None or isinstance(prompt, str) else [dict(message) for message in prompt]
 
 
 def _beginning(tokenizer: Any) -> int:

@@ -36,7 +36,8 @@ from pipelines.finetune.objective import Objective
 from pipelines.finetune.run import Run
 from pipelines.finetune.trainer import unpatched
 from pipelines.finetune.wrapping import is_sharded, shard
-from pipelines.lm import LocalLanguageModel, memoised
+from pipelines.lm import LocalLanguageModel
+from pipelines.memoised_lm import memoised
 from pipelines.soups import merge
 from pipelines.soups.resident import ResidentSum
 from pipelines.splits import Splits, load_splits

@@ -15,8 +15,9 @@ from evaluators.base import Example, Generation, GenerationRequest, LanguageMode
 from pipelines.continuations import Piece, windows
 from pipelines.finetune.data import encode
 from pipelines.finetune.model import load_folder
-from pipelines.lm import LocalLanguageModel, memoised, pad, trained_logits
+from pipelines.lm import LocalLanguageModel, pad, trained_logits
 from pipelines.memo import LocalMemo
+from pipelines.memoised_lm import memoised
 
 PROMPTS = ["a", "two plus two is ", "Once upon a time there was", "xyz " * 9, "", "b"]
 
