@@ -167,7 +167,7 @@ def model_problem(text: str, folder: Path) -> str | None:
     if _exists(path):
         if path.is_file() and path.suffix != ".gguf":
             return f"{show(text)} is a file, but no GGUF file; name the folder of the model"
-        return None
+        return _unreadable(path)
     if _path_like(text):
         return f"{show(text)} is not there ({path}); {_near(path)}paths are relative to the sweep file"
     if not _HUB.match(text):
@@ -181,11 +181,18 @@ def _package_problem(text: str) -> str | None:
         return f"{show(text)} is not package://MODULE/PATH"
     root = package_folder(module)
     if root is None:
-        return f"the package '{module}' is not installed; pip install {module.replace('_', '-')}"
+        return f"the package '{module}' is not installed; pip install --no-deps {module.replace('_', '-')}"
     path = root / inside
     if not _exists(path):
         return f"the package '{module}' has no '{inside}'; {_near(path)}it lies in {root}"
-    return None
+    return _unreadable(path)
+
+
+def _unreadable(path: Path) -> str | None:
+    """What is wrong with a GGUF file on a machine that can't read one."""
+    if path.suffix != ".gguf" or importlib.util.find_spec("gguf") is not None:
+        return None
+    return f"{path.name} can't be read without the package 'gguf'; pip install --no-deps gguf"
 
 
 def package_folder(module: str) -> Path | None:

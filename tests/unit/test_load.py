@@ -282,7 +282,10 @@ def test_a_secret_is_never_printed(tmp_path):
         ("a/b/c", "'a/b/c' is not there"),
         ("model.gguf", "'model.gguf' is not there"),
         ("two words", "is neither a hub id (OWNER/NAME) nor a path"),
-        ("package://no_such_package/x", "the package 'no_such_package' is not installed; pip install no-such-package"),
+        (
+            "package://no_such_package/x",
+            "the package 'no_such_package' is not installed; pip install --no-deps no-such-package",
+        ),
         ("package://pydantic/none", "the package 'pydantic' has no 'none'"),
         ("package://pydantic", "is not package://MODULE/PATH"),
         ("https://example.org/model", "is no model"),
@@ -294,6 +297,14 @@ def test_a_secret_is_never_printed(tmp_path):
 def test_base_models_are_looked_for(tmp_path, base_model, said):
     text = SFT.replace("HuggingFaceTB/SmolLM2-135M-Instruct", f"'{base_model}'")
     assert said in only(problems(tmp_path, text))
+
+
+def test_a_gguf_file_is_refused_at_the_door_where_nothing_can_read_it(tmp_path, monkeypatch):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    text = SFT.replace("HuggingFaceTB/SmolLM2-135M-Instruct", "./model.gguf")
+    load(tmp_path, text)
+    monkeypatch.setattr("sweeps.local.importlib.util.find_spec", lambda name: None)
+    assert "pip install --no-deps gguf" in only(problems(tmp_path, text))
 
 
 def test_a_local_model_is_made_absolute_and_a_package_is_not_imported(tmp_path):
