@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +21,7 @@ from sweeps.judge_rules import asks_a_judge, check_judge
 from sweeps.layer_rules import check_layers
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
 from sweeps.metrics import Metric, owner, subjects
+from sweeps.package_rules import check_packages
 from sweeps.paths import is_remote
 from sweeps.problems import show
 from sweeps.rung_rules import check_rungs
@@ -84,7 +84,7 @@ def apply_rules(draft: Draft) -> Verdicts:
         _moot(draft, verdicts)
         _half_precision(draft, verdicts)
         _remote_code(draft, verdicts)
-        _eight_bits(draft)
+        check_packages(draft)
     if draft.sound("pipeline", "resources"):
         _energy(draft, verdicts)
     if draft.sound("early_terminate"):
@@ -288,17 +288,6 @@ def _moot(draft: Draft, verdicts: Verdicts) -> None:
 def _arms(key: str, lacks: str) -> tuple[str, str]:
     """An optimizer that has a use for a key, and one that has none."""
     return ("prodigy" if key.startswith("prodigy") else "adamw"), lacks
-
-
-def _eight_bits(draft: Draft) -> None:
-    """8-bit moments need a package that not every installation has; trials on other machines would need it there."""
-    place = draft.source("optimizer")
-    wanted = any(isinstance(c, FineTuneConfig) and c.optimizer == "adamw_8bit" for _, c in draft.configs)
-    if wanted and importlib.util.find_spec("bitsandbytes") is None:
-        draft.wrong(
-            place,
-            "'adamw_8bit' needs the package bitsandbytes, which is not installed: pip install 'stockpot[bitsandbytes]'",
-        )
 
 
 def _energy(draft: Draft, verdicts: Verdicts) -> None:

@@ -242,7 +242,9 @@ def _from_gguf(path: Path, cache: Path) -> Path:
                 path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
             )
         except ImportError as error:
-            raise UserError(f"base_model: {path.name} needs the package gguf (pip install --no-deps gguf): {error}") from error
+            raise UserError(
+                f"base_model: {path.name} needs the package gguf (pip install --no-deps gguf): {error}"
+            ) from error
         except (OSError, ValueError, KeyError, IndexError, struct.error) as error:
             raise UserError(f"base_model: {path} can't be read as GGUF: {first_line(error)}") from error
         for mark in ("is_quantized", "quantization_method", "hf_quantizer"):
