@@ -6,17 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
 from evaluators.config import EVALUATOR_CONFIGS, EvaluatorConfig, name_of
 from pipelines.config import DPOConfig, FineTuneConfig, RagConfig, SFTConfig
 from pipelines.finetune.config import ADAPTER_KEYS
-from sweeps.baselines import changes
+from sweeps.baseline_rules import check_baseline
 from sweeps.benchmark_rules import check_benchmark, check_decides
 from sweeps.budget import asked_for, finalists
-from sweeps.complaints import complaints
-from sweeps.draft import Draft, type_config
-from sweeps.fields import lookup, overlay
+from sweeps.draft import Draft
 from sweeps.judge_rules import asks_a_judge, check_judge
 from sweeps.layer_rules import check_layers
 from sweeps.metric_rules import check_method, check_metrics, check_soup_metric
@@ -92,7 +88,7 @@ def apply_rules(draft: Draft) -> Verdicts:
     if draft.sound("pipeline", "soup", "early_terminate", "keep", "budget", "method"):
         _soup(draft, verdicts)
     if draft.sound("pipeline", "baseline") and draft.spec.baseline is not None:
-        verdicts.baseline = _baseline(draft, draft.spec.baseline)
+        verdicts.baseline = check_baseline(draft, draft.spec.baseline)
     return verdicts
 
 
@@ -379,43 +375,3 @@ def _soup_scores(draft: Draft, verdicts: Verdicts) -> None:
         draft.wrong(("soup", "method"), "learned minimises the likelihood of answers, not dpo's loss; take greedy")
     if verdicts.metrics:
         check_soup_metric(draft, verdicts.metrics)
-
-
-def _baseline(draft: Draft, baseline: str | Mapping[str, Any]) -> dict[str, Any]:
-    """The baseline's changes by dotted path, validated in the configuration they make."""
-    flat: dict[str, Any] = {}
-    places: dict[str, Place] = {}
-    if not isinstance(baseline, str):
-        _flatten(draft, baseline, ("baseline",), (), flat, places)
-    elif isinstance(draft.spec.pipeline, FineTuneConfig):
-        flat = changes(baseline, draft.spec.pipeline, draft.spec.resources.together)
-    else:
-        kind = draft.spec.pipeline.type
-        draft.wrong(("baseline",), f"'{baseline}' is a fine-tune's; for {kind} give changes to pipeline, or delete it")
-    config = overlay(draft.spec.pipeline.model_dump(mode="json", exclude_unset=True), flat, draft.models)
-    try:
-        type_config(config, draft.spec.resources.together)
-    except ValidationError as error:
-        for found in complaints(error, config, draft.models, "baseline"):
-            path = ".".join(str(part) for part in found.path)
-            place = next((places[key] for key in places if path == key or path.startswith(f"{key}.")), ("baseline",))
-            draft.document.problems.append(draft.document.problem(place, found.message, key=found.on_key))
-    return flat
-
-
-def _flatten(
-    draft: Draft,
-    raw: Mapping[str, Any],
-    place: Place,
-    path: tuple[str, ...],
-    flat: dict[str, Any],
-    places: dict[str, Place],
-) -> None:
-    for key, value in raw.items():
-        words = tuple(key.split("."))
-        here = (*path, *(words[1:] if not path and words[0] == "pipeline" else words))
-        if isinstance(value, Mapping) and (not here or lookup(draft.models, here).models):
-            _flatten(draft, value, (*place, key), here, flat, places)
-        else:
-            flat[".".join(here)] = value
-            places[".".join(here)] = (*place, key)
