@@ -8,7 +8,6 @@ followed by one that goes on with the same decisions.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import signal
@@ -35,6 +34,7 @@ from sweeps.load import LoadedSweep, from_record
 from sweeps.loop import Answer, Backend, CallFailed, Loop
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
+from sweeps.records import write_resolved
 from sweeps.state import SweepState
 from sweeps.tracking import Tracking
 from sweeps.trial import Lease
@@ -92,9 +92,12 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
     say = _sayer(paths, progress)
     for warning in loaded.warnings:
         say(f"warning: {warning}")
-    with _connected(loaded, paths, address, say) as backend, driving(paths, say) as drive:
-        ledger = _create(loaded, paths)
-        status = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say).to_the_end()
+    with _terminable(), contextlib.ExitStack() as cluster:
+        backend = cluster.enter_context(_connected(loaded, paths, address, say))
+        with driving(paths, say) as drive:
+            ledger = _create(loaded, paths)
+            walk = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say, cluster.close)
+            status = walk.to_the_end()
     return drive.status(status)
 
 
@@ -124,7 +127,7 @@ def resume(
         StorageError: when remote storage can't be used, or another driver has the sweep there.
     """
     say = _sayer(paths, progress)
-    with driving(paths, say) as drive:
+    with _terminable(), driving(paths, say) as drive:
         status = _resume(paths, budget, address, progress, say)
     return drive.status(status)
 
@@ -153,9 +156,10 @@ def _resume(
         if body is not None:
             loaded = from_record(with_budget(state.spec, body))
         refuse_changed_data(loaded)
-        with _connected(loaded, paths, address, say) as backend:
-            drive = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say)
-            return drive.to_the_end(body)
+        with contextlib.ExitStack() as cluster:
+            backend = cluster.enter_context(_connected(loaded, paths, address, say))
+            walk = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say, cluster.close)
+            return walk.to_the_end(body)
     finally:
         ledger.drop()
 
@@ -183,18 +187,11 @@ def _create(loaded: LoadedSweep, paths: SweepPaths) -> Ledger:
     record = loaded.record()
     paths.root.mkdir(parents=True, exist_ok=True)
     ledger = Ledger.create(paths.root)
-    _write_resolved(paths, record)
+    write_resolved(paths, record)
     space = {"paths": list(loaded.space.paths), "configurations": loaded.space.size}
     body = {"name": loaded.spec.name, "spec": record, "versions": _versions(), "space": space}
     ledger.append([Event("sweep_created", body)])
     return ledger
-
-
-def _write_resolved(paths: SweepPaths, record: Mapping[str, Any]) -> None:
-    """`sweep.resolved.json`, written aside and moved."""
-    aside = paths.resolved_spec.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
-    aside.replace(paths.resolved_spec)
 
 
 def _versions() -> dict[str, str]:
@@ -209,19 +206,28 @@ def _versions() -> dict[str, str]:
 def _connected(
     loaded: LoadedSweep, paths: SweepPaths, address: str | None, say: Callable[[str], None]
 ) -> Iterator[RayBackend]:
-    """The backend; SIGTERM is a Ctrl-C while it is there."""
+    """The backend, until the cluster is let go."""
     say(f"connecting to Ray at {address}" if address else "starting Ray here")
     from sweeps.backend import RayBackend
 
     backend = RayBackend(loaded, paths, address, on_message=say)
-    before = _on_sigterm(_interrupt)
     try:
+        _on_sigterm(_interrupt)  # Ray has put its own in the place of ours
         backend.refuse_unseen(paths.root.parent)
         placed = backend.placement
         say(f"{placed.slots} trial{'s' if placed.slots > 1 else ''} at a time, each with {placed.each}")
         yield backend
     finally:
         backend.close()
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM is a Ctrl-C meanwhile."""
+    before = _on_sigterm(_interrupt)
+    try:
+        yield
+    finally:
         _on_sigterm(before)
 
 
@@ -264,7 +270,7 @@ def _sayer(paths: SweepPaths, progress: Progress | None) -> Callable[[str], None
 
 
 class _Drive:
-    """One driver's walk. The ledger is open; it is closed when the walk ends."""
+    """One driver's walk. The ledger is open; it is closed when the walk ends, and then `let_go` lets the cluster go."""
 
     def __init__(
         self,
@@ -275,8 +281,10 @@ class _Drive:
         host: Mapping[str, Any],
         progress: Progress | None,
         say: Callable[[str], None],
+        let_go: Callable[[], None] = lambda: None,
     ) -> None:
         self._loaded = loaded
+        self._let_go = let_go
         self._ledger = ledger
         self._paths = paths
         self._backend = backend
@@ -297,7 +305,7 @@ class _Drive:
         try:
             changed = [] if budget is None else [Event("budget_changed", budget)]
             self._ledger.append([Event("driver_started", self._host), *changed])
-            _write_resolved(self._paths, fold(self._ledger.events()).spec)
+            write_resolved(self._paths, fold(self._ledger.events()).spec)
             if budget is not None:
                 self._said(f"the budget is now {describe(budget)}")
             self._tracking.start()
@@ -324,7 +332,10 @@ class _Drive:
                 self._ledger.append([*(self._stop(asked) if asked else ()), Event("driver_ended", end)])
             self._show()
             self._ledger.close()
-            self._tracking.finish()
+            try:
+                self._let_go()  # GPUs wait for no tracker, and for no upload
+            finally:
+                self._tracking.finish()
         return status
 
     def _stop(self, by: str) -> list[Event]:

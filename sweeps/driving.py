@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from sweeps.fetching import fetch_ledger, fetch_texts, fetch_weights, refresh, seen_holder, write_spec
 from sweeps.ledger_file import LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
+from sweeps.records import read_record
 from sweeps.riding import Rider
+from sweeps.segments import FOLDER, Segments, SegmentsDamaged, segment_lines, segment_name
 from sweeps.stopping import request_stop, stop_text
 from sweeps.storage import Storage, StorageError, open_storage
-from sweeps.storage_lease import STOP, StorageLease, look, own_number
+from sweeps.storage_lease import STOP, Held, StorageLease, is_ours, look
 
 
 class Drive:
@@ -50,15 +50,17 @@ def driving(paths: SweepPaths, say: Callable[[str], None]) -> Iterator[Drive]:
     storage = open_storage(paths.url)
     storage.prove()
     with _alone(paths):
-        _set_aside(storage, paths, say)
-        lease = StorageLease.take(storage, paths, lambda text: request_stop(paths, text))
+        found = look(storage)
+        _set_aside(storage, paths, found, say)
+        lease = StorageLease.take(storage, paths, found, lambda text: request_stop(paths, text))
         try:
-            if fetch_ledger(storage, paths) and not paths.resolved_spec.exists():
+            there = fetch_ledger(storage, paths)
+            if there and not paths.resolved_spec.exists():
                 write_spec(paths)
-            fetch_weights(storage, paths, say)
-            if not paths.logs.is_dir():
+            if not paths.logs.is_dir():  # before anything is said, which goes into a log
                 fetch_texts(storage, paths)
-            rider = Rider(storage, paths, lease, say)
+            doomed = fetch_weights(storage, paths, say) if there else []
+            rider = Rider(storage, paths, lease, say, doomed)
             try:
                 yield drive
             finally:
@@ -98,20 +100,43 @@ def _alone(paths: SweepPaths) -> Iterator[None]:
                 paths.root.rmdir()
 
 
-def _set_aside(storage: Storage, paths: SweepPaths, say: Callable[[str], None]) -> None:
+def _set_aside(storage: Storage, paths: SweepPaths, found: Held, say: Callable[[str], None]) -> None:
     """Move away what lies in the working folder, where another machine has gone on with the sweep since."""
-    number, nonce = own_number(paths)
-    found = look(storage)
-    if not paths.ledger.exists() or (found.number, found.holder.get("nonce", "")) in ((number, nonce), (0, "")):
+    segments, ours = Segments(paths.segments), is_ours(found, paths)
+    if not (paths.ledger.exists() or segments.numbers()) or (found.alive and not ours):
+        return  # nothing lies here, or it is refused in a moment
+    if (ours or not found.number) and not _diverged(storage, segments):
         return
-    if found.alive:
-        return  # refused in a moment
+    number = read_record(paths.lease).get("number", 0)
     aside = paths.root.with_name(f"{paths.name}.overtaken-{number}-{time.strftime('%Y%m%d-%H%M%S')}")
     aside.mkdir()
     for path in paths.root.iterdir():
         if path != paths.storage_lock:
             path.rename(aside / path.name)
     say(f"another machine has gone on with {paths.name} since it was driven here; what lay here is in {aside}")
+
+
+def _diverged(storage: Storage, segments: Segments) -> bool:
+    """Whether the newest segment that is both here and there is another one there: a driver taken for dead wrote it late.
+
+    Raises:
+        StorageError: `damaged` where what is there is no segment.
+    """
+    there = storage.files(FOLDER)
+    common = [number for number in segments.numbers() if segment_name(number) in there]
+    if not common:
+        return False
+    name, own = segment_name(common[-1]), segments.path(common[-1])
+    data = storage.get(name)
+    if data is None or data == own.read_bytes():
+        return False
+    try:
+        segment_lines(name, data)
+    except SegmentsDamaged as error:
+        raise StorageError(
+            "damaged", f"{storage.url}: {error}, and {own} is sound: remove {name} there, and it is sent again"
+        ) from error
+    return True
 
 
 def refuse_storage(paths: SweepPaths) -> None:
@@ -129,13 +154,13 @@ def refuse_storage(paths: SweepPaths) -> None:
         return
     storage = open_storage(paths.url)
     storage.prove()
-    if storage.files("ledger"):
+    if storage.files(FOLDER):
         raise LedgerError(
             f"the name '{paths.name}' is in use in {paths.url.rpartition('/')[0]}: go on with `stockpot resume {paths.url}`, "
             "or choose another name (name: in the file, or --set name=...)"
         )
     found = look(storage)
-    if found.alive and found.number != own_number(paths)[0]:
+    if found.alive and not is_ours(found, paths):
         raise LedgerError(f"another driver is just beginning {paths.url}; ask again in a minute")
 
 
@@ -166,30 +191,23 @@ def ask_to_stop(paths: SweepPaths, grace: float) -> None:
         open_storage(paths.url).put(STOP, stop_text(grace))
 
 
-def holder_of(paths: SweepPaths, *, ask: bool = False) -> Mapping[str, Any] | None:
+def holder_of(paths: SweepPaths, *, ask: bool = False, texts: bool = False) -> Mapping[str, Any] | None:
     """Who drives a sweep now, {pid, host, started}: by its lock here, else by what remote storage says.
 
     Args:
         paths: where the sweep lies, or a reader's copy of it.
         ask: ask the storage now; else what it said last counts.
+        texts: bring logs and pages up to date, too, where it is asked.
     """
     here = DriverLock.holder(paths.lock)
     if here is not None or not paths.url:
         return here
     if ask and paths.seen.exists():
         with contextlib.suppress(StorageError):  # what it said last counts
-            refresh(paths)
+            refresh(paths, texts=texts)
     return seen_holder(paths)
 
 
 def unsent(paths: SweepPaths) -> Mapping[str, Any] | None:
     """What the last driver of a working folder could not send: {segments, why, kind}; None where all is in the storage."""
-    return _record(paths.unsent)
-
-
-def _record(path: Path) -> dict[str, Any] | None:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+    return read_record(paths.unsent) or None

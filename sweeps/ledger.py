@@ -57,7 +57,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluators.base import ItemSet, Score
-from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database, unwritable
+from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database, trouble, unwritable
 from sweeps.ledger_file import LedgerError as LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
@@ -385,7 +385,7 @@ def _restore(segments: Segments, database: sqlite3.Connection, paths: SweepPaths
         raise LedgerError(f"{paths.segments}: {error}") from error
     except DAMAGE as error:
         database.close()
-        raise LedgerError(f"{paths.ledger} is damaged ({error}): move it away and resume") from error
+        raise trouble(paths.ledger, error) from error
 
 
 def _take(paths: SweepPaths) -> DriverLock:

@@ -11,10 +11,24 @@ DAMAGE = (sqlite3.Error, UnicodeDecodeError)
 
 UNWRITABLE = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN)
 """What SQLite says where the disk is full or may not be written."""
+UNWRITABLE_IO = (
+    sqlite3.SQLITE_IOERR_WRITE,
+    sqlite3.SQLITE_IOERR_FSYNC,
+    sqlite3.SQLITE_IOERR_DIR_FSYNC,
+    sqlite3.SQLITE_IOERR_TRUNCATE,
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+)
+"""The same, where it was the WAL or its index that found no room."""
 
 
 class LedgerError(RuntimeError):
     """The ledger can't be opened, is held by another driver, or is damaged; the message says what to do."""
+
+
+class LedgerUnwritable(LedgerError):
+    """The ledger is sound and can't be written: a full or read-only disk."""
 
 
 SCHEMA = """
@@ -39,11 +53,20 @@ def damaged(file: Path, what: str) -> LedgerError:
     )
 
 
+def trouble(file: Path, error: Exception) -> LedgerError:
+    """The error for what SQLite raised about a file that is written: `LedgerUnwritable` where it is sound."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code & 0xFF in UNWRITABLE or code in UNWRITABLE_IO:
+        return unwritable(file, str(error))
+    return damaged(file, str(error))
+
+
 def open_database(path: Path, durable: bool) -> sqlite3.Connection:
     """Open the file, made where it is missing; tables of an older version get what they lack.
 
     Raises:
         LedgerError: when it is damaged.
+        LedgerUnwritable: when the disk is full or read-only.
     """
     try:
         database = sqlite3.connect(path, timeout=10, isolation_level=None, check_same_thread=False)
@@ -58,12 +81,10 @@ def open_database(path: Path, durable: bool) -> sqlite3.Connection:
                 database.execute(f"ALTER TABLE {table} ADD COLUMN seal INTEGER")
     except DAMAGE as error:
         database.close()
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in UNWRITABLE:
-            raise unwritable(path, str(error)) from error
-        raise damaged(path, str(error)) from error
+        raise trouble(path, error) from error
     return database
 
 
-def unwritable(path: Path, why: str) -> LedgerError:
+def unwritable(path: Path, why: str) -> LedgerUnwritable:
     """The error for a file that is sound and can't be written, with the way out."""
-    return LedgerError(f"{path} can't be written ({why}): free some space or make it writable there, then go on")
+    return LedgerUnwritable(f"{path} can't be written ({why}): free some space or make it writable there, then go on")

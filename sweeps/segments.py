@@ -22,6 +22,10 @@ UNSEALED = 1
 """An older format, without the last line."""
 
 
+FOLDER = "ledger"
+"""Where segments lie, below a sweep's folder or URL."""
+
+
 class SegmentsDamaged(RuntimeError):
     """A segment is unreadable or one is missing between others; says which."""
 
@@ -80,6 +84,12 @@ class Segments:
         """File of a segment."""
         return self.folder / f"{number:06d}.jsonl"
 
+    def after(self, number: int) -> Iterator[int]:
+        """Numbers of the segments that follow one, as far as there are; without a look at all the others."""
+        while self.path(number + 1).exists():
+            number += 1
+            yield number
+
     def header(self, number: int) -> dict[str, Any]:
         """First line of a segment: {format, after, until}.
 
@@ -127,15 +137,41 @@ class Segments:
         """
         name = self.path(number).name
         try:
-            text = self.path(number).read_text(encoding="utf-8")
-            found = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
-        except (OSError, ValueError) as error:
+            data = self.path(number).read_bytes()
+        except OSError as error:
             raise SegmentsDamaged(f"{name} can't be read: {error}") from error
-        if found[0]["format"] == FORMAT:
-            body, _, _ = text[:-1].rpartition("\n")
-            if found.pop() != {"sha256": text_seal(body + "\n")}:
-                raise SegmentsDamaged(f"{name} is not what was written")
-        yield from found[1:]
+        yield from segment_lines(name, data)
+
+
+def segment_name(number: int) -> str:
+    """A segment's name below its sweep's folder or URL."""
+    return f"{FOLDER}/{number:06d}.jsonl"
+
+
+def segment_number(name: str) -> int:
+    """Number of a segment by its name below its sweep's folder or URL; 0 for another file's."""
+    folder, _, file = name.rpartition("/")
+    stem, _, suffix = file.partition(".")
+    return int(stem) if folder == FOLDER and suffix == "jsonl" and stem.isdecimal() and stem.isascii() else 0
+
+
+def segment_lines(name: str, data: bytes) -> list[dict[str, Any]]:
+    """What a segment's bytes hold, below its header.
+
+    Raises:
+        SegmentsDamaged: if they are not what was written.
+    """
+    try:
+        text = data.decode("utf-8")
+        found = [json.loads(line) for line in text.removesuffix("\n").split("\n")]
+        sealed = found[0]["format"] == FORMAT
+    except (ValueError, KeyError, TypeError) as error:
+        raise SegmentsDamaged(f"{name} can't be read: {error}") from error
+    if sealed:
+        body, _, _ = text[:-1].rpartition("\n")
+        if found.pop() != {"sha256": text_seal(body + "\n")}:
+            raise SegmentsDamaged(f"{name} is not what was written")
+    return found[1:]
 
 
 def restore(segments: Segments, database: sqlite3.Connection) -> int:

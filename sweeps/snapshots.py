@@ -9,18 +9,22 @@ from __future__ import annotations
 import json
 import sqlite3
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines.hashes import file_hash
 from sweeps.paths import SweepPaths
+from sweeps.records import parsed
 from sweeps.storage import Storage, StorageError
 
 FOLDER, POINTER = "snapshot", "snapshot.json"
 _TABLES = ("events", "items", "item_sets")
 
 
-def send_snapshot(storage: Storage, paths: SweepPaths, segment: int, until: int) -> bool:
+def send_snapshot(
+    storage: Storage, paths: SweepPaths, segment: int, until: int, refuse_lost: Callable[[], None]
+) -> bool:
     """Copy the ledger up to an event, and point to the copy; False where this machine can't make one (a full disk).
 
     Args:
@@ -28,6 +32,7 @@ def send_snapshot(storage: Storage, paths: SweepPaths, segment: int, until: int)
         paths: its working folder.
         segment: number of the segment that ends with `until`.
         until: the last event that the storage has.
+        refuse_lost: raises where another driver has the sweep; asked before anything that was there is changed.
 
     Raises:
         StorageError: if it can't be sent.
@@ -39,9 +44,11 @@ def send_snapshot(storage: Storage, paths: SweepPaths, segment: int, until: int)
             name = f"{FOLDER}/{until:09d}.sqlite"
             record = {"name": name, "until": until, "segment": segment, "sha256": file_hash(copy)}
             before = _pointer(storage)
+            refuse_lost()
             storage.send(copy, name)
     except (OSError, sqlite3.Error):
         return False
+    refuse_lost()
     storage.put(POINTER, json.dumps(record).encode())
     kept = {name, None if before is None else before["name"]}
     storage.delete(sorted(set(storage.files(FOLDER)) - kept))
@@ -62,6 +69,8 @@ def fetch_snapshot(storage: Storage, paths: SweepPaths) -> int:
         storage.fetch(record["name"], aside)
         if file_hash(aside) != record["sha256"]:
             raise StorageError("damaged", f"{storage.url}: {record['name']} is not what was sent")
+        for left in ("-wal", "-shm"):  # of a ledger that was moved away: SQLite would play them into this one
+            paths.ledger.with_name(paths.ledger.name + left).unlink(missing_ok=True)
         aside.replace(paths.ledger)
     finally:
         aside.unlink(missing_ok=True)
@@ -83,12 +92,9 @@ def _copy(ledger: Path, copy: Path, until: int) -> None:
 
 
 def _pointer(storage: Storage) -> dict[str, Any] | None:
-    data = storage.get(POINTER)
+    record = parsed(storage.get(POINTER))
     try:
-        record = json.loads(data) if data is not None else None
-        if record is not None:
-            whole = {"name": str(record["name"]), "until": int(record["until"])}
-            return {**whole, "segment": int(record["segment"]), "sha256": str(record["sha256"])}
+        whole = {"name": str(record["name"]), "until": int(record["until"])}
+        return {**whole, "segment": int(record["segment"]), "sha256": str(record["sha256"])}
     except (ValueError, KeyError, TypeError):
-        pass
-    return None
+        return None

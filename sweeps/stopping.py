@@ -7,6 +7,7 @@ import os
 import time
 
 from sweeps.paths import SweepPaths
+from sweeps.records import write_aside
 
 GRACE_SECONDS = 10.0
 """How long running trials may take to their next report, where nobody says."""
@@ -23,9 +24,7 @@ def stop_text(grace: float = GRACE_SECONDS) -> bytes:
 
 def request_stop(paths: SweepPaths, text: bytes) -> None:
     """Leave the file that the driver polls for, written aside and moved."""
-    aside = paths.stop_request.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_bytes(text)
-    aside.replace(paths.stop_request)
+    write_aside(paths.stop_request, text)
 
 
 def take_request(paths: SweepPaths, since: float) -> float | None:

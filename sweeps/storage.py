@@ -15,9 +15,10 @@ import contextlib
 import errno
 import importlib
 import importlib.util
+import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,11 +82,11 @@ SCHEMES: dict[str, Scheme] = {
 """Scheme of a URL -> what serves it."""
 ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "azure": "az", "adl": "az"}
 """What others call them."""
-_FULL = ("quota", "insufficientstorage", "no space", "507", "storagefull")
-_DENIED = (
-    "accessdenied", "access denied", "forbidden", "credential", "signaturedoesnotmatch", "invalidaccesskey", "unauthorized",
-    "authentication", "401", "403",
-)  # fmt: skip
+_FULL = re.compile(r"quota|insufficientstorage|no space|\b507\b|storagefull")
+_DENIED = re.compile(
+    r"accessdenied|access denied|forbidden|credential|signaturedoesnotmatch|invalidaccesskey|unauthorized|authentication"
+    r"|\b401\b|\b403\b"
+)
 
 
 class StorageError(RuntimeError):
@@ -122,11 +123,16 @@ class Storage:
         self.url = url
 
     def files(self, folder: str = "") -> dict[str, int]:
-        """Bytes of every file below a folder, by name; empty where there is none."""
+        """Bytes of every file below a folder, by name, or of the one file that is meant; empty where there is none.
+
+        A name that would lead out of a folder on this machine, or means none there, is passed over: anybody may write a bucket.
+        """
         with self._told(f"list {folder or 'it'}"):
             found = self._files.find(self._at(folder), detail=True)
         start = len(self._root.strip("/")) + 1
-        return {path.lstrip("/")[start:]: int(info["size"]) for path, info in found.items()}
+        named = {path.lstrip("/")[start:]: int(info["size"]) for path, info in found.items()}
+        below = {name: size for name, size in named.items() if not folder or f"{name}/".startswith(f"{folder}/")}
+        return {name: size for name, size in below.items() if _is_tame(name)}
 
     def get(self, name: str) -> bytes | None:
         """A small file's bytes, or None where there is none."""
@@ -149,18 +155,35 @@ class Storage:
                 self._files.pipe_file(self._at(name), data, mode="create")
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno != errno.EINVAL or not self._files.exists(self._at(name)):
+                    raise
+                return False  # how s3fs says that a server other than Amazon's has one
             return True
 
-    def send(self, file: Path, name: str) -> None:
+    def send(self, file: Path, name: str, moved: Callable[[], None] = lambda: None) -> None:
         """Upload a file.
+
+        Args:
+            file: on this machine.
+            name: there.
+            moved: called whenever a piece of it has gone.
 
         Raises:
             FileNotFoundError: if it is not there any more.
         """
+        from fsspec.callbacks import Callback
+
         with file.open("rb"):
             pass
-        with self._told(f"write {name}"):
-            self._files.put_file(str(file), self._at(name))
+        pieces = Callback(hooks={"moved": lambda size, value, **more: moved()})
+        try:
+            with self._told(f"write {name}"):
+                self._files.put_file(str(file), self._at(name), callback=pieces)
+        except StorageError as error:
+            if error.kind == "gone" and not file.exists():  # it was deleted while it went
+                raise FileNotFoundError(errno.ENOENT, "was deleted while it went", str(file)) from error
+            raise
 
     def fetch(self, name: str, file: Path) -> None:
         """Download a file, written aside and moved.
@@ -226,27 +249,43 @@ class Storage:
         try:
             yield
         except self._errors as error:
-            raise told(error, f"{self.url}: can't {doing}", self._mend) from error
+            raise told(error, f"{self.url}: can't {doing}", self._mend, self._root) from error
 
 
-def told(error: Exception, doing: str, mend: str = "") -> StorageError:
-    """The typed error for what a filesystem raised."""
+def _is_tame(name: str) -> bool:
+    return not any(part in ("", ".", "..") or "\0" in part for part in name.split("/"))
+
+
+def told(error: Exception, doing: str, mend: str = "", root: str = "") -> StorageError:
+    """The typed error for what a filesystem raised.
+
+    Args:
+        error: what it raised.
+        doing: what was tried.
+        mend: what to look at where a request is refused.
+        root: bucket and prefix, whose own words say nothing about what is wrong.
+    """
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-    low = f"{type(error).__name__} {error}".lower()
+    low = f"{type(error).__name__} {_without(str(error), root)}".lower()
     code = getattr(error, "errno", None)
     look = f"; look at {mend}" if mend else ""
-    if code in FULL_DISK or any(word in low for word in _FULL):
+    if code in FULL_DISK or _FULL.search(low):
         return StorageError("full", f"{doing}: it is full ({text})")
     if isinstance(error, FileNotFoundError) or "nosuchbucket" in low or "containernotfound" in low:
         return StorageError("gone", f"{doing}: the bucket is not there ({text})")
-    if (
-        isinstance(error, PermissionError)
-        or code in (errno.EROFS, errno.EACCES, errno.EPERM)
-        or any(word in low for word in _DENIED)
-    ):
+    if isinstance(error, PermissionError) or code in (errno.EROFS, errno.EACCES, errno.EPERM) or _DENIED.search(low):
         return StorageError("denied", f"{doing}: it is refused ({text}){look}")
     return StorageError("unreachable", f"{doing}: no good answer ({text}){look}")
+
+
+def _without(text: str, root: str) -> str:
+    """A message without the names that it quotes: paths below `root`, addresses, and the bucket."""
+    text = re.sub(r"\w+://\S+", "", text)
+    if root:
+        text = re.sub(rf"/?{re.escape(root)}[^\s'\"]*", "", text)
+        text = re.sub(rf"(?<!\w){re.escape(root.partition('/')[0])}(?!\w)", "", text)
+    return text
 
 
 def problem(url: str) -> str | None:

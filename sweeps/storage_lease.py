@@ -5,8 +5,9 @@
 sign of life older than `DEAD_SECONDS` by the storage's own clock, may write the next number; of two who try, the storage lets one
 through. A holder that sees a higher number than its own has lost the sweep: it stops, and sends nothing more.
 
-A working folder keeps the lease that it was last driven under, so that a driver killed on this machine is followed at once by the
-next one here (the lock of the folder proves that it is dead), and so that a folder that another machine has overtaken is known.
+A working folder has a nonce, which its drivers write into their leases, so that a driver killed on this machine is followed at once
+by the next one here (the lock of the folder proves that it is dead), and so that a folder that another machine has overtaken is known.
+It is noted in the folder before a lease is taken with it: no kill makes a lease of one's own a stranger's.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sweeps.paths import SweepPaths
+from sweeps.records import parsed, read_record, write_aside
 from sweeps.stopping import stop_text
 from sweeps.storage import Storage, StorageError
 
@@ -66,7 +68,7 @@ def look(storage: Storage, *, writing: bool = True) -> Held:
     number = max((int(name[len(FOLDER) + 1 :][:-5]) for name in names if _is_lease(name)), default=0)
     if not number:
         return Held(0, {}, None)
-    holder = _read(storage, _name(number, "json"))
+    holder = parsed(storage.get(_name(number, "json")))
     if _name(number, "ended") in names:
         return Held(number, holder, None)
     sign = _name(number, "alive") if _name(number, "alive") in names else _name(number, "json")
@@ -84,13 +86,15 @@ def _now(storage: Storage) -> float | None:
         storage.delete([clock])
 
 
-def own_number(paths: SweepPaths) -> tuple[int, str]:
-    """Number and nonce of the lease that a working folder was last driven under; (0, "") where it never was."""
-    try:
-        record = json.loads(paths.lease.read_text(encoding="utf-8"))
-        return int(record["number"]), str(record["nonce"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0, ""
+def own_nonce(paths: SweepPaths) -> str:
+    """What the drivers of a working folder write into their leases; empty where it was never driven."""
+    return str(read_record(paths.lease).get("nonce", ""))
+
+
+def is_ours(found: Held, paths: SweepPaths) -> bool:
+    """Whether a lease was taken by a driver of this working folder."""
+    nonce = own_nonce(paths)
+    return bool(nonce) and found.holder.get("nonce") == nonce
 
 
 class StorageLease:
@@ -106,29 +110,31 @@ class StorageLease:
         self._storage = storage
         self._on_stop = on_stop
         self._over = threading.Event()
+        self._unsaid = False
         self._thread = threading.Thread(target=self._keep, name="stockpot-lease", daemon=True)
         self.number = number
         self.lost = ""
         self._thread.start()
 
     @classmethod
-    def take(cls, storage: Storage, paths: SweepPaths, on_stop: Callable[[bytes], None]) -> StorageLease:
-        """Take the lease; the working folder's own lock is held.
+    def take(cls, storage: Storage, paths: SweepPaths, found: Held, on_stop: Callable[[bytes], None]) -> StorageLease:
+        """Take the lease that follows the newest; the working folder's own lock is held.
 
         Args:
             storage: the sweep's.
             paths: its working folder.
-            on_stop: called with the request once somebody asked for a stop through the storage, or took the sweep over.
+            found: the newest lease, as it was when the caller made up its mind; one that came since is not followed.
+            on_stop: called with the request when somebody asked for a stop through the storage, or took the sweep over; again where it raises OSError.
 
         Raises:
             StorageError: `taken` when another driver may be at work.
+            OSError: if the working folder can't be written; nothing was taken.
         """
-        number, nonce = own_number(paths)
-        found = look(storage)
-        ours = found.number == number and found.holder.get("nonce") == nonce
-        if found.alive and not ours:
+        if found.alive and not is_ours(found, paths):
             raise StorageError("taken", _refusal(paths, found))
-        nonce = uuid.uuid4().hex
+        before = own_nonce(paths)
+        nonce = before or uuid.uuid4().hex
+        write_aside(paths.lease, json.dumps({"number": found.number + 1, "nonce": nonce}))
         record = {
             "number": found.number + 1,
             "pid": os.getpid(),
@@ -138,9 +144,12 @@ class StorageLease:
         }
         name = _name(found.number + 1, "json")
         storage.put_new(name, json.dumps(record).encode())
-        if _read(storage, name).get("nonce") != nonce:  # also where a storage lets two through, and keeps the later one
+        if (
+            parsed(storage.get(name)).get("nonce") != nonce
+        ):  # also of two that a storage lets through; the later one stays
+            if not before:  # nothing was driven here: leave nothing
+                paths.lease.unlink(missing_ok=True)
             raise StorageError("taken", _refusal(paths, look(storage)))
-        paths.lease.write_text(json.dumps({"number": found.number + 1, "nonce": nonce}), encoding="utf-8")
         storage.delete([STOP])
         return cls(storage, paths, found.number + 1, on_stop)
 
@@ -150,27 +159,37 @@ class StorageLease:
         Raises:
             StorageError: when the storage does not say.
         """
-        if not self.lost and self._storage.get(_name(self.number + 1, "json")) is not None:
-            other = _read(self._storage, _name(self.number + 1, "json"))
+        if not self.lost and (said := self._storage.get(_name(self.number + 1, "json"))) is not None:
+            other = parsed(said)
             self.lost = f"pid {other.get('pid')} on {other.get('host')} has taken it over since {other.get('started')}"
-            self._on_stop(stop_text())
+            self._unsaid = True
+            self._say_lost()
         return not self.lost
 
+    def _say_lost(self) -> None:
+        with contextlib.suppress(OSError):  # a full disk: it is said again
+            self._on_stop(stop_text())
+            self._unsaid = False
+
     def close(self) -> None:
-        """Stop keeping it, and give it back where the storage answers."""
+        """Stop keeping it, and give it back where the storage answers; who still sends is stopped before that."""
         self._over.set()
         self._thread.join(timeout=ALIVE_SECONDS)
-        if not self.lost:
+        lost, self.lost = self.lost, self.lost or "its driver has ended"
+        if not lost:
             with contextlib.suppress(StorageError):  # it runs out by itself
                 self._storage.put(_name(self.number, "ended"), b"")
 
     def _keep(self) -> None:
-        while not self.lost:
-            with contextlib.suppress(StorageError):  # the rider says what is wrong with the storage
-                self._storage.put(_name(self.number, "alive"), str(time.time()).encode())
+        while not self.lost or self._unsaid:
+            if self._unsaid:
+                self._say_lost()
+            with contextlib.suppress(StorageError, OSError):  # the rider says what is wrong; it is tried again
+                if not self.lost:
+                    self._storage.put(_name(self.number, "alive"), str(time.time()).encode())
                 if self.mine() and (asked := self._storage.get(STOP)) is not None:
-                    self._storage.delete([STOP])
                     self._on_stop(asked)
+                    self._storage.delete([STOP])
             if self._over.wait(ALIVE_SECONDS):
                 return
 
@@ -192,12 +211,3 @@ def _name(number: int, suffix: str) -> str:
 def _is_lease(name: str) -> bool:
     stem, _, suffix = name.removeprefix(f"{FOLDER}/").partition(".")
     return suffix == "json" and stem.isdigit()
-
-
-def _read(storage: Storage, name: str) -> Mapping[str, Any]:
-    data = storage.get(name)
-    try:
-        record = json.loads(data) if data is not None else {}
-    except ValueError:
-        record = {}
-    return record if isinstance(record, dict) else {}

@@ -16,7 +16,7 @@ def made_once(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / f".{name}.lock"):
+    with locked(cache / f".{name}.lock"):
         if not folder.is_dir():
             for torn in cache.glob(f".{name}.*.tmp"):
                 shutil.rmtree(torn, ignore_errors=True)
@@ -31,7 +31,8 @@ def made_once(cache: Path, name: str, make: Callable[[Path], None]) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """One process of this machine at a time, by a lock on a file that dies with its process."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from sweeps.state import RunState, SweepState
 
 FOLLOW_SECONDS = 0.5
+ASK_SECONDS = 5.0
+"""How often remote storage is asked for what was added to a log; a driver sends it every 20 s."""
 ENDINGS = {
     "finished": "finished its walk",
     "interrupted": "was interrupted",
@@ -264,7 +266,7 @@ def _follow(paths: SweepPaths, log: Path, lines: int, as_records: bool) -> int:
         _print_log(log, lines)
     names = {"sweep": paths.name, **({} if log.stem == "driver" else {"trial": log.stem})}
     while True:
-        alive = holder_of(paths, ask=True) is not None
+        alive = holder_of(paths, ask=True, texts=True) is not None
         if log.exists() and (size := log.stat().st_size) != read:
             with log.open("rb") as file:
                 file.seek(read if size > read else 0)
@@ -274,7 +276,7 @@ def _follow(paths: SweepPaths, log: Path, lines: int, as_records: bool) -> int:
                 print(json.dumps(record, ensure_ascii=False) if as_records else shown(record), flush=True)
         if not alive:
             return 0
-        time.sleep(FOLLOW_SECONDS)
+        time.sleep(ASK_SECONDS if paths.seen.exists() else FOLLOW_SECONDS)
 
 
 def _in_order(runs: Iterable[RunState]) -> list[RunState]:

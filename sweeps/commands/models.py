@@ -47,19 +47,19 @@ def evaluate(arguments: argparse.Namespace) -> int:
     data = _data(arguments)
     entries = _entries(arguments, data.loaded)
     source = _model(arguments)
-    scores = _score(arguments, data, entries, source)
+    scores, status = _score(arguments, data, entries, source)
     if not scores:
         raise UsageError(f"--with {arguments.evaluators}: nothing of it is scored on {data.split}")
     if arguments.json:
         model = {"base_model": source.base_model, "adapter": source.adapter, "hash": source.content_hash}
         record = {"model": model, "on": arguments.on, "scores": [score.record() for score in scores]}
         print(json.dumps(record, indent=2, allow_nan=False))
-        return 0
+        return status
     print(f"{arguments.model} on {arguments.on}")
     width = max(len(score.name) for score in scores)
     for score in scores:
         print(f"  {score.name:<{width}}  {_number(score)}, n={score.n}{_unscored(score)}")
-    return 0
+    return status
 
 
 def _number(score: Score) -> str:
@@ -73,8 +73,12 @@ def _unscored(score: Score) -> str:
 
 def _score(
     arguments: argparse.Namespace, data: Data, entries: Sequence[Mapping[str, Any]], source: ModelSource
-) -> tuple[Score, ...]:
-    """Run the pipeline's own `evaluate` here; with a sweep's `test`, as the one driver of that sweep."""
+) -> tuple[tuple[Score, ...], int]:
+    """Run the pipeline's own `evaluate` here; with a sweep's `test`, as the one driver of that sweep.
+
+    Returns:
+        The scores, and the exit status: 1 where the opening of `test` could not be sent to the sweep's storage.
+    """
     from pipelines.stage import EvaluationJob, Services
     from sweeps.paths import cache_dir
 
@@ -83,18 +87,19 @@ def _score(
     job = EvaluationJob(config, source, data.split, tuple(entries), rows=data.rows, judge=judge)
     job = replace(job, services=Services(secret=os.environ.__getitem__, cache=str(cache_dir())))
     if data.paths is None or data.split != "test":
-        return _run(job, data)
+        return _run(job, data), 0
     from sweeps.driving import driving
     from sweeps.final import open_test
     from sweeps.ledger import Ledger
 
-    with driving(data.paths, lambda text: print(text, file=sys.stderr)):
+    with driving(data.paths, lambda text: print(text, file=sys.stderr)) as drive:
         ledger = Ledger.open(data.paths.root)
         try:
             open_test(ledger, "evaluate", [arguments.model], [f"test/{entry['type']}" for entry in entries])
-            return _run(job, data)
+            scores = _run(job, data)
         finally:
             ledger.close()
+    return scores, drive.status(0)
 
 
 def _run(job: EvaluationJob, data: Data) -> tuple[Score, ...]:

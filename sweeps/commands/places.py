@@ -127,10 +127,10 @@ def _in_storage(name: str, storage: str, writing: bool) -> SweepPaths:
 
 
 def _newest(own: SweepPaths, writing: bool) -> SweepPaths | None:
-    from sweeps.fetching import refresh, seen_number
+    from sweeps.fetching import refresh, seen_nonce
     from sweeps.lock import DriverLock
     from sweeps.storage import StorageError
-    from sweeps.storage_lease import own_number
+    from sweeps.storage_lease import own_nonce
 
     copy = own.read_copy
     if DriverLock.holder(own.lock) is not None:
@@ -144,7 +144,7 @@ def _newest(own: SweepPaths, writing: bool) -> SweepPaths | None:
         return own
     if not there:
         return own if holds_sweep(own) else None
-    newest = holds_sweep(own) and own_number(own)[0] == seen_number(copy)
+    newest = holds_sweep(own) and own_nonce(own) == seen_nonce(copy)
     return own if writing or newest else copy
 
 

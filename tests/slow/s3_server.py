@@ -147,12 +147,17 @@ def bucket(port: int, verb: str, name: str) -> int:
 
 
 def empty_and_remove(gate: Gate, name: str) -> None:
-    """What somebody does who deletes a bucket with all that is in it."""
+    """What somebody does who deletes a bucket with all that is in it, also while somebody writes there."""
     import fsspec
 
     files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
-    files.rm(files.find(name))
-    assert bucket(gate.behind, "DELETE", name) in (200, 204)
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until:
+        if found := files.find(name):
+            files.rm(found)
+        if bucket(gate.behind, "DELETE", name) in (200, 204):
+            return
+    raise AssertionError(f"the bucket {name} could not be removed in {SECONDS} s")
 
 
 def environment(gate: Gate, folder: Path) -> dict[str, str]:

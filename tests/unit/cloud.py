@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -11,11 +12,14 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+import sweeps.riding
+import sweeps.storage_lease
 from evaluators.base import Report
 from pipelines.finetune.checkpoint import placing, write_complete
+from sweeps.driving import driving
 from sweeps.ledger import Event, Ledger
 from sweeps.paths import SweepPaths
-from sweeps.storage import SCHEMES, Scheme
+from sweeps.storage import SCHEMES, Scheme, StorageError
 from sweeps.trial import Attempt, Run
 
 URL = "s3://bucket/runs"
@@ -50,7 +54,10 @@ class CloudFiles(MemoryFileSystem):
 
     def put_file(self, lpath: str, rpath: str, **more: Any) -> None:
         self._met("write", rpath)
-        super().pipe_file(rpath, Path(lpath).read_bytes())
+        data = Path(lpath).read_bytes()
+        for _ in data:
+            more["callback"].relative_update(1)
+        super().pipe_file(rpath, data)
 
     def get_file(self, rpath: str, lpath: str, **more: Any) -> None:
         self._met("read", rpath)
@@ -91,8 +98,19 @@ class Cloud:
             fsspec.filesystem("stockpot-cloud", skip_instance_cache=True), self.root + name, data
         )
 
-    def forget(self, name: str) -> None:
-        del CloudFiles.store[self.root + name]
+    def forget(self, *names: str) -> None:
+        for name in names:
+            del CloudFiles.store[self.root + name]
+
+    @property
+    def segments(self) -> list[str]:
+        return [name for name in self.names if name.startswith("ledger/")]
+
+    @property
+    def reported(self) -> list[int]:
+        """Resources of the reports in the segments, in their order."""
+        lines = [json.loads(line) for name in self.segments for line in self.read(name).splitlines()]
+        return [line["body"]["resource"] for line in lines if line.get("event") == "reported"]
 
     def breaks(self, fault: Callable[[str, str], None] | None) -> None:
         CloudFiles.fault = staticmethod(fault) if fault is not None else None
@@ -111,6 +129,10 @@ def raising(error: Exception, *verbs: str, about: str = "") -> Callable[[str, st
 def make_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
     """Put the machine in the place of S3, and this process on a machine of its own."""
     fsspec.register_implementation("stockpot-cloud", CloudFiles, clobber=True)
+    monkeypatch.setattr(sweeps.riding, "LOOK_SECONDS", 0.005)
+    monkeypatch.setattr(sweeps.riding, "AGAIN_SECONDS", (0.005,))
+    monkeypatch.setattr(sweeps.riding, "END_SECONDS", 60.0)
+    monkeypatch.setattr(sweeps.storage_lease, "ALIVE_SECONDS", 0.005)
     CloudFiles.store, CloudFiles.pseudo_dirs, CloudFiles.calls, CloudFiles.fault = {}, [""], [], None
     monkeypatch.setitem(SCHEMES, "s3", Scheme("stockpot-cloud", "fsspec", "s3", (), {}, "AWS_ACCESS_KEY_ID"))
     machine(monkeypatch, tmp_path / "one")
@@ -172,3 +194,47 @@ def report(paths: SweepPaths, ledger: Ledger, resource: int, *, saved: bool = Tr
     body = {"lease": "l0", "run": RUN, "attempt": 0, "resource": resource, "scores": [], "telemetry": {}}
     ledger.append([Event("reported", {**body, "checkpoint": f"checkpoint-{resource}", "worker_seconds": 0.1})])
     ledger.ship(force=True)
+
+
+def here() -> SweepPaths:
+    """The sweep's paths on the machine that this process is on."""
+    return SweepPaths.of(URL, "toy")
+
+
+def silent(text: str) -> None:
+    """Nobody listens."""
+
+
+def bodies(root: Path) -> list[tuple[int, str, Any]]:
+    """Everything in a ledger: seq, kind, body."""
+    ledger = Ledger.read(root)
+    found = [(event.seq, event.kind, event.body) for event in ledger.events()]
+    ledger.drop()
+    return found
+
+
+def drive(
+    *resources: int, say: Callable[[str], None] = silent, then: Callable[[], None] | None = None
+) -> StorageError | None:
+    """One driver on this machine: it begins or goes on, reports, and ends."""
+    paths = here()
+    with driving(paths, say) as driven:
+        ledger = Ledger.open(paths.root) if paths.ledger.exists() else begin(paths)
+        try:
+            for resource in resources:
+                report(paths, ledger, resource)
+            if then is not None:
+                then()
+        finally:
+            ledger.close()
+    return driven.problem
+
+
+def killed(cloud: Cloud, number: int) -> None:
+    """What a driver leaves that was killed: a lease that nobody gave back."""
+    cloud.forget(f"lease/{number:06d}.ended")
+
+
+def place(paths: SweepPaths, resource: int) -> Path:
+    """Where the one run's checkpoint lies."""
+    return paths.run(Run.parse(RUN)) / "attempt-0" / f"checkpoint-{resource}"

@@ -108,6 +108,31 @@ def test_an_error_that_nobody_expected_is_told_too(tmp_path: Path) -> None:
     assert last(loaded, 1) == [("driver_ended", end)]
 
 
+def test_the_cluster_is_let_go_before_trackers_and_uploads_are_waited_for(tmp_path: Path) -> None:
+    loaded, walk, ledger = drive(tmp_path, KeyboardInterrupt(), early=True)
+    told: list[str] = []
+
+    class Tracker:
+        def start(self) -> None: ...
+
+        def poll(self) -> None: ...
+
+        def finish(self) -> None:
+            told.append("trackers")
+
+    def let_go() -> None:
+        told.append("let go")
+        assert ledger.holder is None
+        raise ConnectionError("the head is gone")
+
+    own = walk.__self__  # type: ignore[attr-defined]
+    own._tracking, own._let_go = Tracker(), let_go
+    with pytest.raises(ConnectionError):
+        walk()
+    assert told == ["let go", "trackers"]
+    assert last(loaded, 1)[0][0] == "driver_ended"
+
+
 def test_the_last_words_are_written_through_another_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, walk, ledger = drive(tmp_path, KeyboardInterrupt(), early=True)
     append = ledger.append

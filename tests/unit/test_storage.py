@@ -7,10 +7,25 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cloud import RUN, URL, Cloud, begin, machine, make_cloud, raising, report, write_checkpoint
+from cloud import (
+    RUN,
+    URL,
+    Cloud,
+    begin,
+    bodies,
+    drive,
+    here,
+    killed,
+    machine,
+    make_cloud,
+    place,
+    raising,
+    report,
+    silent,
+    write_checkpoint,
+)
 from soup_machine import small_disk
 
 import sweeps.riding
@@ -34,53 +49,12 @@ ERRORS: dict[str, Exception] = {
 
 @pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
-    monkeypatch.setattr(sweeps.riding, "LOOK_SECONDS", 0.005)
-    monkeypatch.setattr(sweeps.riding, "AGAIN_SECONDS", (0.005,))
-    monkeypatch.setattr(sweeps.riding, "END_SECONDS", 60.0)
-    monkeypatch.setattr(sweeps.storage_lease, "ALIVE_SECONDS", 0.005)
     return make_cloud(monkeypatch, tmp_path)
 
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], SweepPaths]:
     return lambda name: machine(monkeypatch, tmp_path / name)
-
-
-def here() -> SweepPaths:
-    return SweepPaths.of(URL, "toy")
-
-
-def silent(text: str) -> None:
-    """Nobody listens."""
-
-
-def bodies(root: Path) -> list[tuple[int, str, Any]]:
-    ledger = Ledger.read(root)
-    found = [(event.seq, event.kind, event.body) for event in ledger.events()]
-    ledger.drop()
-    return found
-
-
-def drive(
-    *resources: int, say: Callable[[str], None] = silent, then: Callable[[], None] | None = None
-) -> StorageError | None:
-    """One driver on this machine: it begins or goes on, reports, and ends."""
-    paths = here()
-    with driving(paths, say) as driven:
-        ledger = Ledger.open(paths.root) if paths.ledger.exists() else begin(paths)
-        try:
-            for resource in resources:
-                report(paths, ledger, resource)
-            if then is not None:
-                then()
-        finally:
-            ledger.close()
-    return driven.problem
-
-
-def killed(cloud: Cloud, number: int) -> None:
-    """What a driver leaves that was killed: a lease that nobody gave back."""
-    cloud.forget(f"lease/{number:06d}.ended")
 
 
 def test_another_machine_goes_on_from_the_storage_alone(cloud: Cloud, elsewhere: Callable[[str], SweepPaths]) -> None:
@@ -102,16 +76,6 @@ def test_another_machine_goes_on_from_the_storage_alone(cloud: Cloud, elsewhere:
     assert bodies(aside) == first
     segments = [name for name in cloud.names if name.startswith("ledger/")]
     assert segments == [f"ledger/{number:06d}.jsonl" for number in range(1, len(segments) + 1)]
-
-
-def place(paths: SweepPaths, resource: int) -> Path:
-    return paths.run(run()) / "attempt-0" / f"checkpoint-{resource}"
-
-
-def run() -> Any:
-    from sweeps.trial import Run
-
-    return Run.parse(RUN)
 
 
 def test_a_checkpoint_goes_before_its_report_and_its_marker_last(cloud: Cloud) -> None:

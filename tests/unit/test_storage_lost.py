@@ -1,0 +1,108 @@
+"""What remote storage loses, or gets from somebody else, while sweeps live there: it gets back what it had, and nothing is lost here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cloud import RUN, Cloud, bodies, drive, here, machine, make_cloud, place
+
+import sweeps.riding
+from pipelines.finetune.checkpoint import is_whole
+from sweeps.paths import SweepPaths
+from sweeps.seals import text_seal
+from sweeps.segments import Segments
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
+    return make_cloud(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], SweepPaths]:
+    return lambda name: machine(monkeypatch, tmp_path / name)
+
+
+def until(done: Callable[[], bool]) -> None:
+    for _ in range(4000):
+        if done():
+            return
+        sweeps.riding.time.sleep(0.005)
+    raise AssertionError("it never came to be")
+
+
+def test_what_the_storage_has_lost_goes_again(cloud: Cloud) -> None:
+    drive(1, 3, 9)
+    before, last = cloud.segments, cloud.segments[-1]
+    cloud.forget(*before[:-1], "snapshot.json", *(name for name in cloud.names if "checkpoint-1/" in name))
+    assert cloud.segments == [last]
+    assert drive() is None
+    assert cloud.segments[: len(before)] == before
+    assert cloud.reported == [1, 3, 9]
+    assert f"trials/{RUN}/attempt-0/checkpoint-1/complete.json" in cloud.names
+
+
+def test_a_bucket_emptied_while_a_sweep_runs_has_everything_at_its_end(cloud: Cloud) -> None:
+    met: list[int] = []
+
+    def empty() -> None:
+        until(lambda: cloud.reported == [1, 3])
+        met.append(len(cloud.names))
+        cloud.forget(*(name for name in cloud.names if not name.startswith("lease/")))
+
+    assert drive(1, 3, then=empty) is None
+    assert met
+    assert cloud.reported == [1, 3]
+    assert f"trials/{RUN}/attempt-0/checkpoint-1/complete.json" in cloud.names
+
+
+def test_an_emptied_bucket_gets_what_came_before_this_machine_s_segments(
+    cloud: Cloud, elsewhere: Callable[[str], SweepPaths]
+) -> None:
+    drive(1, 3)
+    two = elsewhere("two")
+    drive(9)
+    assert min(Segments(two.segments).numbers()) > 1
+    cloud.forget(*cloud.names)
+    assert drive() is None
+    three = elsewhere("three")
+    assert drive() is None
+    assert bodies(three.root) == bodies(two.root)
+    assert all(is_whole(place(three, resource)) for resource in (1, 3, 9))
+
+
+def foreign(own: bytes) -> bytes:
+    """A sound segment of the same events, which says something else."""
+    head, *lines = [json.loads(line) for line in own.splitlines()[:-1]]
+    lines[-1]["body"] = {**lines[-1]["body"], "worker_seconds": 77.0}
+    text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in (head, *lines))
+    return text.encode() + json.dumps({"sha256": text_seal(text)}, separators=(",", ":")).encode() + b"\n"
+
+
+def test_a_segment_of_another_driver_sets_aside_what_lies_here(cloud: Cloud) -> None:
+    drive(1)
+    name = f"ledger/{len(cloud.segments) + 1:06d}.jsonl"
+    met: list[str] = []
+
+    def late(verb: str, path: str) -> None:
+        if not met and path.endswith("checkpoint-3/state.json"):
+            met.append(path)
+            until((here().root / name).exists)
+            cloud.write(name, foreign((here().root / name).read_bytes()))
+
+    cloud.breaks(late)
+    left = drive(3)
+    cloud.breaks(None)
+    assert met
+    assert left is not None
+    assert left.kind == "taken"
+    own = bodies(here().root)
+    said: list[str] = []
+    assert drive(say=said.append) is None
+    assert [body["worker_seconds"] for _, kind, body in bodies(here().root) if kind == "reported"] == [0.1, 77.0]
+    [aside] = here().root.parent.glob("toy.overtaken-*")
+    assert bodies(aside) == own
+    assert any(str(aside) in text for text in said)
