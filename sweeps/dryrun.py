@@ -10,34 +10,29 @@ Example:
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from cluster.base import ClusterError, Node, place
 from cluster.machine import Machine, this_machine
-from evaluators.base import Example
-from pipelines.config import DataFile, DistillConfig, DPOConfig, FineTuneConfig, asks_models, parse_pipeline
+from pipelines.config import DistillConfig, DPOConfig, FineTuneConfig, asks_models, parse_pipeline
 from pipelines.finetune.config import ADAPTER_KEYS
 from pipelines.finetune.memory import MemoryEstimate, estimate
 from pipelines.finetune.shape import ModelShape, ShapeUnknown, read_shape
 from pipelines.finetune.trained import Trained
-from pipelines.finetune.workload import RowSize, workload
+from pipelines.finetune.workload import workload
 from sweeps.extremes import extremes
 from sweeps.footprint import checkpoint_bytes, complaints, footprint, free_bytes, gigabytes
 from sweeps.host_plan import plan_hosts
-from sweeps.splitsizes import TEXT_FORMATS, about, sizes
+from sweeps.known_rows import Rows, known_rows
+from sweeps.splitsizes import sizes
 from sweeps.trial_words import words
 
 if TYPE_CHECKING:
     from pipelines.splits import Splits
     from sweeps.load import LoadedSweep
 
-MEASURED_ROWS = 5_000
-"""Rows of a split that are measured with `--data`."""
-SAMPLED_ROWS = 300
-"""Rows of train that are read for their lengths without `--data`."""
 RAY_BYTES = 600 * 2**20
 """An idle Ray node and the driver (457 and 143 MB unique to them, measured)."""
 WORKER_BYTES = 70 * 2**20
@@ -50,23 +45,6 @@ _MATTERS = {
     "group_by_length", "precision", "parallel", "gradient_checkpointing", "max_steps", "optimizer", "reference",
 }  # fmt: skip
 """Keys of the pipeline that move a trial's memory."""
-
-
-@dataclass
-class Rows:
-    """What is known of the data.
-
-    Attributes:
-        train: rows of train: the first ones, or all.
-        tune: rows of `tune`, or the first ones of train where it is a share of it.
-        count: rows of train in all.
-        basis: where the lengths are from, for people.
-    """
-
-    train: Sequence[RowSize] = ()
-    tune: Sequence[RowSize] = ()
-    count: int = 0
-    basis: str = "every row as long as sequence_len"
 
 
 @dataclass
@@ -125,7 +103,7 @@ def dry_run(
     config = loaded.spec.pipeline
     if not isinstance(config, FineTuneConfig):
         return {"memory": None, "disk": None, "splits": None, "warnings": []}
-    run = DryRun(loaded, _rows(config, splits), machines, here)
+    run = DryRun(loaded, known_rows(config, splits), machines, here)
     memory, warnings = _memory(run)
     disk, more = _disk(run, memory.get("at_once") or 1)
     return {
@@ -168,57 +146,6 @@ def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
 def named_teachers(config: FineTuneConfig) -> tuple[str, ...]:
     """The models of a distillation's teacher that are loaded for a run."""
     return config.teachers if isinstance(config, DistillConfig) and config.needs_teacher else ()
-
-
-def _rows(config: FineTuneConfig, splits: Splits | None) -> Rows:
-    if splits is not None:
-        read = _spread(splits.train)
-        some = "the rows" if len(read) == len(splits.train) else f"{len(read):,} rows"
-        return Rows(_sizes(read), _sizes(_spread(splits.tune)), len(splits.train), f"the characters of {some}")
-    first, tune = first_rows(config.datasets.train), config.datasets.tune
-    if not first:
-        return Rows()
-    train = _sizes(first)
-    held = _sizes(first_rows(tune)) if isinstance(tune, DataFile) else train
-    return Rows(train, held, about(config, "train") or len(first), f"the characters of the first {len(first)} rows")
-
-
-def _sizes(examples: Iterable[Example]) -> list[RowSize]:
-    return [RowSize.of(example) for example in examples]
-
-
-def _spread(examples: Sequence[Example]) -> list[Example]:
-    """So many rows at even distances that measuring them takes no time to speak of."""
-    step = max(1, len(examples) // MEASURED_ROWS)
-    return [examples[place] for place in range(0, len(examples), step)]
-
-
-def first_rows(data: DataFile, most: int = SAMPLED_ROWS) -> list[Example]:
-    """The first sound rows of a data set whose files are text; nothing of others, which take long to open."""
-    from pipelines.data import build_reader
-    from pipelines.data.base import BadRow
-    from pipelines.data.examples import build_row, needed_columns, optional_columns
-    from pipelines.data.files import find_files, format_of, is_hub_id
-    from pipelines.stage import UserError
-
-    most = min(most, data.limit or most)
-    rows: list[Example] = []
-    try:
-        files = () if is_hub_id(data.path) else find_files(data.path, data.ds_type)
-        for file in files:
-            kind = format_of(file, data.ds_type)
-            if kind not in TEXT_FORMATS:
-                break
-            wanted = (*needed_columns(data), *optional_columns(data))
-            for record in build_reader(kind, file, wanted).records():
-                if len(rows) >= most:
-                    return rows
-                with contextlib.suppress(BadRow):
-                    if not isinstance(record.value, BadRow):
-                        rows.append(build_row(record.value, data).example(1))
-    except UserError:
-        return []
-    return rows
 
 
 def _memory(run: DryRun) -> tuple[dict[str, Any], list[str]]:

@@ -19,8 +19,9 @@ from pipelines.finetune.shape import read_shape
 from pipelines.finetune.workload import RowSize, count_tokens, workload
 from pipelines.splits import load_splits
 from sweeps.doubles import doubles
-from sweeps.dryrun import RAY_BYTES, dry_run, first_rows
+from sweeps.dryrun import RAY_BYTES, dry_run
 from sweeps.footprint import checkpoint_bytes, footprint
+from sweeps.known_rows import first_rows
 from sweeps.splitsizes import smallest
 
 GB = 10**9
