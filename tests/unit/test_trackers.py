@@ -239,7 +239,7 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MY_OWN_WORD", "planted-word")
     monkeypatch.setenv("SOME_API_KEY", "planted-key")
     monkeypatch.setenv("QUOTED_SECRET", 'plänted"word')
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "kwargs")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
     (tmp_path / "toy.py").write_text("class Toy: ...\n")
     text = FILE.format(trials=2, seeds="[0]") + f"storage: {tmp_path}\nenv: {{A: '${{MY_OWN_WORD}}'}}\n"
     loaded = load_text(text.encode(), tmp_path)
@@ -248,7 +248,7 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     lies = "planted-word planted-key hf_abcdefghijklmnopqrstuvwxyz https://me:planted@host"
     suggested = {"trial": trial, "order": 0, "config": {}, "choices": {}, "distributions": {}, "attributes": {}}
     parameters = {"kwargs.x": lies, "kwargs.api_key": "anything", "kwargs.more": {"token": "anything", "n": 3}}
-    parameters |= {"kwargs.keys": ['a plänted"word'], "kwargs.token": ["anything"]}
+    parameters |= {"kwargs.keys": ['a plänted"word'], "kwargs.token": ["anything"], "kwargs.y": "false"}
     lease = {"lease": "l", "run": run, "attempt": 0, "milestones": [3], "changes": None}
     events = [
         Event("sweep_created", {"name": "s", "spec": loaded.record()}, 1, 5.0),
@@ -265,7 +265,7 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert facts.parameters["kwargs.api_key"] == MASK
     assert json.loads(facts.parameters["kwargs.more"]) == {"token": MASK, "n": 3}
     assert json.loads(facts.parameters["kwargs.keys"]) == [f"a {MASK}"]
-    assert facts.parameters["kwargs.token"] == MASK
+    assert (facts.parameters["kwargs.token"], facts.parameters["kwargs.y"]) == (MASK, "false")
     assert len(said[1][1][2]) < 600
 
 
