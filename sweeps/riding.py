@@ -76,7 +76,7 @@ class Rider:
         self._texts: dict[str, tuple[int, int]] = {}
         self._texts_at = float("-inf")
         self._there: dict[str, int] | None = None
-        self._last = 0
+        self._last = min(self._segments.numbers(), default=1) - 1
         self._snapshot = 0
         self._behind = False  # whether what came before the segments that lie here is in the live ledger alone
         self._failures = 0
@@ -95,11 +95,16 @@ class Rider:
         self._over.set()
         seconds = END_SECONDS
         seen, until = self._sent, time.monotonic() + seconds
-        while self._thread.is_alive() and time.monotonic() < until:
-            self._thread.join(0.1)
-            if self._sent != seen:
-                seen, until = self._sent, time.monotonic() + seconds
-        self._closed = True
+        try:
+            while self._thread.is_alive() and time.monotonic() < until:
+                self._thread.join(0.1)
+                if self._sent != seen:
+                    seen, until = self._sent, time.monotonic() + seconds
+        except KeyboardInterrupt:
+            self._note()
+            raise
+        finally:
+            self._closed = True
         if self._complaint is None and (self._thread.is_alive() or self.waiting()):
             self._complaint = StorageError("unreachable", f"{self._storage.url}: no answer for {seconds:g} s")
         self._note()

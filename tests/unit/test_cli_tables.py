@@ -243,6 +243,15 @@ def test_evaluate_scores_a_sweeps_split_and_counts_openings_of_test(
     assert openings(loaded) == [{"by": "evaluate", "candidates": ["some-hub-id"], "metrics": ["test/loss"]}]
 
 
+def test_an_opening_of_test_that_could_not_be_sent_is_the_exit_status(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_sweep(here)
+    monkeypatch.setattr("sweeps.driving.Drive.status", lambda self, status: 1)
+    assert cli.main(("evaluate", "some-hub-id", "--on", "sweep://toy/test", "--with", "loss")) == 1
+    assert "loss" in capsys.readouterr().out
+
+
 def openings(loaded: LoadedSweep) -> list[dict[str, Any]]:
     ledger = Ledger.read(loaded.paths.root)
     try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from cloud import RUN, Cloud, bodies, drive, here, machine, make_cloud, place
+from cloud import RUN, Cloud, bodies, drive, here, machine, make_cloud, place, raising
 
 import sweeps.riding
 from pipelines.finetune.checkpoint import is_whole
+from sweeps.driving import unsent
 from sweeps.paths import SweepPaths
 from sweeps.seals import text_seal
 from sweeps.segments import Segments
@@ -106,3 +108,19 @@ def test_a_segment_of_another_driver_sets_aside_what_lies_here(cloud: Cloud) -> 
     [aside] = here().root.parent.glob("toy.overtaken-*")
     assert bodies(aside) == own
     assert any(str(aside) in text for text in said)
+
+
+def test_an_end_that_is_broken_off_notes_what_waits(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud.breaks(raising(TimeoutError("no answer"), "write", about="checkpoint-1/"))
+    join = sweeps.riding.threading.Thread.join
+
+    def pressed(thread: Any, timeout: float | None = None) -> None:
+        if thread.name == "stockpot-rider":
+            raise KeyboardInterrupt
+        join(thread, timeout)
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(1, then=lambda: monkeypatch.setattr(sweeps.riding.threading.Thread, "join", pressed))
+    kept = unsent(here())
+    assert kept is not None
+    assert kept["segments"] > 0
