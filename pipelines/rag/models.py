@@ -74,9 +74,9 @@ class EmbeddingEndpoint(Endpoint):
 
 
 def _embedding_form(value: Any) -> str:
-    if isinstance(value, str):
-        return "<word>"
-    return str(value.get("type", "sentence_transformers") if isinstance(value, Mapping) else value.type)
+    if isinstance(value, Mapping):
+        return str(value.get("type", "sentence_transformers"))
+    return str(getattr(value, "type", "<word>"))
 
 
 EmbeddingModel = Annotated[

@@ -112,6 +112,8 @@ def test_answers_need_a_generator_and_similarity_an_embedding_model(folder: Path
         ({"corpus: handbook": "corpus: handbok"}, "did you mean 'handbook'"),
         ({"questions.jsonl": "question.jsonl"}, "did you mean 'questions.jsonl'"),
         ({"{type: bm25}": "{type: dense, embedding_model: ./nowhere}"}, "is not there"),
+        ({"{type: bm25}": "{type: dense, embedding_model: 3}"}, "3 is not text"),
+        ({"{type: bm25}": "{type: dense, embedding_model: }"}, "is empty; give text"),
         ({"{type: bm25}": "{type: bm25, top_k: 5, context_budget: {characters: 100}}"}, "are both given"),
         ({"{type: bm25}": "{type: bm52}"}, "did you mean 'bm25'"),
         ({"{type: bm25}": "{type: bm25, lambda: 2}"}, "unknown"),
