@@ -247,16 +247,17 @@ class RayBackend:
                 controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
 
     def _let_others_go_first(self, loop: Loop, controller: LeaseController) -> None:
-        """Start nothing while another sweep goes first; its name is told once that has left a slot empty for a while."""
+        """Start nothing while another sweep goes first; what a slot stands empty for is told once it has for a while."""
         if self._sharing is None:
             return
-        self._sharing.tell(controller.waits and not loop.stopping, controller.placed)
+        waits = controller.waits and not loop.stopping
+        self._sharing.tell(waits, controller.placed)
         first, now = self._sharing.first, time.monotonic()
         controller.hold_back(first is not None)
-        empty = first is not None and not loop.stopping and controller.placed < self.slots
+        empty = (waits or first is not None) and not loop.stopping and controller.placed < self.slots
         self._held_at = min(self._held_at, now) if empty else math.inf
-        if first is not None and now - self._held_at > HELD_SECONDS:
-            loop.held_back(first.sweep, first.priority)
+        if now - self._held_at > HELD_SECONDS:
+            loop.held_back(*(("", 0) if first is None else (first.sweep, first.priority)))
         elif not empty:
             loop.held_back(None)
 

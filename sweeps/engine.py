@@ -182,7 +182,7 @@ class Engine:
         return [lease for lease, held in self._leases.items() if held.heard < bound and not held.stopped]
 
     def held_back(self, by: str | None, priority: int = 0) -> None:
-        """Keep for readers that another sweep goes first, or does no more; said again and again, it is an event once."""
+        """Keep for readers what slots stand empty for; said again and again, it is an event once."""
         if self.state.held_back != (None if by is None else (by, priority)):
             self._journal.stage("held_back", by=by, priority=priority)
             self._commit()

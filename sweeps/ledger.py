@@ -17,7 +17,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     failed            {lease, run, attempt, kind, message, traceback, final}
     run_ended         {run, state, reason}                             finished | stopped | failed
     checkpoint_deleted {run, attempt, resource, bytes}
-    held_back         {by, priority}                                   sweep of the cluster that goes first; by null: none does any more
+    held_back         {by, priority}                                   sweep that goes first, "": all places are taken, null: neither any more
     stop_requested    {by}                                             ctrl-c | command | budget | same-error
     final_frozen      {candidates: [{role, run|soup|model, ...}]}     with several tuning seeds also `others`: [{run, ...}]
     test_opened       {by, candidates, metrics}

@@ -44,7 +44,7 @@ class Loop(Protocol):
         ...
 
     def held_back(self, by: str | None, priority: int = 0) -> None:
-        """Another sweep of the cluster goes first, with its priority; None: no more. For people alone: it decides nothing."""
+        """Another sweep of the cluster goes first, with its priority; "": places are taken; None: no more. For people alone."""
         ...
 
     def stalled(self) -> list[str]:

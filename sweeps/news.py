@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sweeps.ledger import Event
+from sweeps.words import waiting_for
 
 KEPT = 20
 Tone = Literal["plain", "good", "bad"]
@@ -111,9 +112,7 @@ def _stop(body: Mapping[str, Any]) -> Told:
 
 
 def _held_back(body: Mapping[str, Any]) -> Told:
-    if body["by"] is None:
-        return "no other sweep goes first any more", "plain"
-    return f"waits: sweep {body['by']} (priority {body['priority']}) goes first", "plain"
+    return None if body["by"] is None else (f"waiting: {waiting_for(body)}", "plain")
 
 
 def _driver(body: Mapping[str, Any]) -> Told:

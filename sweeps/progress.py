@@ -46,7 +46,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     `trials.tried` counts trials that have a result or failed; it never falls. `resource.done` counts each run to its
     newest report, `ahead` is what is still to come; `seconds` counts all drivers together, up to the newest event. `eta` (seconds from `at`, with its range)
     is about the trials; `then` says what follows them. `failures` counts by kind, those that were tried again included.
-    `held_back` is the sweep of the cluster that goes first.
+    `held_back` is the sweep of a shared cluster that goes first, without a name where all places are taken.
 
     Args:
         state: the fold of the ledger.

@@ -161,7 +161,7 @@ class SweepState:
     driver_ended_why: str = ""
     """what broke the newest driver off; empty where nothing did, or nobody knows"""
     held_back: tuple[str, int] | None = None
-    """sweep of the cluster, with its priority, that the present driver lets go first"""
+    """sweep of the cluster, with its priority, that the present driver lets go first; no name: all places are taken"""
     stop: str | None = None
     """who asked the present driver to stop"""
     finished: dict[str, Any] | None = None

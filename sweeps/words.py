@@ -103,3 +103,10 @@ def _coarse(seconds: float) -> str:
         return f"{minutes} min"
     hours, rest = divmod(minutes, 60)
     return f"{hours} h {rest} min" if rest and hours < 24 else f"{hours} h"
+
+
+def waiting_for(held_back: Mapping[str, Any]) -> str:
+    """What slots stand empty for: `sweep b (priority 5) goes first`, or that all places are taken."""
+    if not held_back["by"]:
+        return "trials have no place on the cluster yet"
+    return f"sweep {held_back['by']} (priority {held_back['priority']}) goes first"

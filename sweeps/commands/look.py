@@ -143,7 +143,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
     """What `status` prints for people."""
-    from sweeps.words import age, describe_best, describe_trials, duration, outlook, share_done
+    from sweeps.words import age, describe_best, describe_trials, duration, outlook, share_done, waiting_for
 
     trials, driver, share = shot["trials"], shot["driver"], share_done(shot)
     spent = "" if share is None else f", {share:.0%} of about {shot['resource']['done'] + shot['ahead']} {shot['unit']}"
@@ -159,8 +159,7 @@ def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
     if driver is not None and shot["state"] == "running":
         lines.append(f"  left     {outlook(shot, shot['at'])}")
     if shot["held_back"] is not None and shot["state"] == "running":
-        first = shot["held_back"]
-        lines.append(f"  waiting  sweep {first['by']} (priority {first['priority']}) goes first")
+        lines.append(f"  waiting  {waiting_for(shot['held_back'])}")
     lines.append(f"  driver   {_driver(shot)}")
     if driver is not None:
         lines.append(f"  devices  {_devices(shot)}")

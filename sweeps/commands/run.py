@@ -126,12 +126,12 @@ def stop(arguments: argparse.Namespace) -> int:
         print(f"no driver is running {paths.name}; there is nothing to stop (stockpot status {word})")
         return 0
     ask_to_stop(paths, arguments.grace)
-    within = f"or in {arguments.grace:g} s" if arguments.grace else "at once"
+    within = f"at their next report, or in {arguments.grace:g} s" if arguments.grace else "at once"
     who = f"pid {holder.get('pid')} on {holder.get('host')}"
     if arguments.no_wait:
-        print(f"asked {who} to stop; running trials end at their next report, {within} (stockpot status {word})")
+        print(f"asked {who} to stop; running trials end {within} (stockpot status {word})")
         return 0
-    print(f"asked {who} to stop; running trials end at their next report, {within}; waiting", flush=True)
+    print(f"asked {who} to stop; running trials end {within}; waiting until they have", flush=True)
     until = time.monotonic() + arguments.timeout
     while holder_of(paths, ask=True) is not None:
         if time.monotonic() > until:

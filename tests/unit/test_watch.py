@@ -196,8 +196,10 @@ def test_a_sweep_that_lets_another_go_first_says_so_while_its_driver_runs(
     assert "goes first" not in describe(read_snapshot(paths), paths)
     ledger.append([Event("held_back", {"by": "urgent", "priority": 5})])
     assert "  waiting  sweep urgent (priority 5) goes first\n" in describe(read_snapshot(paths), paths)
+    ledger.append([Event("held_back", {"by": "", "priority": 0})])
+    assert "  waiting  trials have no place on the cluster yet\n" in describe(read_snapshot(paths), paths)
     ledger.drop()
-    assert "goes first" not in describe(read_snapshot(paths), paths)
+    assert "waiting  " not in describe(read_snapshot(paths), paths)
 
 
 def test_status_takes_its_arguments(
