@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sweeps.fetching import fetch_ledger, fetch_texts, fetch_weights, refresh, seen_holder, write_spec
-from sweeps.ledger_file import LedgerError
+from sweeps.ledger import Ledger, LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
 from sweeps.records import read_record
 from sweeps.riding import Rider
-from sweeps.segments import FOLDER, Segments, SegmentsDamaged, segment_lines, segment_name
+from sweeps.segments import FOLDER, Segments, SegmentsDamaged, segment_lines, segment_name, segment_number
 from sweeps.stopping import request_stop, stop_text
 from sweeps.storage import Storage, StorageError, open_storage
 from sweeps.storage_lease import STOP, Held, StorageLease, is_ours, look
@@ -105,7 +105,7 @@ def _set_aside(storage: Storage, paths: SweepPaths, found: Held, say: Callable[[
     segments, ours = Segments(paths.segments), is_ours(found, paths)
     if not (paths.ledger.exists() or segments.numbers()) or (found.alive and not ours):
         return  # nothing lies here, or it is refused in a moment
-    if (ours or not found.number) and not _diverged(storage, segments):
+    if (ours or not found.number) and not _diverged(storage, paths, segments):
         return
     number = read_record(paths.lease).get("number", 0)
     aside = paths.root.with_name(f"{paths.name}.overtaken-{number}-{time.strftime('%Y%m%d-%H%M%S')}")
@@ -116,16 +116,21 @@ def _set_aside(storage: Storage, paths: SweepPaths, found: Held, say: Callable[[
     say(f"another machine has gone on with {paths.name} since it was driven here; what lay here is in {aside}")
 
 
-def _diverged(storage: Storage, segments: Segments) -> bool:
-    """Whether the newest segment that is both here and there is another one there: a driver taken for dead wrote it late.
+def _diverged(storage: Storage, paths: SweepPaths, segments: Segments) -> bool:
+    """Whether a driver that was taken for dead has written a segment late, and what lies here says something else.
+
+    It is the newest that is both here and there; or it is there alone, and events wait here that are in no segment yet.
 
     Raises:
         StorageError: `damaged` where what is there is no segment.
+        LedgerError: when what lies here can't be read.
     """
-    there = storage.files(FOLDER)
-    common = [number for number in segments.numbers() if segment_name(number) in there]
+    there, here = storage.files(FOLDER), segments.numbers()
+    common = [number for number in here if segment_name(number) in there]
     if not common:
         return False
+    if max(map(segment_number, there)) > here[-1] and paths.ledger.exists() and _unshipped(paths, segments):
+        return True
     name, own = segment_name(common[-1]), segments.path(common[-1])
     data = storage.get(name)
     if data is None or data == own.read_bytes():
@@ -137,6 +142,14 @@ def _diverged(storage: Storage, segments: Segments) -> bool:
             "damaged", f"{storage.url}: {error}, and {own} is sound: remove {name} there, and it is sent again"
         ) from error
     return True
+
+
+def _unshipped(paths: SweepPaths, segments: Segments) -> bool:
+    ledger = Ledger.read(paths.root)
+    try:
+        return next(ledger.events(after=segments.last), None) is not None
+    finally:
+        ledger.drop()
 
 
 def refuse_storage(paths: SweepPaths) -> None:

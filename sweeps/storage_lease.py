@@ -105,9 +105,10 @@ class StorageLease:
         lost: why the sweep is another driver's now; empty while it is ours.
     """
 
-    def __init__(self, storage: Storage, paths: SweepPaths, number: int, on_stop: Callable[[bytes], None]) -> None:
+    def __init__(self, storage: Storage, number: int, record: bytes, on_stop: Callable[[bytes], None]) -> None:
         """Not for callers: use `take`."""
         self._storage = storage
+        self._record = record
         self._on_stop = on_stop
         self._over = threading.Event()
         self._unsaid = False
@@ -135,7 +136,7 @@ class StorageLease:
         before = own_nonce(paths)
         nonce = before or uuid.uuid4().hex
         write_aside(paths.lease, json.dumps({"number": found.number + 1, "nonce": nonce}))
-        record = {
+        holder = {
             "number": found.number + 1,
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -143,7 +144,8 @@ class StorageLease:
             "nonce": nonce,
         }
         name = _name(found.number + 1, "json")
-        storage.put_new(name, json.dumps(record).encode())
+        record = json.dumps(holder).encode()
+        storage.put_new(name, record)
         if (
             parsed(storage.get(name)).get("nonce") != nonce
         ):  # also of two that a storage lets through; the later one stays
@@ -151,7 +153,7 @@ class StorageLease:
                 paths.lease.unlink(missing_ok=True)
             raise StorageError("taken", _refusal(paths, look(storage)))
         storage.delete([STOP])
-        return cls(storage, paths, found.number + 1, on_stop)
+        return cls(storage, found.number + 1, record, on_stop)
 
     def mine(self) -> bool:
         """Ask whether the sweep is still ours.
@@ -187,6 +189,8 @@ class StorageLease:
             with contextlib.suppress(StorageError, OSError):  # the rider says what is wrong; it is tried again
                 if not self.lost:
                     self._storage.put(_name(self.number, "alive"), str(time.time()).encode())
+                    if self._storage.get(_name(self.number, "json")) is None:  # the bucket was emptied, or made anew
+                        self._storage.put_new(_name(self.number, "json"), self._record)
                 if self.mine() and (asked := self._storage.get(STOP)) is not None:
                     self._on_stop(asked)
                     self._storage.delete([STOP])

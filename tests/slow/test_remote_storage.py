@@ -35,7 +35,7 @@ pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 9, metrics: {lo
 parameters: {kwargs.x: {min: 0.0, max: 1.0}}
 method: {type: random, seed: 1}
 metric: loss
-budget: {trials: 6}
+budget: {trials: 4}
 early_terminate: {type: asha, min: 1, eta: 3}
 resources: {cpus: 1}
 """
@@ -114,7 +114,7 @@ def test_a_sweep_goes_on_from_the_bucket_alone_on_another_machine(gate: Gate, tm
     shown = json.loads(run(tmp_path / "three", "show", f"{URL}/toy", "--json").stdout)
     assert shown["finished"]
     assert shown["rows"][0]["rung"] == 9
-    assert len(shown["rows"]) >= 6
+    assert len(shown["rows"]) >= 4
     assert gate.served[1] > 5
     assert not any(b"planted-secret" in (storage.get(name) or b"") for name in storage.files())
 
@@ -136,7 +136,7 @@ def test_a_bucket_that_fails_while_a_sweep_runs_loses_nothing(
                 made.append(len(made) + 1)
                 place = paths.checkpoint(Attempt(run, 0), made[-1])
                 with placing(place) as folder:
-                    (folder / "model.safetensors").write_bytes(b"\0" * (6 * 1024 * 1024))
+                    (folder / "model.safetensors").write_bytes(b"\0" * (1024 * 1024))
                     write_complete(folder, Report(made[-1], (), {}, place.name))
                 body = {"run": run.id, "attempt": 0, "resource": made[-1], "checkpoint": place.name}
                 ledger.append([Event("phase", {"phase": "p", "kind": "decided", "body": body})])

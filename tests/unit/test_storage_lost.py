@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud import RUN, Cloud, bodies, drive, here, machine, make_cloud, place, raising
+from cloud import RUN, Cloud, bodies, drive, here, machine, make_cloud, place, raising, report
 
 import sweeps.riding
 from pipelines.finetune.checkpoint import is_whole
 from sweeps.driving import unsent
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.seals import text_seal
 from sweeps.segments import Segments
@@ -108,6 +109,38 @@ def test_a_segment_of_another_driver_sets_aside_what_lies_here(cloud: Cloud) -> 
     [aside] = here().root.parent.glob("toy.overtaken-*")
     assert bodies(aside) == own
     assert any(str(aside) in text for text in said)
+
+
+def test_a_late_segment_of_another_driver_is_not_taken_for_what_waits_here(cloud: Cloud) -> None:
+    """A driver was killed with reports in no segment yet; then another one's next segment comes to the bucket."""
+    drive(1)
+    number = len(cloud.segments) + 1
+    report(here(), ledger := Ledger.open(here().root), 3)
+    ledger.drop()
+    own = Segments(here().segments).path(number)
+    cloud.write(f"ledger/{own.name}", foreign(own.read_bytes()))
+    own.unlink()
+    kept = bodies(here().root)
+    said: list[str] = []
+    assert drive(say=said.append) is None
+    [aside] = here().root.parent.glob("toy.overtaken-*")
+    assert bodies(aside) == kept
+    assert [body["worker_seconds"] for _, kind, body in bodies(here().root) if kind == "reported"] == [0.1, 77.0]
+    assert any(str(aside) in text for text in said)
+
+
+def test_a_bucket_made_anew_gets_the_lease_of_who_is_at_work(cloud: Cloud) -> None:
+    met: list[str] = []
+
+    def empty() -> None:
+        until(lambda: cloud.reported == [1])
+        met.extend(cloud.names)
+        cloud.forget(*met)
+        until(lambda: "lease/000001.json" in cloud.names)
+
+    assert drive(1, then=empty) is None
+    assert "lease/000001.json" in met
+    assert cloud.reported == [1]
 
 
 def test_an_end_that_is_broken_off_notes_what_waits(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
