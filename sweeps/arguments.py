@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -26,8 +27,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(MISTAKE, f"stockpot: {message}\n{self.prog} --help shows what there is\n")
 
 
+@functools.cache
 def parser() -> Parser:
-    """The whole command line."""
+    """The whole command line, built once a process."""
     top = Parser(prog="stockpot", description="Hyperparameter sweeps that end in a judged soup.")
     top.add_argument("--version", action="store_true", help="print the version")
     top.add_argument("--debug", action="store_true", help="show the traceback behind a message")

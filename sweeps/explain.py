@@ -291,8 +291,8 @@ def _variant(section: Section, path: str) -> Match:
 def _only(section: Section, match: Match) -> Section | None:
     """A section with the keys that match; a key of another place of it is shown at that place."""
     for place in (section.path, *section.also):
-        moved = [replace(key, path=place + key.path.removeprefix(section.path)) for key in section.keys]
-        if keys := tuple(key for key in moved if match(key.path)):
+        places = [(key, place + key.path.removeprefix(section.path)) for key in section.keys]
+        if keys := tuple(replace(key, path=path) for key, path in places if match(path)):
             return replace(section, path=place, also=(), keys=keys)
     return None
 
