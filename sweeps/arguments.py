@@ -8,7 +8,20 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from sweeps.convert import CONVERTERS
-from sweeps.paths import DEFAULT_STORAGE
+from sweeps.options import (
+    add_address,
+    add_file,
+    add_insecure,
+    add_jobs,
+    add_json,
+    add_name,
+    add_storage,
+    count,
+    port,
+    positive,
+    seconds,
+    share,
+)
 from sweeps.starter import STARTERS
 from sweeps.starter.base import QUESTION_PARTS
 from sweeps.stopping import GRACE_SECONDS
@@ -83,7 +96,7 @@ def _add_first(add: Add) -> None:
     )
     explain = add("explain", "what a key of the sweep file means")
     explain.add_argument("key", nargs="?", metavar="KEY", help="learning_rate, early_terminate.eta, soup, tpe, ...")
-    _json(explain)
+    add_json(explain)
 
 
 def _add_convert(add: Add) -> None:
@@ -100,9 +113,9 @@ def _add_convert(add: Add) -> None:
     convert.add_argument(
         "--import-path", metavar="MODULE:CLASS", help="W&B: sweep a pipeline of your own instead of a fine-tune"
     )
-    convert.add_argument("--total", type=_positive, metavar="N", help="resource of a whole run of that pipeline")
+    convert.add_argument("--total", type=positive, metavar="N", help="resource of a whole run of that pipeline")
     convert.add_argument("--force", action="store_true", help="overwrite the file")
-    _json(convert)
+    add_json(convert)
 
 
 def _rows(command: argparse.ArgumentParser) -> None:
@@ -114,24 +127,24 @@ def _rows(command: argparse.ArgumentParser) -> None:
 
 def _add_running(add: Add) -> None:
     check = add("check", "validate a sweep file and say what it would run")
-    _file(check)
+    add_file(check)
     check.add_argument("--data", action="store_true", help="also read the data: rows a split, duplicates, lengths")
-    _address(check, "the cluster whose nodes must hold it; default: this machine")
-    _json(check)
+    add_address(check, "the cluster whose nodes must hold it; default: this machine")
+    add_json(check)
     submit = add("submit", "run a sweep, here or on a Ray cluster")
-    _file(submit)
+    add_file(submit)
     submit.add_argument(
         "--or-resume",
         action="store_true",
         help="go on with the sweep where it is there already, for scripts that restart",
     )
-    _address(
+    add_address(
         submit, "a Ray cluster: host:port of its head, or http://HEAD:8265 for Ray Jobs; default: Ray started here"
     )
-    _jobs(submit)
-    _json(submit, "print one JSON object at the end; progress goes to stderr")
+    add_jobs(submit)
+    add_json(submit, "print one JSON object at the end; progress goes to stderr")
     resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
-    _name(resume)
+    add_name(resume)
     resume.add_argument(
         "--budget",
         action="append",
@@ -139,58 +152,58 @@ def _add_running(add: Add) -> None:
         metavar="trials=N[,hours=H]",
         help="trials in all, or hours in all, from now on; a finished sweep goes on with what this adds",
     )
-    _address(resume)
-    _jobs(resume)
-    _json(resume, "print one JSON object at the end; progress goes to stderr")
+    add_address(resume)
+    add_jobs(resume)
+    add_json(resume, "print one JSON object at the end; progress goes to stderr")
     stop = add("stop", "ask a running sweep to stop; it can be resumed")
-    _name(stop)
-    _insecure(stop)
+    add_name(stop)
+    add_insecure(stop)
     stop.add_argument(
         "--grace",
-        type=_seconds,
+        type=seconds,
         default=GRACE_SECONDS,
         metavar="SECONDS",
         help=f"end trials that have not reported after so long, 0 at once (default {GRACE_SECONDS:g})",
     )
     stop.add_argument("--no-wait", action="store_true", help="do not wait until it has stopped")
-    stop.add_argument("--timeout", type=_seconds, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
+    stop.add_argument("--timeout", type=seconds, default=120.0, metavar="SECONDS", help="wait this long (default 120)")
 
 
 def _add_reading(add: Add) -> None:
     everything = add("list", "all sweeps: state, trials, best")
-    _storage(everything)
-    _json(everything)
+    add_storage(everything)
+    add_json(everything)
     status = add("status", "how far a sweep is")
-    _name(status)
-    _insecure(status)
+    add_name(status)
+    add_insecure(status)
     status.add_argument("--watch", action="store_true", help="go on showing until the sweep has ended")
-    status.add_argument("--interval", type=_seconds, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
-    _json(status)
+    status.add_argument("--interval", type=seconds, default=2.0, metavar="SECONDS", help="of --watch (default 2)")
+    add_json(status)
     logs = add("logs", "the ends of logs, and why trials failed")
-    _name(logs)
-    _insecure(logs)
+    add_name(logs)
+    add_insecure(logs)
     logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
-    logs.add_argument("-n", "--lines", type=_positive, default=40, help="lines of a log shown (default 40)")
+    logs.add_argument("-n", "--lines", type=positive, default=40, help="lines of a log shown (default 40)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, while a driver runs")
     logs.add_argument(
         "--json", action="store_true", help="a trial's lines as they lie on the disk, one JSON object each"
     )
     track = add("track", "send a sweep's numbers to its trackers, as far as they lack them")
-    _name(track)
+    add_name(track)
     kinds = ("tensorboard", "mlflow", "wandb")
     track.add_argument("--to", choices=kinds, help="to this one alone, whether the file names it or not")
     show = add("show", "the leaderboard")
-    _name(show)
-    _insecure(show)
+    add_name(show)
+    add_insecure(show)
     form = show.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--csv", action="store_true", help="print CSV")
-    show.add_argument("--top", type=_positive, metavar="N", help="first N rows only")
+    show.add_argument("--top", type=positive, metavar="N", help="first N rows only")
     compare = add("compare", "compare the best runs, of one sweep or of several, pair by pair")
     compare.add_argument("names", nargs="+", metavar="NAME", help="a sweep's name or folder")
-    _storage(compare)
-    _insecure(compare)
-    compare.add_argument("--top", type=_positive, metavar="N", help="best runs of each sweep (default 8)")
+    add_storage(compare)
+    add_insecure(compare)
+    compare.add_argument("--top", type=positive, metavar="N", help="best runs of each sweep (default 8)")
     compare.add_argument(
         "--by",
         metavar="KEY",
@@ -203,13 +216,13 @@ def _add_reading(add: Add) -> None:
         help="compare by it instead of the sweep's own, such as token_f1, cost/latency or train/x:maximize; several give a front",
     )
     compare.add_argument("--trial", action="append", metavar="T", help="compare this trial; given twice or more")
-    _json(compare)
+    add_json(compare)
     _add_report(add)
 
 
 def _add_report(add: Add) -> None:
     report = add("report", "one self-contained page about a sweep, or a live one")
-    _name(report)
+    add_name(report)
     report.add_argument("-o", "--output", metavar="FILE.html", help="where to write it (default: the sweep's folder)")
     report.add_argument(
         "--checklist",
@@ -217,24 +230,24 @@ def _add_report(add: Add) -> None:
         help="where to write the reproducibility checklist (default: checklist.md in the sweep's folder)",
     )
     report.add_argument("--watch", action="store_true", help="serve it here and follow a running sweep, until Ctrl-C")
-    report.add_argument("--port", type=_port, metavar="P", help="of --watch (default: a free one)")
+    report.add_argument("--port", type=port, metavar="P", help="of --watch (default: a free one)")
     report.add_argument("--host", metavar="H", help="of --watch (default 127.0.0.1: nobody else can see it)")
     report.add_argument("--open", action="store_true", help="open it in a browser")
-    _json(report, "print the page's record as JSON")
+    add_json(report, "print the page's record as JSON")
 
 
 def _add_models(add: Add) -> None:
     soup = add("soup", "make and judge a soup from a finished or stopped sweep")
-    _name(soup)
+    add_name(soup)
     soup.add_argument(
         "--method", metavar="M", help="greedy, uniform, pruned, ties, ...; default: the file's, else greedy"
     )
-    soup.add_argument("--top", type=_positive, metavar="K", help="runs considered; default: the file's, else 5")
+    soup.add_argument("--top", type=positive, metavar="K", help="runs considered; default: the file's, else 5")
     soup.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="a key of soup: barrier=false, ..."
     )
-    _address(soup)
-    _json(soup)
+    add_address(soup)
+    add_json(soup)
     evaluate = add("evaluate", "score any model or soup on data")
     evaluate.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
     evaluate.add_argument(
@@ -243,13 +256,13 @@ def _add_models(add: Add) -> None:
     evaluate.add_argument("--with", required=True, dest="evaluators", metavar="EVALUATOR[,...]", help="loss, ...")
     evaluate.add_argument("--base", metavar="MODEL", help="base model of an adapter folder; default: the one it names")
     _row_keys(evaluate)
-    evaluate.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
-    evaluate.add_argument("--max-new-tokens", type=_positive, metavar="N", help="of generated answers")
+    evaluate.add_argument("--limit", type=positive, metavar="N", help="first N rows only")
+    evaluate.add_argument("--max-new-tokens", type=positive, metavar="N", help="of generated answers")
     evaluate.add_argument("--answer-regex", metavar="REGEX", help="exact_match compares what this finds")
-    evaluate.add_argument("--sequence-len", type=_positive, metavar="N", help="tokens a row at most")
-    evaluate.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
-    _storage(evaluate)
-    _json(evaluate)
+    evaluate.add_argument("--sequence-len", type=positive, metavar="N", help="tokens a row at most")
+    evaluate.add_argument("--batch-size", type=positive, metavar="N", help="rows in one forward pass")
+    add_storage(evaluate)
+    add_json(evaluate)
     _add_diagnosing(add)
     _add_pruning(add)
     _add_judging(add)
@@ -267,26 +280,24 @@ def _add_diagnosing(add: Add) -> None:
     )
     _row_keys(diagnose)
     diagnose.add_argument("--base", metavar="MODEL", help="what both were trained on; default: what they name")
-    diagnose.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
-    diagnose.add_argument("--sequence-len", type=_positive, metavar="N", help="tokens a row at most")
-    diagnose.add_argument("--batch-size", type=_positive, metavar="N", help="rows in one forward pass")
+    diagnose.add_argument("--limit", type=positive, metavar="N", help="first N rows only")
+    diagnose.add_argument("--sequence-len", type=positive, metavar="N", help="tokens a row at most")
+    diagnose.add_argument("--batch-size", type=positive, metavar="N", help="rows in one forward pass")
     diagnose.add_argument(
-        "--curve", type=_positive, metavar="STEPS", help="also train a curve between them, on half of the rows"
+        "--curve", type=positive, metavar="STEPS", help="also train a curve between them, on half of the rows"
     )
     diagnose.add_argument(
-        "--curve-rate", type=_seconds, default=1e-4, metavar="R", help="learning rate of --curve (default 1e-4)"
+        "--curve-rate", type=seconds, default=1e-4, metavar="R", help="learning rate of --curve (default 1e-4)"
     )
-    _storage(diagnose)
-    _json(diagnose)
+    add_storage(diagnose)
+    add_json(diagnose)
 
 
 def _add_pruning(add: Add) -> None:
     prune = add("prune", "set a share of a model's weights to zero, to be retrained with pipeline.type retrain_pruned")
     prune.add_argument("model", metavar="MODEL", help="hub id, folder, GGUF file, package://..., sweep://NAME/best")
     prune.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where to write the pruned model")
-    prune.add_argument(
-        "--sparsity", required=True, type=_share, metavar="S", help="share of zeros, above 0 and below 1"
-    )
+    prune.add_argument("--sparsity", required=True, type=share, metavar="S", help="share of zeros, above 0 and below 1")
     prune.add_argument(
         "--method", choices=("magnitude", "wanda"), default="magnitude", help="what is pruned first (default magnitude)"
     )
@@ -295,11 +306,11 @@ def _add_pruning(add: Add) -> None:
     )
     prune.add_argument("--on", metavar="FILE", help="wanda: a data file whose rows weigh the inputs")
     _row_keys(prune)
-    prune.add_argument("--limit", type=_positive, default=128, metavar="N", help="first N rows (default 128)")
-    prune.add_argument("--sequence-len", type=_positive, default=1024, metavar="N", help="tokens a row (default 1024)")
+    prune.add_argument("--limit", type=positive, default=128, metavar="N", help="first N rows (default 128)")
+    prune.add_argument("--sequence-len", type=positive, default=1024, metavar="N", help="tokens a row (default 1024)")
     prune.add_argument("--force", action="store_true", help="overwrite the folder")
-    _storage(prune)
-    _json(prune)
+    add_storage(prune)
+    add_json(prune)
 
 
 def _row_keys(command: argparse.ArgumentParser) -> None:
@@ -315,9 +326,9 @@ def _add_judging(add: Add) -> None:
     judging.add_argument(
         "--judge", metavar="SWEEP.yaml", help="the sweep file whose judge, embedding and settings count"
     )
-    judging.add_argument("--limit", type=_positive, metavar="N", help="first N rows only")
-    _storage(judging)
-    _json(judging)
+    judging.add_argument("--limit", type=positive, metavar="N", help="first N rows only")
+    add_storage(judging)
+    add_json(judging)
 
 
 def _add_cluster(add: Add) -> None:
@@ -326,14 +337,14 @@ def _add_cluster(add: Add) -> None:
     raised = verbs.add_parser(
         "up", help="nodes on this machine, until Ctrl-C", description="Nodes on this machine, until Ctrl-C."
     )
-    raised.add_argument("--nodes", type=_positive, default=1, metavar="N", help="how many (default 1)")
+    raised.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many (default 1)")
     raised.add_argument(
-        "--cpus", type=_positive, metavar="N", help="CPU threads of each (default: the machine's, shared)"
+        "--cpus", type=positive, metavar="N", help="CPU threads of each (default: the machine's, shared)"
     )
-    raised.add_argument("--gpus", type=_count, metavar="N", help="GPUs of each (default 0)")
+    raised.add_argument("--gpus", type=count, metavar="N", help="GPUs of each (default 0)")
     raised.add_argument("--join", metavar="HOST:PORT", help="join the head there instead of raising one here")
     raised.add_argument("--host", metavar="IP", help="address that other machines know this one by")
-    raised.add_argument("--jobs", type=_port, metavar="PORT", help="serve Ray Jobs on loopback here (usually 8265)")
+    raised.add_argument("--jobs", type=port, metavar="PORT", help="serve Ray Jobs on loopback here (usually 8265)")
     doctor = verbs.add_parser(
         "doctor", help="what is wrong with a cluster", description="What is wrong with a cluster."
     )
@@ -341,16 +352,16 @@ def _add_cluster(add: Add) -> None:
         "--address", default="auto", metavar="A", help="host:port of its head (default auto: this node's)"
     )
     doctor.add_argument("--storage", metavar="FOLDER", help="folder that every node must read and write")
-    _json(doctor)
+    add_json(doctor)
     about = "print what KubeRay, Slurm or Ray's launcher takes to run a sweep on machines that it raises"
     manifest = verbs.add_parser("manifest", help=about, description=about[0].upper() + about[1:] + ".")
     manifest.add_argument("backend", metavar="|".join(MANIFESTS), help="whose manifest")
-    _file(manifest)
+    add_file(manifest)
     for name, unit in (("nodes", "machines"), ("cpus", "CPU threads of each"), ("gpus", "GPUs of each")):
         manifest.add_argument(
-            f"--{name}", type=_positive if name != "gpus" else _count, metavar="N", help=f"{unit} (default: fitting)"
+            f"--{name}", type=positive if name != "gpus" else count, metavar="N", help=f"{unit} (default: fitting)"
         )
-    manifest.add_argument("--memory-gb", type=_positive, metavar="N", help="memory of each")
+    manifest.add_argument("--memory-gb", type=positive, metavar="N", help="memory of each")
     manifest.add_argument("--image", metavar="IMAGE", help="kuberay: container image with Stockpot in it")
     manifest.add_argument("--volume", metavar="CLAIM", help="kuberay: volume claim with data and storage")
     manifest.add_argument("--partition", metavar="P", help="slurm: partition (default: the cluster's)")
@@ -362,85 +373,13 @@ def _add_cluster(add: Add) -> None:
     manifest.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 up, but got {text}")
-    return value
-
-
 def _add_memo(add: Add) -> None:
     memo = add("memo", "what is stored of model calls, and what it saved; or make it smaller")
     memo.add_argument("action", choices=("stats", "prune"), help="show what there is, or delete")
     memo.add_argument(
         "--kind", action="append", default=[], metavar="KIND", help="only this kind of call; may be repeated"
     )
-    memo.add_argument("--older-than", type=_seconds, metavar="DAYS", help="prune: what was stored longer ago")
-    memo.add_argument("--max-gb", type=_seconds, metavar="N", help="prune: the oldest, until the rest is no larger")
-    _storage(memo)
-    _json(memo)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 up, but got {text}")
-    return value
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"must lie above 0 and below 1, but got {text}")
-    return value
-
-
-def _port(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, but got {text}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number from 0 up, but got {text}")
-    return value
-
-
-def _file(command: argparse.ArgumentParser) -> None:
-    command.add_argument("file", nargs="?", metavar="SWEEP.yaml", help="the sweep file")
-    command.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="sets", help="change a key of the file"
-    )
-
-
-def _name(command: argparse.ArgumentParser) -> None:
-    command.add_argument("name", metavar="NAME", help="a sweep's name under --storage, or its folder")
-    _storage(command)
-
-
-def _storage(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--storage", default=DEFAULT_STORAGE, metavar="FOLDER", help=f"where sweeps are (default {DEFAULT_STORAGE})"
-    )
-
-
-def _address(
-    command: argparse.ArgumentParser, text: str = "a Ray cluster's address; default: Ray started here"
-) -> None:
-    command.add_argument("--address", metavar="A", help=text)
-
-
-def _jobs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--detach", action="store_true", help="Ray Jobs: return at once; the sweep goes on there")
-    _insecure(command)
-
-
-def _insecure(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--insecure", action="store_true", help="Ray Jobs: also where the cluster lets everybody in")
-
-
-def _json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:
-    command.add_argument("--json", action="store_true", help=text)
+    memo.add_argument("--older-than", type=seconds, metavar="DAYS", help="prune: what was stored longer ago")
+    memo.add_argument("--max-gb", type=seconds, metavar="N", help="prune: the oldest, until the rest is no larger")
+    add_storage(memo)
+    add_json(memo)
