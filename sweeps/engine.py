@@ -21,10 +21,11 @@ from sweeps.ledger import Ledger, number
 from sweeps.loop import Answer, Backend, CallFailed, Loop
 from sweeps.pace import Pace
 from sweeps.paths import SweepPaths
+from sweeps.plan import Plan
 from sweeps.rulings import on_report
 from sweeps.schedulers import build_scheduler
 from sweeps.searchers import build_searcher
-from sweeps.standings import Plan, Standings
+from sweeps.standings import Standings
 from sweeps.state import RunState, SweepState
 from sweeps.stopping import take_request
 from sweeps.trial import Lease, Run, finite

@@ -11,10 +11,11 @@ from sweeps.failures import Failure, classify
 from sweeps.fitting import lowered
 from sweeps.journal import Journal
 from sweeps.keep import Keeper
+from sweeps.plan import Plan
 from sweeps.rulings import Promotion, follower, promotion
 from sweeps.schedulers.base import Scheduler
 from sweeps.searchers.base import Searcher, Suggestion
-from sweeps.standings import Plan, Standings
+from sweeps.standings import Standings
 from sweeps.trial import Attempt, Lease, Run, trial_id
 
 

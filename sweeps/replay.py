@@ -10,11 +10,12 @@ from typing import Any
 
 from sweeps.fitting import lowered
 from sweeps.ledger import Event
+from sweeps.plan import Plan
 from sweeps.rulings import follower, on_report, promotion
 from sweeps.schedulers import build_scheduler
 from sweeps.schedulers.base import ItemReader, no_items
 from sweeps.searchers import build_searcher
-from sweeps.standings import Plan, Standings
+from sweeps.standings import Standings
 from sweeps.trial import canonical, finite
 
 

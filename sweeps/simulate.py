@@ -30,7 +30,7 @@ from sweeps.ledger import Event, Ledger
 from sweeps.loop import CallFailed, Later, Loop, Pending
 from sweeps.metrics import TELEMETRY
 from sweeps.paths import SweepPaths, checkpoint_name
-from sweeps.standings import Plan
+from sweeps.plan import Plan
 from sweeps.trial import Lease, Run
 
 Curve = Callable[[Mapping[str, Any], int, int], float | None]

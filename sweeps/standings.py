@@ -19,17 +19,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
-from typing import Any, Protocol
+from typing import Any
 
 from evaluators.base import Report
 from sweeps.fold import apply_event
 from sweeps.ledger import Event
-from sweeps.metrics import Metric
+from sweeps.plan import Plan
 from sweeps.schedulers.base import ItemReader, RunView, SweepView, no_items
 from sweeps.schedulers.base import RunState as ViewState
 from sweeps.searchers.base import Suggestion, Told
-from sweeps.space import Space
-from sweeps.spec import SweepSpec
 from sweeps.state import RunState, SweepState, TrialState
 from sweeps.trial import Run, config_hash
 
@@ -38,47 +36,6 @@ Vector = tuple[float, ...]
 
 DUPLICATES = 100
 """So many suggestions in a row that were there before end the asking: the space is used up in all but name."""
-
-
-class Plan(Protocol):
-    """What the loop needs of a loaded sweep (`sweeps.load.LoadedSweep`)."""
-
-    @property
-    def spec(self) -> SweepSpec:
-        """The sweep file, typed."""
-        ...
-
-    @property
-    def space(self) -> Space:
-        """What `parameters` says."""
-        ...
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """What is optimised, the primary metric first."""
-        ...
-
-    @property
-    def milestones(self) -> tuple[int, ...]:
-        """All rungs, the total last."""
-        ...
-
-    @property
-    def finalists(self) -> int:
-        """Trials guaranteed to reach the total."""
-        ...
-
-    def resolve(self, parameters: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A trial's resolved pipeline configuration. Raises ValueError for one that no run could have."""
-        ...
-
-    def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
-        """A resolved configuration's own milestones; `milestones` wherever all runs have one length."""
-        ...
-
-    def resolve_baseline(self) -> Mapping[str, Any] | None:
-        """The baseline's resolved configuration; None for the untuned model."""
-        ...
 
 
 class Standings:
