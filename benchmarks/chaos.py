@@ -127,7 +127,6 @@ class Chaos:
         if self.driver is None or self.driver.poll() is not None or not events_of(self.driver.root):
             return False
         self.driver.kill()
-        self.seen.append(digest(events_of(self.driver.root)))
         return True
 
     def _store(self) -> bool:

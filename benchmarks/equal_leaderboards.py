@@ -35,6 +35,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 STOCKPOT = str(Path(sys.executable).with_name("stockpot"))
 START_SECONDS = 180.0
+BEGIN_SECONDS = 600.0
+"""How long a job may take to its first event: its environment is made, and its driver starts."""
 CPUS = 2
 """Of a trial, in every run: threads decide the last digits of sums."""
 
@@ -87,7 +89,7 @@ def clustered(folder: Path, file: Path, sets: Sequence[str], hosts: Hosts) -> di
         began = time.monotonic()
         jobs = f"http://127.0.0.1:{port}"
         stockpot(folder, here, *submit(folder, file, "job", sets), "--address", jobs, "--detach")
-        while not finished(folder, "job"):
+        while not finished(folder, "job", began + BEGIN_SECONDS):
             time.sleep(2)
         found["job"] = board(folder, "job", began)
     finally:
@@ -145,13 +147,20 @@ def environment(folder: Path) -> dict[str, str]:
     return {**kept, "HOME": str(folder)}
 
 
-def finished(folder: Path, name: str) -> bool:
+def finished(folder: Path, name: str, until: float) -> bool:
     """Whether a sweep has ended.
 
+    Args:
+        folder: where all of this lies.
+        name: the sweep's.
+        until: when it must have begun, as `time.monotonic` says.
+
     Raises:
-        RuntimeError: if its job ended without it.
+        RuntimeError: if its job ended without it, or did not begin it.
     """
     if not (folder / "runs" / name / "ledger.sqlite").exists():
+        if time.monotonic() > until:
+            raise RuntimeError(f"the job of the sweep {name} has begun nothing within {BEGIN_SECONDS:g} s")
         return False
     state = json.loads(stockpot(folder, [], "status", name, "--storage", str(folder / "runs"), "--json"))["state"]
     if state in ("stopped", "interrupted"):

@@ -5,10 +5,11 @@ Ray's own answer to a head that is gone is to end the driver's process after a m
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 EVERY_SECONDS = 2.0
 COUNT_SECONDS = 5.0
@@ -64,6 +65,18 @@ class HeadWatch:
         """Ask no more."""
         self._closed.set()
 
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        """Let the block, which takes leave of the head, take `grace` seconds where the head is gone; then give up."""
+        timer = threading.Timer(self._grace, self._give_up)
+        timer.daemon = True
+        if self.lost:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
     def _look(self) -> None:
         while not self._closed.is_set():
             began = time.monotonic()
@@ -108,7 +121,12 @@ class NodeCount:
 
     def _look(self) -> None:
         while not self._closed.wait(self._every):
-            self._there = self._count()
+            try:
+                self._there = self._count()
+            except (
+                Exception
+            ):  # Ray raises bare ones where the head is slow or gone: no answer, the next look asks again
+                continue
 
 
 def answers(address: str, seconds: float = REACH_SECONDS) -> bool:

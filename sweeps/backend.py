@@ -74,9 +74,7 @@ class RayBackend:
         self._paths = paths
         self._say = on_message or (lambda text: None)
         self._began = time.time()
-        policy = loaded.spec.on_failure
-        restarts = policy.max_restarts if policy.node == "retry" else 0
-        self._callers = Callers(self._new_caller, lambda: self.slots, restarts, self._check_call, self._say)
+        self._callers = Callers(self._new_caller, lambda: self.slots, self._check_call)
         self._spared: dict[str, float] = {}
         self._meters = Meters()
         env = worker_environment(loaded.spec.env)
@@ -181,8 +179,6 @@ class RayBackend:
     def call(self, function: str, payload: Mapping[str, Any], on_progress: Callable[[str], None] | None = None) -> Any:
         """Run `module:function(payload)` on a warm worker with a trial's resources and return its result.
 
-        A call whose worker is lost is made again, up to `max_restarts` times.
-
         Raises:
             CallFailed: with the typed failure; the next call gets a fresh worker.
             ClusterLost: when the cluster's head does not answer any more.
@@ -205,7 +201,8 @@ class RayBackend:
             if self._residents is not None:
                 self._residents.close()
         self._end_watching()
-        self._cluster.close()
+        with self._watch.bounded():
+            self._cluster.close()
         self._watch.close()
 
     def _end_watching(self) -> None:
@@ -273,6 +270,7 @@ class RayBackend:
         """Raise ClusterLost when the head is gone; else Ray would end this process in the middle of something."""
         if self._watch.lost:
             self._told_lost = True
+            self._watch.close()  # it would end the process while the end is written and shown
             raise ClusterLost(self._lost_words())
 
     def _give_up(self) -> None:

@@ -1,4 +1,8 @@
-"""Workers for calls on Ray: warm from call to call, as many at once as there are slots, replaced after a failure."""
+"""Workers for calls on Ray: warm from call to call, as many at once as there are slots, replaced after a failure.
+
+A lost node may leave fewer places than slots: a worker that waits for a place gets that of one which has nothing to do. A
+call that failed is not made again here: `sweeps.scoring.call` decides that, as for trials.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +13,15 @@ from typing import Any
 
 import ray
 
-from sweeps.failures import INFRASTRUCTURE, classify
+from sweeps.failures import classify
 from sweeps.loop import CallFailed, Pending
 
 PLACE_SECONDS = 5.0
 """A process with a place is there by then."""
+ROOM_SECONDS = 15.0
+"""How long a worker may take to come before a free one makes room for it; on a busy machine some start slowly."""
+NEWS_SECONDS = 0.2
+"""How long a worker may take to say how far its call is; else the next look gets it."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +60,41 @@ class Caller:
         number: from 0; a worker that takes an ended one's place has its number.
         future: its present call, or its last one.
         claimed: whether somebody waits for that call's result.
+        since: when it was asked for, or room was last made for it (`time.monotonic`).
     """
 
     def __init__(self, process: CallActor, number: int) -> None:
         self.process, self.number = process, number
         self.future: Any = None
         self.claimed = False
+        self.since = process.since
+        self._asked: Any = None
+        self._heard = 0
+
+    def begin(self, function: str, payload: Mapping[str, Any]) -> None:
+        """Start a call, whose result somebody waits for."""
+        self.future, self.claimed = self.process.actor.call.remote(function, payload), True
+        self._asked, self._heard = None, 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether it is at no call."""
+        return self.future is None or bool(ray.wait([self.future], timeout=0)[0])
 
     @property
     def free(self) -> bool:
         """Whether it can take a call."""
-        return not self.claimed and (self.future is None or bool(ray.wait([self.future], timeout=0)[0]))
+        return not self.claimed and self.idle
+
+    def news(self) -> list[str]:
+        """Texts of its call since the last look; nothing while the answer is on its way, which a lost node never sends."""
+        if self._asked is None:
+            self._asked = self.process.actor.poll.remote(self._heard)
+        if not ray.wait([self._asked], timeout=NEWS_SECONDS)[0]:
+            return []
+        texts: list[str] = ray.get(self._asked)
+        self._asked, self._heard = None, self._heard + len(texts)
+        return texts
 
     def failed(self) -> bool:
         """Whether its last call, which is done, failed: its process is not used again."""
@@ -80,21 +112,11 @@ class Callers:
     Args:
         make: a process with the number of a worker.
         most: workers at once at most.
-        restarts: how often a call whose worker was lost is made again.
-        check: called while a result is waited for; what it raises ends the wait.
-        say: told of calls that are made again.
+        check: called while a worker or a result is waited for; what it raises ends the wait.
     """
 
-    def __init__(
-        self,
-        make: Callable[[int], CallActor],
-        most: Callable[[], int],
-        restarts: int,
-        check: Callable[[], None],
-        say: Callable[[str], None],
-    ) -> None:
-        self._make, self._most = make, most
-        self.restarts, self.check, self.say = restarts, check, say
+    def __init__(self, make: Callable[[int], CallActor], most: Callable[[], int], check: Callable[[], None]) -> None:
+        self._make, self._most, self.check = make, most, check
         self._all: list[Caller] = []
 
     def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
@@ -108,8 +130,17 @@ class Callers:
     def begin(self, function: str, payload: Mapping[str, Any]) -> Caller:
         """A worker that is at a call now; raises as `start`."""
         caller = self._free()
-        caller.future, caller.claimed = caller.process.actor.call.remote(function, payload), True
+        caller.begin(function, payload)
         return caller
+
+    def make_room(self, caller: Caller) -> None:
+        """End a worker that is at no call, where this one has waited for a place: one more each `ROOM_SECONDS`."""
+        if caller.process.placed or time.monotonic() - caller.since < ROOM_SECONDS:
+            return
+        idle = next((other for other in self._all if other is not caller and other.idle), None)
+        if idle is not None:
+            caller.since = time.monotonic()
+            self.end(idle)
 
     def end(self, caller: Caller) -> None:
         """End a worker's process."""
@@ -147,49 +178,45 @@ class Callers:
                 number = next(n for n in range(len(taken) + 1) if n not in taken)
                 self._all.append(Caller(self._make(number), number))
                 return self._all[-1]
-            forgotten = [caller.future for caller in self._all if not caller.claimed]
+            forgotten = [caller for caller in self._all if not caller.claimed]
             if not forgotten:
                 raise RuntimeError(f"at most {self._most()} calls run at once; ask for a result first")
-            ray.wait(forgotten, num_returns=1)
+            self.check()
+            ray.wait([caller.future for caller in forgotten], num_returns=1, timeout=0.5)
+            for caller in forgotten:
+                if not caller.process.placed:  # it has begun nothing, and nobody wants what it would do
+                    self.end(caller)
 
 
 class Call:
     """A call on a worker; implements `sweeps.loop.Pending`."""
 
     def __init__(self, callers: Callers, function: str, payload: Mapping[str, Any]) -> None:
-        self._callers, self._function, self._payload = callers, function, payload
+        self._callers = callers
         self._caller = callers.begin(function, payload)
-        self._left = callers.restarts
 
     def result(self, on_progress: Callable[[str], None] | None = None) -> Any:
         """See `Pending`; after a failure the worker is ended, and the next call gets a fresh one."""
-        while True:
-            try:
-                answer, failure = self._await(on_progress)
-            except ray.exceptions.RayError as error:
-                answer, failure = None, classify(error)
-            self._caller.claimed = False
-            if failure is None:
-                return answer
+        try:
+            answer, failure = self._await(on_progress)
+        except ray.exceptions.RayError as error:
+            answer, failure = None, classify(error)
+        self._caller.claimed = False
+        if failure is not None:
             self._callers.end(self._caller)
-            if failure.kind not in INFRASTRUCTURE or not self._left:
-                raise CallFailed(failure)
-            self._left -= 1
-            self._callers.say(
-                f"{self._function.partition(':')[2]} lost its worker, and begins again: {failure.message}"
-            )
-            self._caller = self._callers.begin(self._function, self._payload)
+            raise CallFailed(failure)
+        return answer
 
     def forget(self) -> None:
         """See `Pending`."""
         self._caller.claimed = False
 
     def _await(self, on_progress: Callable[[str], None] | None) -> Any:
-        future, seen = self._caller.future, 0
-        while not ray.wait([future], timeout=0.5)[0]:
+        caller = self._caller
+        while not ray.wait([caller.future], timeout=0.5)[0]:
             self._callers.check()
-            if on_progress:
-                for text in ray.get(self._caller.process.actor.poll.remote(seen)):
-                    seen += 1
+            self._callers.make_room(caller)
+            if on_progress and caller.process.placed:
+                for text in caller.news():
                     on_progress(text)
-        return ray.get(future)
+        return ray.get(caller.future)

@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ import ray
 from ray.util import get_current_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from pipelines.stage import Rank, Task
+from pipelines.stage import Rank, Task, WorkerLost
 from sweeps.failures import Failure, classify
 from sweeps.lease_thread import logged
 
@@ -34,6 +34,8 @@ LEAVE_SECONDS = 30.0
 SELF_SECONDS = 5.0
 """How long the first worker may take to notice by itself that another one failed."""
 LOOK_SECONDS = 0.5
+HIRE_SECONDS = 120.0
+"""How long the others may take to come; their places are reserved, so one that does not come has lost its node."""
 
 
 class TeamFailed(RuntimeError):
@@ -95,7 +97,14 @@ class Team:
         self._host = ""
 
     def begin(self, task: Task, log: str | None) -> Task:
-        """Start a lease on all of them; the task for the first worker."""
+        """Start a lease on all of them; the task for the first worker.
+
+        Raises:
+            WorkerLost: when they do not come.
+        """
+        from pipelines.finetune.group import begin_anew
+
+        begin_anew()
         self._hire()
         self._store, port = serve_store(self._host)
         size = len(self._workers) + 1
@@ -107,37 +116,31 @@ class Team:
         return seats[0]
 
     def failure(self, seconds: float = 0.0) -> Failure | None:
-        """Why one of them did not end well, waiting so long for an account; None while nothing is known.
+        """Why one of them did not end well, as `_cause` says."""
+        return _cause(self._runs, seconds)
 
-        A worker's own failure comes before a death, and a death before what the rest saw of it.
-        """
-        until = time.monotonic() + seconds
-        while True:
-            found = [failure for run in self._runs if (failure := _outcome(run)) is not None]
-            telling = [failure for failure in found if failure.kind not in ("node", "unknown")]
-            own = [failure for failure in found if not failure.message.startswith("WorkerLost")]
-            if telling or own:
-                return (telling or own)[0]
-            if time.monotonic() >= until:
-                return found[0] if found else None
-            time.sleep(0.05)
-
-    def watch(self, tell: Callable[[Failure], None]) -> threading.Event:
-        """Tell when one of them fails while the first still runs; set the event to end the watch."""
+    def watch(self, tell: Callable[[Failure], None]) -> Callable[[], None]:
+        """Tell when one of them fails while the first still runs. What is returned ends the watch: nothing is told after it."""
         from pipelines.finetune.group import abort
 
-        over, runs = threading.Event(), list(self._runs)
+        over, telling, runs = threading.Event(), threading.Lock(), list(self._runs)
 
         def look() -> None:
             while not over.wait(LOOK_SECONDS):
                 if any(_outcome(run) is not None for run in runs):
-                    if not over.wait(SELF_SECONDS) and (found := self.failure(LOOK_SECONDS)) is not None:
-                        abort()
-                        tell(found)
+                    found = None if over.wait(SELF_SECONDS) else _cause(runs, LOOK_SECONDS)
+                    with telling:  # else the next lease could begin in between, and be broken off
+                        if found is not None and not over.is_set():
+                            abort()
+                            tell(found)
                     return
 
+        def end() -> None:
+            with telling:
+                over.set()
+
         threading.Thread(target=look, name="team-watch", daemon=True).start()
-        return over
+        return end
 
     def settle(self) -> None:
         """Wait until all have left a lease that ended well; those that have not are ended."""
@@ -168,7 +171,11 @@ class Team:
             for bundle in range(1, devices.workers)
         ]
         here = ray.get_runtime_context().get_node_id()
-        nodes = ray.get([worker.node.remote() for worker in self._workers])
+        try:
+            nodes = ray.get([worker.node.remote() for worker in self._workers], timeout=HIRE_SECONDS)
+        except ray.exceptions.GetTimeoutError as error:
+            self.dismiss()
+            raise WorkerLost(f"the trial's other workers did not come within {HIRE_SECONDS:g} s") from error
         self._host = "127.0.0.1" if all(node == here for node in nodes) else ray.util.get_node_ip_address()
 
 
@@ -183,21 +190,47 @@ def teamwork(team: Team, task: Task, log: str | None, tell: Callable[[Failure], 
         tell: told when another worker fails and the block goes on.
 
     Raises:
-        TeamFailed: in place of the block's error, when another worker's failure explains it.
+        TeamFailed: in place of the block's error, when another worker's failure explains it; that the others lost their
+            connection explains nothing.
+        WorkerLost: when the others do not come.
     """
     seat = team.begin(task, log)
-    over = team.watch(tell or (lambda failure: None))
+    end_watch = team.watch(tell or (lambda failure: None))
     try:
         yield seat
     except SystemExit:
         raise
     except BaseException as error:
-        own = classify(error)
-        if own.kind in ("node", "unknown") and (found := team.failure(FAILED_SECONDS)) is not None:
-            raise TeamFailed(found) from error
+        end_watch()  # what the others see of this error must not be told before it
+        if classify(error).kind in ("node", "unknown"):
+            found = team.failure(FAILED_SECONDS)
+            if found is not None and not _echo(found):
+                raise TeamFailed(found) from error
         raise
     finally:
-        over.set()
+        end_watch()
+
+
+def _echo(failure: Failure) -> bool:
+    """Whether a failure is only that somebody else is gone."""
+    return failure.message.startswith(WorkerLost.__name__)
+
+
+def _cause(runs: Sequence[Any], seconds: float) -> Failure | None:
+    """Why one of the runs did not end well, waiting so long for an account; None while nothing is known.
+
+    A worker's own failure comes before a death, and a death before what the rest saw of it.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        found = [failure for run in runs if (failure := _outcome(run)) is not None]
+        telling = [failure for failure in found if failure.kind not in ("node", "unknown")]
+        own = [failure for failure in found if not _echo(failure)]
+        if telling or own:
+            return (telling or own)[0]
+        if len(found) == len(runs) or time.monotonic() >= until:
+            return found[0] if found else None
+        time.sleep(0.05)
 
 
 def _outcome(run: Any) -> Failure | None:

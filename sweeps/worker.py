@@ -68,9 +68,7 @@ def prepare(setup: Setup) -> None:
     for name in THREAD_VARIABLES:
         os.environ[name] = threads
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    if (
-        setup.devices.workers > 1
-    ):  # what c10d warns of on its way (a port that is not there yet, an unused flag) is no news
+    if setup.devices.workers > 1:  # while a process group forms, c10d warns of ports that are not there yet
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not setup.devices.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -17,7 +17,7 @@ import fcntl
 import os
 import socket
 import struct
-import time
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -34,6 +34,8 @@ _SIOCGIFADDR = 0x8915
 """Linux's request for an interface's address (netdevice(7))."""
 _GO, _END, _LOST = b"go", b"end", b"lost"
 _Made = TypeVar("_Made")
+_ABORTED = threading.Event()
+"""Whether the present lease of this process was broken off: the store waits without a limit and would not notice."""
 
 
 class Group:
@@ -103,10 +105,17 @@ class Group:
         finally:
             self._store.set(turn, end)
 
+    def meet(self) -> None:
+        """Wait until all processes have come; what waits for them after that would wait for one that died before."""
+        self._store.set(f"here/{self.rank}", "")
+        for rank in range(self.size):
+            self._await(f"here/{rank}")
+
     def _await(self, key: str) -> bytes:
         try:
             while not self._store.check([key]):
-                time.sleep(_LOOK_SECONDS)
+                if _ABORTED.wait(_LOOK_SECONDS):
+                    raise WorkerLost("another worker of the trial failed")
             found: bytes = self._store.get(key)
             return found
         except dist.DistError as error:
@@ -131,11 +140,14 @@ def joined(rank: Rank, device: str) -> Iterator[Group]:
     if rank.size == 1:
         yield ALONE
         return
-    before = {name: os.environ.get(name) for name in _environment(rank)}
-    store = dist.TCPStore(rank.host, rank.port, is_master=False, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
-    os.environ.update(_environment(rank))
+    settings = _environment(rank)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
     whole = False
     try:
+        store = dist.TCPStore(rank.host, rank.port, is_master=False, timeout=timedelta(seconds=COLLECTIVE_SECONDS))
+        group = Group(rank.index, rank.size, store, device)
+        group.meet()
         dist.init_process_group(
             "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
             store=dist.PrefixStore("group", store),
@@ -143,7 +155,7 @@ def joined(rank: Rank, device: str) -> Iterator[Group]:
             world_size=rank.size,
             timeout=timedelta(seconds=COLLECTIVE_SECONDS),
         )
-        yield Group(rank.index, rank.size, store, device)
+        yield group
         whole = True
     except SystemExit:
         whole = True
@@ -158,8 +170,18 @@ def joined(rank: Rank, device: str) -> Iterator[Group]:
             os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
+def begin_anew() -> None:
+    """What was broken off is over: another lease begins in this process."""
+    _ABORTED.clear()
+
+
 def abort() -> None:
-    """Break off what this process waits for, from another thread; nothing without a group of several."""
+    """Break off what this process waits for, from another thread, up to `begin_anew`: sums, turns and texts."""
+    _ABORTED.set()
+    _abort_sums()
+
+
+def _abort_sums() -> None:
     from torch.distributed import distributed_c10d
 
     if dist.is_initialized():
@@ -187,7 +209,7 @@ def _leave(whole: bool) -> None:
     from accelerate.state import AcceleratorState, GradientState
 
     if not whole:
-        abort()
+        _abort_sums()
     if dist.is_initialized():
         dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)

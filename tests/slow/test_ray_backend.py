@@ -8,21 +8,22 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import killing
 import pytest
+from engines import begun
 
 from cluster.base import ClusterError
 from cluster.local import connect
 from sweeps.backend import RayBackend
-from sweeps.engine import Engine
-from sweeps.ledger import Event, Ledger
-from sweeps.load import load_file
+from sweeps.load import LoadedSweep, load_file
 from sweeps.loop import CallFailed
 from sweeps.paths import SweepPaths
+from sweeps.scoring import call
 from sweeps.state import SweepState
 from sweeps.trial import Run
 from sweeps.trial_log import records
@@ -75,10 +76,14 @@ def write(folder: Path, name: str, parameters: str, most: int = 2, step: float =
 class Ran:
     """A sweep that was run in this process, with its backend still open."""
 
+    loaded: LoadedSweep
     state: SweepState
-    paths: SweepPaths
     backend: RayBackend
     pids: list[int]
+
+    @property
+    def paths(self) -> SweepPaths:
+        return self.loaded.paths
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +91,10 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     faults = ", ".join(["ok0", *FAULTS, "ok1"]).replace("ok0", "''").replace("ok1", "none")
     file = write(tmp_path_factory.mktemp("ran"), "faults", f"{{kwargs.fail: [{faults}], kwargs.say: [one, two]}}")
     loaded = load_file(file)
-    backend = RayBackend(loaded, loaded.paths)
-    ledger = Ledger.create(loaded.paths.root)
-    ledger.append([Event("sweep_created", {"name": "faults", "spec": loaded.record(), "versions": {}, "space": {}})])
-    ledger.append([Event("driver_started", {"pid": os.getpid(), "host": "here", "version": ""})])
-    engine = Engine(loaded, ledger, loaded.paths, backend.slots)
-    backend.run(engine)
-    pids = killing.below(os.getpid())
-    yield Ran(engine.state, loaded.paths, backend, pids)
-    backend.close()
-    engine.close()
-    ledger.close()
+    with closing(RayBackend(loaded, loaded.paths)) as backend, begun(loaded, backend.slots) as engine:
+        backend.run(engine)
+        pids = killing.below(os.getpid())
+        yield Ran(loaded, engine.state, backend, pids)
     assert not killing.await_gone(pids, 60), "Ray's processes were left behind"
     assert not backend._cluster.folder.exists()
 
@@ -165,21 +163,22 @@ def test_a_call_fails_with_a_type_and_the_next_gets_a_fresh_worker(ran: Ran) -> 
 
 def test_a_call_whose_worker_is_lost_is_made_again(ran: Ran, tmp_path: Path) -> None:
     before = ran.backend.call("toy_pipeline:look_around", {})["pid"]
-    assert ran.backend.call("toy_pipeline:look_around", {"exit_once": str(tmp_path / "mark")})["pid"] != before
+    payload = {"exit_once": str(tmp_path / "mark")}
+    assert call(ran.loaded, ran.backend, "toy_pipeline:look_around", payload)["pid"] != before
     assert (tmp_path / "mark").exists()
 
 
 def test_calls_run_at_once_on_workers_of_their_own(ran: Ran) -> None:
     slots = ran.backend.slots
-    begun = [ran.backend.start("toy_pipeline:look_around", {"wait": 0.5}) for _ in range(slots)]
+    started = [ran.backend.start("toy_pipeline:look_around", {"wait": 0.5}) for _ in range(slots)]
     with pytest.raises(RuntimeError, match=f"at most {slots} calls run at once"):
         ran.backend.start("toy_pipeline:look_around", {})
-    pids = {call.result()["pid"] for call in begun}
+    pids = {one.result()["pid"] for one in started}
     assert len(pids) == slots
     forgotten = [ran.backend.start("toy_pipeline:look_around", {"fail": True}) for _ in range(slots)]
-    for call in forgotten:
-        call.forget()
-    after = {call.result()["pid"] for call in [ran.backend.start("toy_pipeline:look_around", {}) for _ in range(slots)]}
+    for one in forgotten:
+        one.forget()
+    after = {one.result()["pid"] for one in [ran.backend.start("toy_pipeline:look_around", {}) for _ in range(slots)]}
     assert len(after) == slots
     assert not after & pids, "a worker whose forgotten call failed is not used again"
 

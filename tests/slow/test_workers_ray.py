@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,17 @@ from typing import Any
 import killing
 import pytest
 import ray
-import yaml
+from engines import begun
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from second_worker import SecondWorker
-from sft_runs import same, weights
-from tiny import save_model, sums, write_rows
+from sft_runs import make_place, same, sft_sweep, weights
 
 from evaluators.base import Report
 from pipelines.finetune.sft import SFTPipeline
 from pipelines.stage import Task
 from sweeps.backend import RayBackend
-from sweeps.engine import Engine
-from sweeps.ledger import Event, Ledger
 from sweeps.load import load_file
 from sweeps.paths import SweepPaths
 from sweeps.state import SweepState
@@ -41,35 +39,15 @@ from sweeps.trial_log import BEGAN, records
 pytestmark = pytest.mark.slow
 
 STEPS = 8
-PIPELINE: dict[str, Any] = {
-    "type": "sft",
-    "base_model": "./model",
-    "datasets": {
-        "train": {"path": "train.jsonl", "type": "prompt_completion"},
-        "tune": {"path": "tune.jsonl", "type": "prompt_completion"},
-    },
-    "lora_r": 4,
-    "micro_batch_size": 2,
-    "max_steps": STEPS,
-    "sequence_len": 32,
-    "learning_rate": 0.01,
-}
 TOGETHER = {"workers": 2, "cpus": 1, "gpus": 0}
 
 
-def place(folder: Path) -> Path:
-    """A tiny model, and rows of which an epoch ends in the middle of a step of two workers."""
-    save_model(folder / "model")
-    write_rows(folder / "train.jsonl", sums(13))
-    write_rows(folder / "tune.jsonl", sums(6, 100))
-    return folder
-
-
-def write(folder: Path, name: str, **sections: Any) -> Path:
-    file = folder / f"{name}.yaml"
-    body = {"name": name, "storage": "./runs", "metric": "loss", "report_every": 1, "resources": TOGETHER, **sections}
-    file.write_text(yaml.safe_dump(body))
-    return file
+def write(folder: Path, name: str, pipeline: dict[str, Any], **sections: Any) -> Path:
+    """A sweep of trials of two workers that report every step."""
+    steps = {"lora_dropout": 0.0, "max_steps": STEPS, "gradient_accumulation_steps": 1, "warmup_ratio": 0.0,
+             "weight_decay": 0.0}  # fmt: skip
+    shared = {"storage": "./runs", "report_every": 1, "resources": TOGETHER}
+    return sft_sweep(folder, name, {**steps, **pipeline}, **shared, **sections)
 
 
 @dataclass
@@ -117,32 +95,23 @@ def await_free(seconds: float = 60) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    folder = place(tmp_path_factory.mktemp("workers"))
+    folder = make_place(tmp_path_factory.mktemp("workers"))
     rates = [0.01, 0.004, 0.002, 0.0005, 0.0002, 0.0001]
     file = write(
         folder,
         "halved",
-        pipeline=PIPELINE,
+        {},
         parameters={"learning_rate": rates},
         method="grid",
         early_terminate={"type": "asha", "min": 2, "eta": 2},
     )
     loaded = load_file(file)
-    backend = RayBackend(loaded, loaded.paths)
-    ledger = Ledger.create(loaded.paths.root)
-    ledger.append([Event("sweep_created", {"name": "halved", "spec": loaded.record(), "versions": {}, "space": {}})])
-    ledger.append([Event("driver_started", {"pid": os.getpid(), "host": "here", "version": ""})])
-    engine = Engine(loaded, ledger, loaded.paths, backend.slots)
-    try:
+    with closing(RayBackend(loaded, loaded.paths)) as backend, begun(loaded, backend.slots) as engine:
         assert (backend.slots, backend.placement.each) == (os.cpu_count() // 2, "2 workers of 1 CPU")  # type: ignore[operator]
         backend.run(engine)
         cpus = await_free()
         pids = killing.below(os.getpid())
         left, groups = await_nothing(pids)
-    finally:
-        backend.close()
-        engine.close()
-        ledger.close()
     yield Ran(engine.state, loaded.paths, left, groups, cpus, pids)
     assert not killing.await_gone(pids, 60), "processes were left behind"
 
@@ -158,7 +127,7 @@ def test_early_stops_leave_no_worker_no_group_and_no_cpu_behind(ran: Ran) -> Non
     assert ran.cpus[0] == ran.cpus[1]
 
 
-def begun(log: Path) -> list[int]:
+def pids_of(log: Path) -> list[int]:
     """Processes in which leases began, by a trial's log."""
     return [record["pid"] for record in records(log.read_text().splitlines()) if record.get("event") == BEGAN]
 
@@ -167,7 +136,7 @@ def test_both_workers_stay_warm(ran: Ran) -> None:
     heads: dict[str, list[int]] = {"first": [], "second": []}
     for log in ran.paths.logs.glob("0*.log"):
         kind = "second" if log.name.endswith(".worker-1.log") else "first"
-        heads[kind] += begun(log)
+        heads[kind] += pids_of(log)
     leases = sum(run.leases for run in ran.state.runs.values())
     assert [len(pids) for pids in heads.values()] == [leases, leases]
     assert len(set(heads["first"])) < leases
@@ -205,13 +174,13 @@ def test_the_loss_curve_is_that_of_one_worker_with_the_same_steps(ran: Ran, tmp_
 
 
 def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
-    folder = place(tmp_path)
+    folder = make_place(tmp_path)
     plan = {
         "early_terminate": {"type": "asha", "min": 4, "eta": 2},
         "parameters": {"learning_rate": [0.01]},
         "method": "grid",
     }
-    cut = write(folder, "cut", pipeline={**PIPELINE, "max_steps": 40, "lora_dropout": 0.1}, **plan)
+    cut = write(folder, "cut", {"max_steps": 40, "lora_dropout": 0.1}, **plan)
     driver = killing.start(cut)
     loaded = load_file(cut)
     paths = loaded.paths
@@ -222,7 +191,7 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
             assert driver.poll() is None
             time.sleep(0.01)
         (log,) = paths.logs.glob("*.worker-1.log")
-        os.kill(begun(log)[-1], signal.SIGKILL)
+        os.kill(pids_of(log)[-1], signal.SIGKILL)
         killed = time.time()
         assert driver.wait(400) == 0
     finally:

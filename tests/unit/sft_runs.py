@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny import save_model, sums, write_rows
 
@@ -59,6 +60,13 @@ def config(place: Path, **changed: Any) -> dict[str, Any]:
         "sequence_len": 32,
         **changed,
     }
+
+
+def sft_sweep(place: Path, name: str, changed: dict[str, Any], **sections: Any) -> Path:
+    """A sweep file beside the model and the rows of `make_place`, with the settings of `config`."""
+    file = place / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({"name": name, "metric": "loss", "pipeline": config(place, **changed), **sections}))
+    return file
 
 
 def run(

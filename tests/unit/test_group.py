@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError, TCPStore
 
+from pipelines.finetune import group as groups
 from pipelines.finetune.group import ALONE, Group, connection_lost
-from pipelines.stage import WorkerLost
+from pipelines.stage import Rank, WorkerLost
 
 
 @pytest.fixture
@@ -99,10 +101,33 @@ def test_the_first_ones_death_ends_the_wait(store: Any) -> None:
     assert "first worker is gone" in str(found)
 
 
+def test_what_is_broken_off_waits_no_longer_and_the_next_lease_waits_again(store: Any) -> None:
+    first, second = joined(store, 2)
+    for wait in (lambda: first.gather("x"), first.meet):
+        waiting = beside(wait)
+        groups.abort()
+        assert isinstance(waiting(), WorkerLost)
+    groups.begin_anew()
+    waiting = beside(second.meet)
+    first.meet()
+    assert waiting() is None
+
+
+def test_a_store_that_can_not_be_reached_is_a_lost_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*words: Any, **more: Any) -> None:
+        raise DistNetworkError("The client socket has failed to connect")
+
+    monkeypatch.setattr(groups.dist, "TCPStore", refuse)
+    before = dict(os.environ)
+    with pytest.raises(WorkerLost), groups.joined(Rank(1, 2, "127.0.0.1", 9), "cpu"):
+        pytest.fail("nobody is there")
+    assert dict(os.environ) == before
+
+
 def test_texts_come_by_rank(store: Any) -> None:
-    groups = joined(store, 3)
-    sent = [beside(lambda group=group: group.gather(f"from {group.rank}")) for group in groups[1:]]
-    assert groups[0].gather("from 0") == ["from 0", "from 1", "from 2"]
+    three = joined(store, 3)
+    sent = [beside(lambda group=group: group.gather(f"from {group.rank}")) for group in three[1:]]
+    assert three[0].gather("from 0") == ["from 0", "from 1", "from 2"]
     assert [result() for result in sent] == [[], []]
 
 

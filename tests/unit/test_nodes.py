@@ -97,6 +97,42 @@ def test_a_head_that_is_silent_is_lost_and_one_that_answers_is_not() -> None:
     watch.close()
 
 
+def test_the_leave_of_a_lost_head_is_bounded() -> None:
+    gave_up = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        watch = HeadWatch(f"127.0.0.1:{head.getsockname()[1]}", gave_up.set, patience=0.02, every=0.01, grace=0.05)
+        with watch.bounded():
+            pass
+    until = time.monotonic() + 60
+    while not watch.lost and time.monotonic() < until:
+        time.sleep(0.005)
+    watch.close()
+    with watch.bounded():
+        assert not gave_up.is_set()
+        assert gave_up.wait(60), "it hangs"
+    gave_up.clear()
+    with watch.bounded():
+        pass
+    assert not gave_up.wait(0.08)
+
+
+def test_a_question_that_fails_is_asked_again() -> None:
+    given = iter([3, OSError("slow"), 2])
+
+    def ask() -> int:
+        answer = next(given, 2)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    count = NodeCount(ask, every=0.001)
+    until = time.monotonic() + 60
+    while not (found := count.news()) and time.monotonic() < until:
+        time.sleep(0.001)
+    assert found == ["lost 1 of 3 nodes; what ran there goes again elsewhere"]
+    count.close()
+
+
 def test_lost_and_new_nodes_are_told_once() -> None:
     there = [3]
     count = NodeCount(lambda: there[0], every=0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import sys
 import time
@@ -14,7 +15,7 @@ from typing import Any, ClassVar
 import pytest
 from fake_endpoint import FakeEndpoint
 
-from cluster.base import Node
+from cluster.base import ClusterLost, Node
 from pipelines import calls
 from pipelines.calls import Answers, Identity, Role
 from pipelines.memo import Claim, Cost, Entry, Unanswered
@@ -258,6 +259,7 @@ class FakeCluster:
 
     nodes = (Node(2.0),)
     head = "127.0.0.1:1"
+    embedded = True
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -290,12 +292,25 @@ class Recorder:
         self.events.append("close")
 
 
+class Watch:
+    """A watch of a head that answers, until somebody says otherwise."""
+
+    address, silent, lost, closed = "here:1", 0.0, False, False
+
+    def close(self) -> None:
+        self.closed = True
+
+    @contextlib.contextmanager
+    def bounded(self) -> Iterator[None]:
+        yield
+
+
 @pytest.fixture
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ray_backend.RayBackend]:
     cluster = FakeCluster(tmp_path)
     monkeypatch.setattr(ray_backend, "connect", lambda address: cluster)
     monkeypatch.setattr(ray_backend, "Residents", Recorder)
-    monkeypatch.setattr(ray_backend, "HeadWatch", lambda head, give_up: SimpleNamespace(lost=False, close=lambda: None))
+    monkeypatch.setattr(ray_backend, "HeadWatch", lambda head, give_up: Watch())
     monkeypatch.setattr(Recorder, "events", [])
 
     def make(text: str) -> ray_backend.RayBackend:
@@ -328,6 +343,17 @@ def test_one_that_asks_models_has_hosts_before_its_trials(
     assert (given.memo(), given.hosts()) == ("memo of lease", "hosts")
     made.close()
     assert Recorder.events[-1] == "close"
+
+
+def test_a_lost_head_is_watched_no_longer_once_it_is_told(backend: Callable[[str], ray_backend.RayBackend]) -> None:
+    made = backend(CUSTOM.replace("ASKS", ""))
+    watch = made._watch
+    made._refuse_lost()
+    watch.lost = True  # type: ignore[misc]
+    with pytest.raises(ClusterLost, match="here:1"):
+        made._refuse_lost()
+    assert watch.closed  # type: ignore[attr-defined]
+    made.close()
 
 
 def test_preference_tuning_shares_the_memo_and_no_models(backend: Callable[[str], ray_backend.RayBackend]) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from pipelines.finetune.group import begin_anew
 from pipelines.stage import Devices, Task, UserError, WorkerLost
 from sweeps import team
 from sweeps.failures import Failure, classify
@@ -21,7 +24,7 @@ ODD = Failure("unknown", "ValueError: what is this")
 
 
 @pytest.fixture
-def crew(monkeypatch: pytest.MonkeyPatch) -> Team:
+def crew(monkeypatch: pytest.MonkeyPatch) -> Iterator[Team]:
     """A team whose runs are their outcomes, and which begins without hiring."""
     monkeypatch.setattr(team, "get_current_placement_group", lambda: None)
     monkeypatch.setattr(team, "_outcome", lambda run: run)
@@ -29,7 +32,8 @@ def crew(monkeypatch: pytest.MonkeyPatch) -> Team:
     monkeypatch.setattr(team, "SELF_SECONDS", 0.05)
     monkeypatch.setattr(team, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(Team, "begin", lambda self, task, log: task)
-    return Team(Setup(Devices(1.0, 0.0, 3), "/sweeps"))
+    yield Team(Setup(Devices(1.0, 0.0, 3), "/sweeps"))
+    begin_anew()  # as the next lease in this process would
 
 
 def task() -> Task:
@@ -61,6 +65,8 @@ def test_the_cause_is_told_and_not_what_the_others_saw_of_it(
         (RuntimeError("Connection closed by peer"), [DEAD, LOST], "node", "the actor died"),
         (UserError("your file"), [LOST, LOST], "user", "your file"),
         (RuntimeError("what is this"), [None, None], "unknown", "what is this"),
+        (RuntimeError("what is this"), [LOST, LOST], "unknown", "what is this"),
+        (RuntimeError("what is this"), [LOST, None], "unknown", "what is this"),
     ],
 )
 def test_a_lease_ends_with_the_failure_that_explains_it(
@@ -82,16 +88,39 @@ def test_an_end_stays_an_end(crew: Team) -> None:
 
 def test_a_lease_that_waits_in_vain_is_told_failed(crew: Team) -> None:
     told: list[Failure] = []
-    with teamwork(crew, task(), None, told.append):
-        crew._runs = [None, None]
-        time.sleep(0.1)
-        assert told == []
     crew._runs = [None, DEAD]
     with teamwork(crew, task(), None, told.append):
         until = time.monotonic() + 5
         while not told and time.monotonic() < until:
             time.sleep(0.01)
     assert told == [DEAD]
+
+
+def test_what_is_not_to_be_told(crew: Team, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing of workers that are well, of an error that the first one tells itself, and of a lease that is over."""
+    told: list[Failure] = []
+    looked = threading.Semaphore(0)
+
+    def outcome(run: Failure | None) -> Failure | None:
+        looked.release()
+        return run
+
+    monkeypatch.setattr(team, "_outcome", outcome)
+    crew._runs = [None, None]
+    with teamwork(crew, task(), None, told.append):
+        assert all(looked.acquire(timeout=5) for _ in range(4)), "nobody looks"
+    crew._runs = [LOST, None]
+    monkeypatch.setattr(team, "SELF_SECONDS", 0.02)
+    with pytest.raises(RuntimeError, match="what is this"), teamwork(crew, task(), None, told.append):
+        raise RuntimeError("what is this")
+    assert told == []
+    crew._runs = [DEAD, None]
+    end = crew.watch(told.append)
+    end()
+    threads = [thread for thread in threading.enumerate() if thread.name == "team-watch"]
+    for thread in threads:
+        thread.join(5)
+    assert told == []
 
 
 def test_a_lease_that_is_told_failed_ends_for_its_driver() -> None:
