@@ -8,7 +8,6 @@ followed by one that goes on with the same decisions.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -20,32 +19,27 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.base import ClusterLost
-from evaluators.base import Report
 from sweeps.budget import change, describe, with_budget
 from sweeps.data import refuse_changed_data
 from sweeps.driving import driving, refuse_storage
 from sweeps.engine import Engine
 from sweeps.exported import numbers
-from sweeps.failures import Failure
 from sweeps.fold import apply_event, fold
 from sweeps.interrupts import held
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep, from_record
-from sweeps.loop import Answer, Backend, CallFailed, Loop
+from sweeps.loop import Backend, CallFailed
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
 from sweeps.records import write_resolved
+from sweeps.shown import Shown
 from sweeps.state import SweepState
 from sweeps.tracking import Tracking
-from sweeps.trial import Lease
 
 if TYPE_CHECKING:
     from sweeps.backend import RayBackend
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
-SHOW_SECONDS = 0.5
-SHOW_SHARE = 20.0
-"""A show that took a second is followed by none for so many seconds."""
 RECORDED = ("stockpot", "ray", "torch", "transformers", "trl", "peft", "optuna", "numpy", "scipy")
 """Packages whose versions the first event keeps."""
 
@@ -403,59 +397,3 @@ class _Drive:
 def _status(state: SweepState) -> int:
     searched = state.searched
     return OK if any(run.phase == "finished" and run.trial in searched for run in state.runs.values()) else FAILED
-
-
-class Shown:
-    """A loop that shows itself at its ticks, twice a second at most, and for a twentieth of its time at most."""
-
-    def __init__(self, loop: Loop, show: Callable[[], None]) -> None:
-        self._loop = loop
-        self._show = show
-        self._due = float("-inf")
-        # The calls made for every report go to the loop without a step between.
-        self.report: Callable[[str, Report], Answer] = loop.report
-        self.ask: Callable[[], Lease | None] = loop.ask
-
-    @property
-    def over(self) -> bool:
-        """As the loop says."""
-        return self._loop.over
-
-    @property
-    def stopping(self) -> bool:
-        """As the loop says."""
-        return self._loop.stopping
-
-    def ended(self, lease: str) -> None:
-        """Tell the loop."""
-        self._loop.ended(lease)
-
-    def failed(self, lease: str, failure: Failure) -> None:
-        """Tell the loop."""
-        self._loop.failed(lease, failure)
-
-    def stalled(self) -> list[str]:
-        """As the loop says."""
-        return self._loop.stalled()
-
-    @property
-    def overdue(self) -> bool:
-        """As the loop says."""
-        return self._loop.overdue
-
-    def request_stop(self, by: str, grace: float = math.inf) -> None:
-        """Tell the loop."""
-        self._loop.request_stop(by, grace)
-
-    def held_back(self, by: str | None, priority: int = 0) -> None:
-        """Tell the loop."""
-        self._loop.held_back(by, priority)
-
-    def tick(self) -> None:
-        """Let the loop tick, then show how far it is."""
-        self._loop.tick()
-        now = time.monotonic()
-        if now >= self._due:
-            self._show()
-            took = time.monotonic() - now
-            self._due = now + max(SHOW_SECONDS, SHOW_SHARE * took)
