@@ -50,7 +50,16 @@ class ClusterError(RuntimeError):
 
 
 class ClusterLost(RuntimeError):
-    """The cluster that a sweep was running on is gone; the sweep goes on from its ledger, on this one or another."""
+    """The cluster that a sweep was running on is gone; the sweep goes on from its ledger, on this one or another.
+
+    Args:
+        message: what was seen.
+        mend: what a person does about it.
+    """
+
+    def __init__(self, message: str, mend: str = "resume the sweep") -> None:
+        super().__init__(message)
+        self.mend = mend
 
 
 class Cluster(Protocol):

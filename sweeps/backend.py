@@ -271,16 +271,21 @@ class RayBackend:
         if self._watch.lost:
             self._told_lost = True
             self._watch.close()  # it would end the process while the end is written and shown
-            raise ClusterLost(self._lost_words())
+            raise self._lost()
 
     def _give_up(self) -> None:
         """End this process, which hangs in a call to a head that is gone; the ledger is as whole as after a kill -9."""
         if not self._told_lost:
-            print(f"stockpot: {self._lost_words()}; raise one again, then resume", file=sys.stderr, flush=True)
+            lost = self._lost()
+            print(f"stockpot: {lost}; {lost.mend}", file=sys.stderr, flush=True)
         os._exit(130)
 
-    def _lost_words(self) -> str:
-        return f"the head of the Ray cluster ({self._watch.address}) has not answered for {self._watch.silent:.0f} s"
+    def _lost(self) -> ClusterLost:
+        silence = f"has not answered for {self._watch.silent:.0f} s"
+        if self._cluster.embedded:
+            return ClusterLost(f"Ray, which this command had started here, {silence}: something ended it")
+        head = f"the head of the Ray cluster ({self._watch.address}) {silence}"
+        return ClusterLost(head, "raise one again, then resume the sweep")
 
     def _open_memo(self) -> None:
         if self._residents is not None:

@@ -314,7 +314,7 @@ class _Drive:
             asked = str(interrupt) or "ctrl-c"
         except ClusterLost as lost:
             end["why"] = str(lost)
-            self._say(f"{lost}; raise one again, then resume")
+            self._say(f"{lost}; {lost.mend}")
         except CallFailed as failed:
             end, status = {"reason": "aborted", "why": failed.failure.message}, FAILED
             self._say(f"failed: {failed.failure.message} (see {self._paths.log('calls')}); mend it, then resume")

@@ -345,13 +345,20 @@ def test_one_that_asks_models_has_hosts_before_its_trials(
     assert Recorder.events[-1] == "close"
 
 
-def test_a_lost_head_is_watched_no_longer_once_it_is_told(backend: Callable[[str], ray_backend.RayBackend]) -> None:
+def test_a_lost_head_is_watched_no_longer_once_it_is_told(
+    backend: Callable[[str], ray_backend.RayBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = backend(CUSTOM.replace("ASKS", ""))
     watch = made._watch
     made._refuse_lost()
     watch.lost = True  # type: ignore[misc]
-    with pytest.raises(ClusterLost, match="here:1"):
+    with pytest.raises(ClusterLost, match="which this command had started") as lost:
         made._refuse_lost()
+    assert lost.value.mend == "resume the sweep"
+    monkeypatch.setattr(FakeCluster, "embedded", False)
+    with pytest.raises(ClusterLost, match="here:1") as lost:
+        made._refuse_lost()
+    assert lost.value.mend.startswith("raise one again")
     assert watch.closed  # type: ignore[attr-defined]
     made.close()
 
