@@ -14,7 +14,7 @@ from cluster.base import ClusterLost
 from evaluators.base import ItemSet, Report, summarise
 from pipelines.finetune.checkpoint import placing, write_complete
 from sweeps.commands.look import read_snapshot
-from sweeps.driver import INTERRUPTED, _Drive
+from sweeps.driver import INTERRUPTED, _Drive, _terminable
 from sweeps.failures import Failure
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, load_text
@@ -131,6 +131,13 @@ def test_the_cluster_is_let_go_before_trackers_and_uploads_are_waited_for(tmp_pa
         walk()
     assert told == ["let go", "trackers"]
     assert last(loaded, 1)[0][0] == "driver_ended"
+
+
+def test_sigterm_is_a_ctrl_c_from_the_beginning_to_the_last_upload() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _terminable():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_last_words_are_written_through_another_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
