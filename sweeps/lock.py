@@ -12,6 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from sweeps.records import read_record
+
 _TRIES, _PAUSE = 10, 0.02
 """A reader that looks who holds the lock holds it for an instant itself; a driver outwaits that."""
 
@@ -77,8 +79,4 @@ class DriverLock:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        record = None
-    return record if isinstance(record, dict) else {"pid": "unknown", "host": "unknown", "started": "unknown"}
+    return read_record(path) or {"pid": "unknown", "host": "unknown", "started": "unknown"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import shutil
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -294,14 +295,18 @@ def test_who_loses_the_race_for_a_lease_leaves_nothing(cloud: Cloud) -> None:
     assert not here().root.exists()
 
 
-def test_a_left_over_wal_is_not_played_into_a_snapshot(cloud: Cloud, elsewhere: Callable[[str], SweepPaths]) -> None:
+def test_a_left_over_wal_is_not_played_into_a_snapshot(
+    cloud: Cloud, elsewhere: Callable[[str], SweepPaths], tmp_path: Path
+) -> None:
     drive(1)
     first = bodies(here().root)
     two = elsewhere("two")
     two.root.mkdir(parents=True)
-    left = [two.ledger.with_name(two.ledger.name + end) for end in ("-wal", "-shm")]
-    for path in left:
-        path.write_bytes(b"of another ledger" * 1000)
+    other = begin(SweepPaths(tmp_path / "other"))
+    other.append([Event("stop_requested", {"by": "command"})] * 40)
+    for end in ("-wal", "-shm"):
+        shutil.copyfile(tmp_path / "other" / f"ledger.sqlite{end}", two.root / f"ledger.sqlite{end}")
+    other.close()
     assert fetch_ledger(stored(), two)
     assert bodies(two.root) == first
 
