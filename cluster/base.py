@@ -16,8 +16,13 @@ HEALTH = {
     "RAY_health_check_period_ms": "2000",
     "RAY_health_check_timeout_ms": "8000",
     "RAY_health_check_failure_threshold": "3",
+    "RAY_grpc_keepalive_timeout_ms": "60000",
 }
-"""Environment of a head: a node that answers none of 3 looks, 8 s each and 2 s apart, is lost: after 30 s in place of Ray's 65."""
+"""Environment of every node: one that answers none of 3 looks, 8 s each and 2 s apart, is lost: after 30 s in place of Ray's 65.
+
+Until then its connections must last. Ray's own give up after 20 s, and only the side with something to say notices: a node that
+was cut off for 25 s would be back, and what its workers had reported meanwhile lost for up to five minutes.
+"""
 
 
 @dataclass(frozen=True)

@@ -130,8 +130,9 @@ def _pod(
             {"name": "sweep", "mountPath": f"{MOUNT}/{demand.file}", "subPath": demand.file, "readOnly": True},
         ],
     }
+    container["env"] = [{"name": name, "value": value} for name, value in HEALTH.items()]
     if head:
-        container["env"] = [{"name": name, "value": value} for name, value in HEALTH.items()] + [
+        container["env"] += [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": _secret(demand), "key": name}}}
             for name in demand.secrets
         ]

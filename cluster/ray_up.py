@@ -96,9 +96,9 @@ def _instances(demand: Demand, instance: str) -> dict[str, Any]:
 
 def _start(demand: Demand, *, head: bool, own: bool) -> str:
     """One start command; on machines of your own the head holds trials too."""
-    words = [f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} ray start --disable-usage-stats"]
+    words = [f"{name}={value}" for name, value in HEALTH.items()]
+    words.append(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} ray start --disable-usage-stats")
     if head:
-        words[:0] = [f"{name}={value}" for name, value in HEALTH.items()]
         words.append(
             f"--head --port={PORT} --dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml"
         )

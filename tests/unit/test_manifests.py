@@ -88,14 +88,25 @@ def test_secrets_are_named_and_stand_nowhere(monkeypatch: pytest.MonkeyPatch) ->
         assert "planted" not in text
 
 
-def test_a_head_looks_for_lost_nodes_sooner_than_rays_own_setting_has_it() -> None:
+def test_nodes_are_lost_sooner_than_by_rays_own_setting_and_connections_last_longer() -> None:
     wanted = {f"{name}={value}" for name, value in HEALTH.items()}
-    assert wanted <= set(re.findall(r"RAY_health\w+=\d+", sbatch(DEMAND)))
+    assert wanted <= set(re.findall(r"RAY_\w+=\d+", sbatch(DEMAND)))
     ours = yaml.safe_load(autoscaler(DEMAND, user="me", hosts=["a", "b"]))
-    assert wanted <= set(ours["head_start_ray_commands"][0].split())
+    for which in ("head", "worker"):
+        assert any(wanted <= set(command.split()) for command in ours[f"{which}_start_ray_commands"])
     _, job, _ = yaml.safe_load_all(rayjob(DEMAND, "data"))
-    (head,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
-    assert wanted <= {f"{one['name']}={one['value']}" for one in head["env"] if "value" in one}
+    cluster = job["spec"]["rayClusterSpec"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert wanted <= {f"{one['name']}={one['value']}" for one in container["env"] if "value" in one}
+
+
+def test_a_connection_lasts_until_a_node_that_is_cut_off_is_lost() -> None:
+    """Else a node is back before that, and what its workers had to say meanwhile is not."""
+    each = int(HEALTH["RAY_health_check_timeout_ms"]) + int(HEALTH["RAY_health_check_period_ms"])
+    lost = each * int(HEALTH["RAY_health_check_failure_threshold"])
+    assert lost <= 30_000
+    assert 1.5 * lost <= int(HEALTH["RAY_grpc_keepalive_timeout_ms"])
 
 
 def test_the_metrics_port_is_open_to_the_clusters_own_pods_alone() -> None:
