@@ -191,7 +191,7 @@ class LeaseDesk:
         resource = start.resource if start is not None else 0
         milestones = self._milestones[run.trial] = self._milestones.get(run.trial) or self._plan.milestones_of(config)
         known = state is not None and resource in state.reports
-        replay = start is not None and resource in milestones and not known
+        replay = start is not None and not known
         lease = Lease(
             id=f"{run.trial}-s{run.seed}-a{attempt}-l{state.leases if state is not None else 0}",
             attempt=Attempt(run, attempt),

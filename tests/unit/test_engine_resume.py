@@ -11,7 +11,7 @@ from sweeps.fold import fold
 from sweeps.ledger import Ledger
 from sweeps.replay import differences
 from sweeps.simulate import Killed, drive, kill_at
-from sweeps.trial import Run
+from sweeps.trial import Attempt, Lease, Run
 
 BOOKKEEPING = {"lease", "attempt", "worker_seconds", "telemetry", "checkpoint", "checkpoint_attempt"}
 KINDS = ("suggested", "reported", "decided", "run_ended")
@@ -134,6 +134,20 @@ def test_the_report_of_a_checkpoint_that_never_reached_the_ledger_is_made_again(
     reports = next(iter(state.runs.values())).reports
     assert sorted(reports) == [3, 9]
     assert (reports[3].attempt, reports[3].checkpoint, reports[9].attempt) == (0, "checkpoint-3", 1)
+
+
+def test_a_report_between_milestones_is_made_again_from_its_checkpoint_too(tmp_path):
+    """A worker that was cut off wrote the checkpoint, and what it had to say of it never came."""
+    sweep, root = plan(trials=1, total=9, first=3), tmp_path / "s"
+    simulated = backend(root)
+    with pytest.raises(Killed):
+        drive(sweep, root, simulated, kill_at(3, written=True))
+    run = next(iter_runs(root))
+    simulated.checkpoints.write(Lease("l", Attempt(run, 0), {}, (9,)), 5)
+    drive(sweep, root, simulated)
+    state = fold(Ledger.read(root).events())
+    assert sorted(state.runs[run.id].reports) == [3, 5, 9]
+    assert differences(sweep, Ledger.read(root).events()) == []
 
 
 def test_a_checkpoint_made_again_is_found_where_it_lies_now(tmp_path):
