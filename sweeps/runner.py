@@ -208,7 +208,7 @@ class LeaseController(TuneController):
         if not held:
             return
         self._cleanup_cached_actors(force_all=True)
-        for trial in [trial for trial in self._staged_trials if self._has_no_place(trial)]:
+        for trial in [trial for trial in self._trial_to_actor if self._has_no_place(trial)]:
             self._leave_queue(trial)
             self._pending_trials_list.append(trial)
 
