@@ -2,15 +2,16 @@
 
 A cluster of `--nodes` nodes of one CPU each is raised on this machine with `stockpot cluster up`, and a sweep of `--trials`
 short trials is submitted to it. Seeded faults hit it every `--every` seconds: a worker or a whole node is killed, a worker
-stops for a while or for good, the object store is filled, the driver or the head is killed. A driver that has ended is
-followed by `stockpot resume`, a cluster that has lost its head is raised again. When `--seconds` are over, the last sweep
-runs to its end in peace. Then everything is checked: every trial finished, each result there once and equal to the calm
-run's to the last bit, nothing that a killed driver had written changed, no process or actor left, the driver's memory flat.
+stops for a while or for good, the object store is filled, the driver or the head is killed. With `--hosts` every node is in a
+network namespace of its own, and nodes are cut off from all others for a while, too. A driver that has ended is followed by
+`stockpot resume`, a cluster that has lost its head is raised again. When `--seconds` are over, the last sweep runs to its end
+in peace. Then everything is checked: every trial finished, each result there once and equal to the calm run's to the last
+bit, nothing that a killed driver had written changed, no process or actor left, the driver's memory flat.
 
     python benchmarks/chaos.py [--seconds 3600] [--every 5] [--seed 0] [--trials 200] [--nodes 3] [--faults worker node ...]
-        [--folder DIR]
+        [--hosts] [--cut 10 60] [--folder DIR]
 
-It needs Linux and about 2.5 GB of memory, and no root. Exit status 0 where every check holds.
+It needs Linux and about 2.5 GB of memory, and root for `--hosts` alone. Exit status 0 where every check holds.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from chaos_cluster import TRIAL, Driver, Town, events_of, title
+from namespaces import Hosts
 
 from sweeps.ledger import Event
 
@@ -80,6 +82,8 @@ class Chaos:
         draw: seeded.
         injected: how often each fault was.
         stopped: processes that stand still, with the time at which they go on.
+        cut: hosts that are cut off, with the time at which they are healed.
+        cut_seconds: how long, at least and at most, one is cut off.
         helpers: processes of ours that end by themselves.
         seen: length and hash of the ledger at the death of each driver.
     """
@@ -89,6 +93,8 @@ class Chaos:
     driver: Driver | None = None
     injected: Counter[str] = field(default_factory=Counter)
     stopped: list[tuple[float, int]] = field(default_factory=list)
+    cut: list[tuple[float, int]] = field(default_factory=list)
+    cut_seconds: tuple[float, float] = (10.0, 60.0)
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     seen: list[tuple[int, str]] = field(default_factory=list)
 
@@ -100,8 +106,12 @@ class Chaos:
         return done
 
     def go_on(self, everything: bool = False) -> None:
-        """Let stragglers go on whose time has come."""
+        """Let stragglers go on, and heal hosts, whose time has come."""
         now = time.monotonic()
+        for until, number in list(self.cut):
+            if self.town.hosts is not None and (everything or now >= until):
+                self.cut.remove((until, number))
+                self.town.hosts.heal(number)
         for until, pid in list(self.stopped):
             if everything or now >= until:
                 self.stopped.remove((until, pid))
@@ -120,6 +130,15 @@ class Chaos:
     def _node(self) -> bool:
         return self._hit(self.town.nodes(), signal.SIGKILL)
 
+    def _cut(self) -> bool:
+        there = set(range(1, self.town.count)) - {number for _, number in self.cut}
+        if self.town.hosts is None or not there:
+            return False
+        number = self.draw.choice(sorted(there))
+        self.cut.append((time.monotonic() + self.draw.uniform(*self.cut_seconds), number))
+        self.town.hosts.cut(number)
+        return True
+
     def _head(self) -> bool:
         return self._hit(self.town.head(), signal.SIGKILL)
 
@@ -133,7 +152,7 @@ class Chaos:
         if any(helper.poll() is None for helper in self.helpers):
             return False
         quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        words = [sys.executable, "-c", FILLER, self.town.address]
+        words = self.town.command(0, [sys.executable, "-c", FILLER, self.town.address])
         self.helpers.append(subprocess.Popen(words, env=self.town.environment, **quiet))
         return True
 
@@ -147,8 +166,8 @@ class Chaos:
         return True
 
 
-WEIGHTS = {"worker": 40, "node": 14, "driver": 14, "straggler": 14, "hang": 8, "store": 6, "head": 4}
-"""How often each fault is drawn."""
+WEIGHTS = {"worker": 40, "node": 14, "driver": 14, "straggler": 14, "hang": 8, "store": 6, "head": 4, "cut": 14}
+"""How often each fault is drawn; `cut` with `--hosts` alone."""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -157,22 +176,23 @@ def main(words: Sequence[str] | None = None) -> int:
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="chaos-", dir="/tmp"))
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    chaos = Chaos(Town(folder, arguments.nodes), random.Random(arguments.seed))
-    try:
-        chaos.town.up()
-        calm, _ = sweep(chaos, folder, "calm", arguments, until=0.0)
-        until = time.monotonic() + arguments.seconds
-        rounds = []
-        while not rounds or time.monotonic() < until:
-            rounds.append(sweep(chaos, folder, f"chaos-{len(rounds)}", arguments, until))
-        problems = [problem for driver, seen in rounds for problem in examined(driver, seen, calm)]
-        problems += orphans(chaos)
-    finally:
-        chaos.go_on(everything=True)
-        if chaos.driver is not None:
-            chaos.driver.kill()
-        chaos.town.down()
-    problems += [f"left after the cluster's end: {left}" for left in await_none(chaos.town.left)]
+    with Hosts(arguments.nodes) if arguments.hosts else contextlib.nullcontext() as hosts:
+        chaos = Chaos(Town(folder, arguments.nodes, hosts), random.Random(arguments.seed), cut_seconds=arguments.cut)
+        try:
+            chaos.town.up()
+            calm, _ = sweep(chaos, folder, "calm", arguments, until=0.0)
+            until = time.monotonic() + arguments.seconds
+            rounds = []
+            while not rounds or time.monotonic() < until:
+                rounds.append(sweep(chaos, folder, f"chaos-{len(rounds)}", arguments, until))
+            problems = [problem for driver, seen in rounds for problem in examined(driver, seen, calm)]
+            problems += orphans(chaos)
+        finally:
+            chaos.go_on(everything=True)
+            if chaos.driver is not None:
+                chaos.driver.kill()
+            chaos.town.down()
+        problems += [f"left after the cluster's end: {left}" for left in await_none(chaos.town.left)]
     report(chaos, [driver for driver, _ in rounds], calm, problems, arguments, time.monotonic() - began)
     if not problems and arguments.folder is None:
         shutil.rmtree(folder)
@@ -189,8 +209,15 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--step", type=float, default=0.3, help="seconds of a trial's step; a trial has 5")
     parser.add_argument("--faults", nargs="+", choices=list(WEIGHTS), default=list(WEIGHTS))
+    parser.add_argument("--hosts", action="store_true", help="each node in a network namespace, for `cut`; needs root")
+    parser.add_argument(
+        "--cut", nargs=2, type=float, default=(10.0, 60.0), metavar=("LEAST", "MOST"), help="its seconds"
+    )
     parser.add_argument("--folder", help="kept; default: a temporary one, removed where every check holds")
-    return parser.parse_args(words)
+    arguments = parser.parse_args(words)
+    if not arguments.hosts:
+        arguments.faults = [fault for fault in arguments.faults if fault != "cut"]
+    return arguments
 
 
 def sweep(
@@ -246,25 +273,36 @@ def sweep(
 def examined(driver: Driver, seen: Sequence[tuple[int, str]], calm: Driver) -> list[str]:
     """What is wrong with a sweep that has ended; nothing where all is well."""
     events, name = events_of(driver.root), driver.root.name
-    problems = []
-    ends = Counter(event.body["run"] for event in events if event.kind == "run_ended")
-    states = Counter(event.body["state"] for event in events if event.kind == "run_ended")
-    started = {event.body["run"] for event in events if event.kind == "lease_started"}
-    if set(ends) != started or set(ends.values()) != {1} or set(states) != {"finished"}:
-        problems.append(f"{name}: runs ended {dict(states)}, {len(started)} were started, {len(ends)} have ended")
-    twice = Counter((event.body["run"], event.body["resource"]) for event in events if event.kind == "reported")
-    problems += [f"{name}: {key} was reported {count} times" for key, count in twice.items() if count > 1]
-    if (mine := results(events)) != (wanted := results(events_of(calm.root))):
-        wrong = [key for key in mine.keys() | wanted.keys() if mine.get(key) != wanted.get(key)]
-        problems.append(f"{name}: {len(wrong)} results are not the calm run's, as {sorted(wrong)[:3]}")
-    if [event.kind for event in events].count("sweep_finished") != 1:
-        problems.append(f"{name}: it did not finish once")
+    problems = [f"{name}: {problem}" for problem in untrue(events, results(events_of(calm.root)))]
     for length, told in seen:
         if digest(events[:length]) != (length, told):
             problems.append(f"{name}: the first {length} events are not those that a killed driver had written")
     most, allowed = peak(driver), peak(calm) + GROWTH_BYTES
     if most > allowed:
         problems.append(f"{name}: a driver held {most >> 20} MB; the calm run's held {peak(calm) >> 20}")
+    return problems
+
+
+def untrue(events: Sequence[Event], wanted: dict[tuple[float, int], tuple[Any, ...]]) -> list[str]:
+    """What a ledger has that it should not, or lacks.
+
+    Args:
+        events: all of them.
+        wanted: what `results` gives for a run in peace.
+    """
+    problems = []
+    ends = Counter(event.body["run"] for event in events if event.kind == "run_ended")
+    states = Counter(event.body["state"] for event in events if event.kind == "run_ended")
+    started = {event.body["run"] for event in events if event.kind == "lease_started"}
+    if set(ends) != started or set(ends.values()) != {1} or set(states) != {"finished"}:
+        problems.append(f"runs ended {dict(states)}, {len(started)} were started, {len(ends)} have ended")
+    twice = Counter((event.body["run"], event.body["resource"]) for event in events if event.kind == "reported")
+    problems += [f"{key} was reported {count} times" for key, count in twice.items() if count > 1]
+    if (mine := results(events)) != wanted:
+        wrong = [key for key in mine.keys() | wanted.keys() if mine.get(key) != wanted.get(key)]
+        problems.append(f"{len(wrong)} results are not the calm run's, as {sorted(wrong)[:3]}")
+    if [event.kind for event in events].count("sweep_finished") != 1:
+        problems.append("it did not finish once")
     return problems
 
 

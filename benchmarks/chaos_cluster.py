@@ -10,7 +10,10 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+from namespaces import Hosts
 
 from cluster.processes import Process, below, end
 from sweeps.ledger import Event, Ledger
@@ -29,11 +32,13 @@ class Town:
     Args:
         folder: HOME of everything, which is also how its processes are known.
         nodes: in all, of one CPU each.
+        hosts: one for each node, in order; None has them share this machine's own network.
     """
 
-    def __init__(self, folder: Path, nodes: int) -> None:
+    def __init__(self, folder: Path, nodes: int, hosts: Hosts | None = None) -> None:
         self.folder = folder
         self.count = nodes
+        self.hosts = hosts
         self.address = ""
         self.raised: list[subprocess.Popen[bytes]] = []
         self.environment = {
@@ -48,10 +53,12 @@ class Town:
         Raises:
             RuntimeError: if one does not come up.
         """
-        told = self._up("head", "Ctrl-C ends it")
-        self.address = re.findall(r"--address (\S+)", told)[0]
+        self._raise(0)
+        self.address = re.findall(r"--address (\S+)", self._await(0, "Ctrl-C ends it"))[0]
         for number in range(1, self.count):
-            self._up(f"node-{number}", "Ctrl-C takes them out", "--join", self.address)
+            self._raise(number, "--join", self.address)
+        for number in range(1, self.count):
+            self._await(number, "Ctrl-C takes them out")
 
     def mend(self) -> bool:
         """Raise all of it again where the head has ended; whether that was so."""
@@ -62,7 +69,9 @@ class Town:
         return True
 
     def down(self) -> None:
-        """End it all."""
+        """End it all; hosts that are cut off are healed first."""
+        for number in range(self.count if self.hosts else 0):
+            self.hosts.heal(number)
         for one in self.raised:
             if one.poll() is None:
                 one.send_signal(signal.SIGINT)
@@ -97,18 +106,29 @@ class Town:
                     found.append(words.replace(b"\0", b" ").decode(errors="replace")[:80])
         return found
 
-    def _up(self, name: str, words: str, *more: str) -> str:
-        log = self.folder / f"{name}.log"
-        with log.open("wb") as out:
-            command = [STOCKPOT, "cluster", "up", "--nodes", "1", "--cpus", "1", *more]
-            one = subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=out, stderr=out)
+    def command(self, number: int, words: Sequence[str]) -> list[str]:
+        """A command as it is run on a node's host."""
+        return list(words) if self.hosts is None else self.hosts.command(number, words)
+
+    def _raise(self, number: int, *more: str) -> None:
+        words = [STOCKPOT, "cluster", "up", "--nodes", "1", "--cpus", "1", *more]
+        words += [] if self.hosts is None else ["--host", self.hosts.address(number)]
+        with self._log(number).open("wb") as out:
+            one = subprocess.Popen(
+                self.command(number, words), env=self.environment, cwd=self.folder, stdout=out, stderr=out
+            )
         self.raised.append(one)
+
+    def _await(self, number: int, words: str) -> str:
         until = time.monotonic() + START_SECONDS
-        while words not in (told := log.read_text(errors="replace")):
-            if one.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"{name} did not come up: {told[-1000:]}")
+        while words not in (told := self._log(number).read_text(errors="replace")):
+            if self.raised[number].poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"node {number} did not come up: {told[-1000:]}")
             time.sleep(0.1)
         return told
+
+    def _log(self, number: int) -> Path:
+        return self.folder / f"node-{number}.log"
 
 
 class Driver:
@@ -133,7 +153,7 @@ class Driver:
         words = ["resume", str(self.root)] if begun else ["submit", self.file.name]
         with self.file.with_suffix(".out").open("ab") as out:
             self.process = subprocess.Popen(
-                [STOCKPOT, *words, "--address", self.town.address],
+                self.town.command(0, [STOCKPOT, *words, "--address", self.town.address]),
                 env=self.town.environment, cwd=self.file.parent, stdout=out, stderr=out,
             )  # fmt: skip
         self.starts += 1

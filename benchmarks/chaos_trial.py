@@ -1,8 +1,13 @@
-"""The trials of `chaos.py`: seconds of waiting, a state that only an unbroken history brings to its value, no torch."""
+"""The trials of `chaos.py`: seconds of waiting, a state that only an unbroken history brings to its value, no torch.
+
+`CHAOS_STEP` says how many seconds a step takes. `CHAOS_HOLD`, where it is set, names a JSON file with the step that each value of
+x may go to; a trial waits there until the file says more, or is gone.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -29,7 +34,7 @@ class Curve:
         self.x = x
 
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
-        """A checkpoint and a report at every step; `CHAOS_STEP` seconds each."""
+        """A checkpoint and a report at every step."""
         done, state = 0, self.x
         if task.start is not None:
             kept = json.loads((Path(task.start) / "state.json").read_text())
@@ -38,6 +43,8 @@ class Curve:
                 report(read_report(Path(task.start)))
         while done < task.total:
             time.sleep(float(os.environ["CHAOS_STEP"]))
+            while done >= allowed(self.x):
+                time.sleep(0.05)
             done, state = done + 1, turned(state)
             name = f"checkpoint-{done}"
             made = Report(done, (scored(state, "tune"),), {"train/state": state}, name)
@@ -51,6 +58,15 @@ class Curve:
         folder = job.model.adapter or job.model.base_model
         state = json.loads((Path(folder) / "state.json").read_text())["state"] if folder else 1.0
         return (scored(state, job.split),)
+
+
+def allowed(x: float) -> float:
+    """The step that a trial may go to now."""
+    try:
+        text = Path(os.environ["CHAOS_HOLD"]).read_text()
+    except (KeyError, FileNotFoundError):
+        return math.inf
+    return float(json.loads(text).get(str(x), math.inf))
 
 
 def turned(state: float) -> float:
