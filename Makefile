@@ -78,6 +78,8 @@ test-slow: setup model browser
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "slow and not gpu"
 
 check: setup
+	@twice=$$(ls tests/*/test_*.py | xargs -n 1 basename | sort | uniq -d); \
+	  [ -z "$$twice" ] || { echo "pytest can't collect two modules of one name: $$twice"; exit 1; }
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
