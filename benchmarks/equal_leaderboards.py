@@ -8,7 +8,7 @@ score of every trial, of the soup and of the final step.
     python benchmarks/equal_leaderboards.py [FILE] [--set KEY=VALUE ...]
 
 FILE is `examples/quickstart.yaml` where none is given (about 10 minutes a run on 2 cores); a smaller one:
-`--set budget.trials=2 pipeline.max_steps=4 early_terminate.min=2 early_terminate.eta=2 early_terminate.finalists=1 soup.top=1`.
+`--set budget.trials=2 pipeline.max_steps=4 early_terminate=none soup.top=2`.
 Exit status 0 where they are equal.
 """
 
