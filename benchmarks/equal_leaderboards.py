@@ -169,10 +169,15 @@ def finished(folder: Path, name: str, until: float) -> bool:
 
 
 def board(folder: Path, name: str, began: float) -> dict[str, Any]:
-    """A leaderboard's rows and the final step, by the keys that must be equal."""
+    """A leaderboard's rows and the final step, by the keys that must be equal.
+
+    Of a trial's name only its number counts: the rest is a hash of its configuration, which names where the data lie, and a
+    job's data lie where they were shipped to.
+    """
     told = json.loads(stockpot(folder, [], "show", name, "--storage", str(folder / "runs"), "--json"))
     kept = ("rank", "name", "kind", "state", "rung", "parameters", "scores")
     rows = [{key: row[key] for key in kept if key in row} for row in told["rows"]]
+    rows = [{**row, "name": row["name"].partition("-")[0]} if row["kind"] == "trial" else row for row in rows]
     rows += [{key: one[key] for key in ("role", "scores") if key in one} for one in told["finals"]]
     return {"seconds": time.monotonic() - began, "rows": rows}
 
