@@ -18,8 +18,6 @@ from cloud import (
     drive,
     here,
     killed,
-    machine,
-    make_cloud,
     place,
     raising,
     report,
@@ -45,16 +43,6 @@ ERRORS: dict[str, Exception] = {
     "gone": FileNotFoundError("The specified bucket does not exist"),
     "unreachable": TimeoutError("no answer"),
 }
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
-    return make_cloud(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], SweepPaths]:
-    return lambda name: machine(monkeypatch, tmp_path / name)
 
 
 def test_another_machine_goes_on_from_the_storage_alone(cloud: Cloud, elsewhere: Callable[[str], SweepPaths]) -> None:

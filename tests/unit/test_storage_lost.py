@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from cloud import RUN, Cloud, bodies, drive, here, machine, make_cloud, place, raising, report
+from cloud import RUN, Cloud, bodies, drive, here, place, raising, report
 
 import sweeps.riding
 from pipelines.finetune.checkpoint import is_whole
@@ -17,16 +16,6 @@ from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.seals import text_seal
 from sweeps.segments import Segments
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
-    return make_cloud(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], SweepPaths]:
-    return lambda name: machine(monkeypatch, tmp_path / name)
 
 
 def until(done: Callable[[], bool]) -> None:

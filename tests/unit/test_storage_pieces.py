@@ -21,8 +21,6 @@ from cloud import (
     drive,
     here,
     killed,
-    machine,
-    make_cloud,
     place,
     raising,
     report,
@@ -42,16 +40,6 @@ from sweeps.segments import SegmentsDamaged
 from sweeps.snapshots import POINTER, send_snapshot
 from sweeps.storage import Storage, StorageError, open_storage, told
 from sweeps.storage_lease import StorageLease, look
-
-
-@pytest.fixture
-def cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
-    return make_cloud(monkeypatch, tmp_path)
-
-
-@pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], SweepPaths]:
-    return lambda name: machine(monkeypatch, tmp_path / name)
 
 
 def stored() -> Storage:
