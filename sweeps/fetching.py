@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pipelines.finetune.checkpoint import COMPLETE, is_whole
-from pipelines.finetune.once import locked
+from pipelines.once import locked
 from sweeps.bundles import SOUP, Bundle, told_of
 from sweeps.ledger_file import DAMAGE, LedgerError, LedgerUnwritable, open_database, trouble
 from sweeps.paths import SweepPaths

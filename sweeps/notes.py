@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from sweeps.records import write_aside
 
 NOTES = Path("~/.stockpot/detached")
 
@@ -43,6 +44,4 @@ def write_note(note: Note) -> None:
     """Note a sweep; an older note of the name is replaced."""
     folder = NOTES.expanduser()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    aside = folder / f".{note.name}.{os.getpid()}.tmp"
-    aside.write_text(json.dumps(asdict(note), indent=1), encoding="utf-8")
-    aside.replace(folder / f"{note.name}.json")
+    write_aside(folder / f"{note.name}.json", json.dumps(asdict(note), indent=1))

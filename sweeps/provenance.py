@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evaluators.base import Score
@@ -188,16 +186,6 @@ def vllm(rank: int | None) -> list[str]:
             f"vLLM serves adapters of rank {VLLM_RANKS[-1]} at most; this one has {rank}: set `soup.rank` to compact it."
         ]
     return [f"With vLLM: `--enable-lora --max-lora-rank {allowed}`."]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file aside, force it to the disk, move it to its place."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def _versions() -> dict[str, str | None]:

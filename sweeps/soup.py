@@ -23,7 +23,8 @@ from sweeps.fold import fold
 from sweeps.ledger import Event, Ledger
 from sweeps.merging import make_weights
 from sweeps.paths import SweepPaths
-from sweeps.provenance import model_card, soup_record, write_text
+from sweeps.provenance import model_card, soup_record
+from sweeps.records import write_aside
 from sweeps.scoring import Say, relative, silent
 from sweeps.soup_plan import NoSoup, Plan, make_plan
 from sweeps.soup_spec import SoupConfig, SparseSoupConfig
@@ -125,8 +126,8 @@ def _make(
     finally:
         bench.close()
     record = soup_record(paths.name, state, fold(ledger.events()).soups[soup], blend, score, made, alike, plan)
-    write_text(folder / "README.md", model_card(record))
-    write_text(folder / "soup.json", json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_aside(folder / "README.md", model_card(record))
+    write_aside(folder / "soup.json", json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     parts = blend.record()
     body = {
         "soup": soup,

@@ -27,7 +27,8 @@ from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, from_record
 from sweeps.metrics import ingredient_metric, soup_metric, timetable
 from sweeps.paths import SweepPaths, cache_dir
-from sweeps.provenance import model_card, write_text
+from sweeps.provenance import model_card
+from sweeps.records import write_aside
 from sweeps.scoring import Say, call, has_split, ranked, relative, whole_checkpoint
 from sweeps.soup_plan import NoSoup, Plan
 from sweeps.soup_spec import SoupConfig, SparseSoupConfig
@@ -272,8 +273,8 @@ def _finish(
     record |= {"soup": soup, "method": plan.method, "settings": plan.settings, "base_model": pipeline["base_model"]}
     begun = {"run": plan.ingredients[0].run, "hash": plan.ingredients[0].hash}
     record |= {"base_model_hash": pipeline.get("base_model_hash"), "begun_with": begun, "phases": phases}
-    write_text(folder / "README.md", model_card(record))
-    write_text(folder / "soup.json", json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    write_aside(folder / "README.md", model_card(record))
+    write_aside(folder / "soup.json", json.dumps(record, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
     body = {
         "soup": soup,
         "ingredients": last["ingredients"],

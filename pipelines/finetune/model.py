@@ -26,8 +26,8 @@ from pipelines.config import FineTuneConfig
 from pipelines.cuts import Keep, split_cut
 from pipelines.finetune.adapters import attach
 from pipelines.finetune.layers import cut
-from pipelines.finetune.once import made_once
 from pipelines.hashes import kept_hash, record_hash
+from pipelines.once import made_once
 from pipelines.packages import PACKAGE, first_line, hub_snapshot, named_path
 from pipelines.stage import UserError
 from pipelines.weights import content_hash

@@ -22,8 +22,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 
-from pipelines.finetune.once import made_once
 from pipelines.hashes import record_hash
+from pipelines.once import made_once
 from pipelines.stage import UserError
 
 START = "start"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from sweeps.paths import SweepPaths
+from sweeps.records import write_aside
 
 
 def write_report(paths: SweepPaths, out: Path | None = None, checklist: Path | None = None) -> Path:
@@ -38,15 +38,11 @@ def write_report(paths: SweepPaths, out: Path | None = None, checklist: Path | N
 
 def _place(place: Path, text: str) -> None:
     """Write a text aside, and move it to its place; an OSError names that."""
-    aside = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
-        aside.write_text(text, encoding="utf-8", newline="\n")
-        aside.replace(place)
+        write_aside(place, text)
     except OSError as error:
         error.filename = str(place)
         raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def try_report(paths: SweepPaths, say: Callable[[str], None]) -> Path | None:

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from sweeps.ledger import Ledger
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
+from sweeps.records import read_record, write_aside
 from sweeps.report.redact import cut, redact
 from sweeps.secret_rules import SECRET_NAME
 from sweeps.track_spec import TrackConfig
@@ -128,20 +129,15 @@ class Sender:
     def _read(self) -> dict[str, Any]:
         """What the process before noted; nothing where it wrote to another place, or the file is damaged."""
         fresh: dict[str, Any] = {"sent": 0, "notes": {}}
-        try:
-            record = json.loads(self._file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return fresh
-        sound = isinstance(record, dict) and record.get("config") == self._config
+        record = read_record(self._file)
+        sound = record.get("config") == self._config
         sound = sound and isinstance(record.get("sent"), int) and isinstance(record.get("notes"), dict)
         return record if sound else fresh
 
     def _save(self) -> None:
         self._file.parent.mkdir(exist_ok=True)
-        aside = self._file.with_suffix(f".{os.getpid()}.tmp")
         record = {"sent": self.sent, "open": self._opened, "config": self._config, "notes": self._notes}
-        aside.write_text(json.dumps(record), encoding="utf-8")
-        aside.replace(self._file)
+        write_aside(self._file, json.dumps(record))
 
 
 def described(error: BaseException, secrets: tuple[str, ...]) -> str:
