@@ -104,7 +104,7 @@ def leaderboard(
         tied=sum(row.tie is True for row in ordered),
         alpha=alpha,
         rows=(*ordered, *_other_rows(state, plan)),
-        finals=tuple(state.finals),
+        finals=_valued_first(state.finals),
         verdicts=tuple(with_holm(before, state.verdicts)),
         tests=len(counted),
         same=same_models(state),
@@ -310,6 +310,15 @@ def _duplicate(row: Row, first: Row | None) -> Row:
     said = f"same configuration as {first.name}" if first is not None else "same configuration as an earlier one"
     row = replace(row, state="duplicate", reason=said, score=Measured(), scores={}, rung=None, seconds=0.0, resource=0)
     return row if first is None else replace(row, score=first.score, scores=first.scores, rung=first.rung)
+
+
+def _valued_first(finals: Sequence[Mapping[str, Any]]) -> tuple[Mapping[str, Any], ...]:
+    """The final step's records, with the metrics that nobody has a value of behind the others: they would hide these."""
+    valued = {key for final in finals for key, score in final["scores"].items() if score.n}
+    return tuple(
+        {**final, "scores": dict(sorted(final["scores"].items(), key=lambda pair: pair[0] not in valued))}
+        for final in finals
+    )
 
 
 def _mark_ties(rows: Sequence[Row], items: ItemReader, plan: Plan, alpha: float) -> list[Row]:

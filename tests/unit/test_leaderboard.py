@@ -13,7 +13,7 @@ from evaluators.base import Direction, ItemSet, Score, summarise
 from sweeps.board import Leaderboard, Measured, to_csv, to_json
 from sweeps.board_text import aligned, score_text, to_text
 from sweeps.fold import fold
-from sweeps.leaderboard import leaderboard, trial_items
+from sweeps.leaderboard import _valued_first, leaderboard, trial_items
 from sweeps.ledger import Event, StoredItems, number
 from sweeps.metrics import Metric
 from sweeps.seeds import combined
@@ -488,3 +488,11 @@ def test_trained_parameters_are_a_column_where_they_differ() -> None:
     ]
     assert "460800" in to_text(board)
     assert "trainable" not in to_csv(Sweep().board())
+
+
+def test_metrics_that_nobody_has_a_value_of_come_behind_the_others() -> None:
+    none = Score("span_recall", "test", math.nan, math.nan, 0, 3, "maximize")
+    some = Score("document_recall", "test", 0.5, 0.1, 3, 0, "maximize")
+    finals = [{"role": role, "scores": {"test/span_recall": none, "test/document_recall": some}} for role in "ab"]
+    for final in _valued_first(finals):
+        assert list(final["scores"]) == ["test/document_recall", "test/span_recall"]
