@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,8 +76,15 @@ class LocalNodes:
     address: str = ""
     _nodes: list[LocalNode] = field(default_factory=list)
 
-    def start(self, count: int) -> None:
+    def start(self, count: int, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Start the nodes, the head first where there is to be one.
+
+        Args:
+            count: how many.
+            stopped: whether somebody does not want them any more: no further one is started then, none is waited for.
+
+        Returns:
+            Whether all of them run; else `close` ends those that were started.
 
         Raises:
             ClusterError: if one does not come up, with the end of what it printed.
@@ -84,16 +92,21 @@ class LocalNodes:
         self.address = self.join or ""
         try:
             for number in range(count):
+                if stopped():
+                    return False
                 head = number == 0 and self.join is None
                 port = _free_port() if head else 0
                 node = self._spawn(port if head else None)
                 self._nodes.append(node)
-                text = _await_start(node)
+                text = _await_start(node, stopped)
+                if text is None:
+                    return False
                 if head:
                     self.address = f"{self._own_address(text)}:{port}"
         except BaseException:
             self.close()
             raise
+        return True
 
     def mend(self) -> list[str]:
         """Start nodes again that have ended by themselves: Ray's own do so when they were cut off for a while.
@@ -172,14 +185,16 @@ class LocalNodes:
         return self.host or str(told and told[1])
 
 
-def _await_start(node: LocalNode) -> str:
-    """Wait until a node runs; what it printed.
+def _await_start(node: LocalNode, stopped: Callable[[], bool]) -> str | None:
+    """Wait until a node runs; what it printed, None where that is not wanted any more.
 
     Raises:
         ClusterError: if it ended, or the time is up.
     """
     until = time.monotonic() + START_SECONDS
     while "Ray runtime started" not in (text := node.log):
+        if stopped():
+            return None
         if node.process.poll() is not None or time.monotonic() > until:
             raise ClusterError(f"a node did not start; the end of what it printed:\n{_last(text)}")
         time.sleep(0.1)

@@ -21,7 +21,7 @@ END_SECONDS = 15.0
 """How long a process may take to end what it started."""
 REST_SECONDS = 3.0
 """How long what it left behind may take to notice."""
-_STATE, _PARENT, _BEGAN = 0, 1, 19
+_STATE, _PARENT, _SESSION, _BEGAN = 0, 1, 3, 19
 """Places in `/proc/PID/stat` after the name."""
 
 
@@ -46,17 +46,23 @@ class Process:
 
 def below(root: int) -> list[Process]:
     """Every process that `root` started, and those that they did."""
-    children: dict[int, list[Process]] = {}
-    for entry in Path("/proc").glob("[0-9]*"):
-        pid = int(entry.name)
-        if fields := _stat(pid):
-            children.setdefault(int(fields[_PARENT]), []).append(Process(pid, int(fields[_BEGAN])))
+    children = _grouped(_PARENT)
     found: list[Process] = []
     waiting = [root]
     while waiting:
         inside = children.get(waiting.pop(), [])
         found += inside
         waiting += [process.pid for process in inside]
+    return found
+
+
+def _grouped(place: int) -> dict[int, list[Process]]:
+    """All processes of this machine, by the number that `/proc/PID/stat` has at a place."""
+    found: dict[int, list[Process]] = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        if fields := _stat(pid):
+            found.setdefault(int(fields[place]), []).append(Process(pid, int(fields[_BEGAN])))
     return found
 
 
@@ -71,12 +77,15 @@ def await_end(processes: Iterable[Process], seconds: float) -> list[Process]:
 def end(roots: Sequence[int], seconds: float = END_SECONDS, rest: float = REST_SECONDS) -> None:
     """Ask processes to end, and see that nothing below them is left.
 
+    What one that leads a session starts in its last moment, and nobody has seen below it, is known by that session.
+
     Args:
         roots: their ids; those that have ended already are passed over.
         seconds: given to them before they are killed.
         rest: given to what they started, after they have ended, before it is killed.
     """
     own = [Process(root, int(fields[_BEGAN])) for root in roots if (fields := _stat(root))]
+    led = [root.pid for root in own if _leads(root)]
     started = {process for root in own for process in below(root.pid)}
     for root in own:
         _signal(root, signal.SIGTERM)
@@ -86,6 +95,9 @@ def end(roots: Sequence[int], seconds: float = END_SECONDS, rest: float = REST_S
         time.sleep(0.05)
     for root in own:
         _signal(root, signal.SIGKILL)
+    await_end(own, rest)
+    sessions = _grouped(_SESSION) if led else {}
+    started.update(process for leader in led for process in sessions.get(leader, []))
     for process in await_end(started, rest):
         _signal(process, signal.SIGKILL)
     await_end([*own, *started], rest)
@@ -95,6 +107,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """End the process with this id and all below it."""
     end([int(word) for word in (sys.argv[1:] if words is None else words)])
     return 0
+
+
+def _leads(process: Process) -> bool:
+    fields = _stat(process.pid)
+    return bool(fields) and int(fields[_SESSION]) == process.pid
 
 
 def _signal(process: Process, number: int) -> None:

@@ -33,6 +33,21 @@ class Interrupts:
 
 
 @contextlib.contextmanager
+def noted() -> Iterator[Interrupts]:
+    """Ctrl-C and SIGTERM are counted and break nothing off, for a block that looks at the count; main thread only.
+
+    A count and no `threading.Event`: a handler that sets one waits for ever where it came in the middle of its `wait`.
+    """
+    interrupts = Interrupts()
+
+    def count(number: int, frame: FrameType | None) -> None:
+        interrupts.count += 1
+
+    with _handled(count):
+        yield interrupts
+
+
+@contextlib.contextmanager
 def held() -> Iterator[None]:
     """Let neither Ctrl-C nor SIGTERM break into the block, which ends what they would end; main thread only, as `caught`."""
     if threading.current_thread() is not threading.main_thread():

@@ -9,9 +9,8 @@ import json
 import math
 import os
 import re
-import signal
 import sys
-import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +22,10 @@ if TYPE_CHECKING:
     from cluster.demand import Demand
     from cluster.doctor import Finding
     from cluster.nodes import LocalNodes
+    from sweeps.interrupts import Interrupts
     from sweeps.load import LoadedSweep
 
+INTERRUPTED = 130
 AT_ONCE = 8
 """Trials at once where the file does not say: a searcher that sees no results learns nothing."""
 CPUS = 4
@@ -39,33 +40,35 @@ def cluster(arguments: argparse.Namespace) -> int:
 
 
 def up(arguments: argparse.Namespace) -> int:
-    """Raise nodes on this machine, or have them join a head elsewhere, until Ctrl-C."""
+    """Raise nodes on this machine, or have them join a head elsewhere, until Ctrl-C; 130 where it comes before they run."""
     from cluster.nodes import LocalNodes
     from cluster.token import make_token
+    from sweeps.interrupts import noted
 
     join, count = arguments.join, arguments.nodes
     cpus = arguments.cpus or max(1, (os.cpu_count() or 1) // count)
     port = _jobs_port(arguments)
     nodes = LocalNodes(make_token(), cpus, arguments.gpus or 0, join, arguments.host, port)
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
-    print(f"starting {count} node{'s' * (count > 1)} with {cpus} CPUs each", flush=True)
-    try:
-        nodes.start(count)
-        print(_usable(nodes, join), flush=True)
-        status = _tend(nodes, stopped)
-    finally:
-        nodes.close()
-    print("all nodes have ended")
+    with noted() as interrupts:
+        print(f"starting {count} node{'s' * (count > 1)} with {cpus} CPUs each", flush=True)
+        try:
+            if not nodes.start(count, lambda: interrupts.count > 0):
+                print("interrupted; what had been started is being ended", flush=True)
+                status = INTERRUPTED
+            else:
+                print(_usable(nodes, join), flush=True)
+                status = _tend(nodes, interrupts)
+        finally:
+            nodes.close()
+        print("all nodes have ended", flush=True)
     return status
 
 
-def _tend(nodes: LocalNodes, stopped: threading.Event) -> int:
+def _tend(nodes: LocalNodes, interrupts: Interrupts) -> int:
     """Start nodes again that end by themselves, until told to stop, or until the head has ended; the exit status."""
     from cluster.base import ClusterError
 
-    while not stopped.wait(0.5):
+    while not interrupts.count:
         try:
             told = nodes.mend()
         except ClusterError as error:
@@ -73,6 +76,7 @@ def _tend(nodes: LocalNodes, stopped: threading.Event) -> int:
             return 1
         for line in told:
             print(line, flush=True)
+        time.sleep(0.5)
     return 0
 
 
