@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 KILL_SECONDS = 5.0
 """How long Ray may take to notice that it killed a worker."""
 TICK_SECONDS = 0.2
+TELL_SECONDS = 5.0
+"""How long a process that hangs may take to say so before it is ended: the disk or the terminal may hang as well."""
 HELD_SECONDS = 3.0
 """Readers are told who goes first once a slot has stood empty for so long."""
 _MENDS = {
@@ -58,6 +61,7 @@ class RayBackend:
         paths: where it lies.
         address: `host:port` or `auto`; None starts Ray in this process.
         on_message: told what a person should know (a first Ctrl-C).
+        on_hang: told why, from a thread of its own, when this process is to be ended because it hangs in a call of Ray's.
 
     Raises:
         ClusterError: when the cluster can't be reached, or can never run one trial.
@@ -69,8 +73,10 @@ class RayBackend:
         paths: SweepPaths,
         address: str | None = None,
         on_message: Callable[[str], None] | None = None,
+        on_hang: Callable[[str], None] = lambda why: None,
     ) -> None:
         self._loaded = loaded
+        self._on_hang = on_hang
         self._paths = paths
         self._say = on_message or (lambda text: None)
         self._began = time.time()
@@ -275,10 +281,16 @@ class RayBackend:
 
     def _give_up(self) -> None:
         """End this process, which hangs in a call to a head that is gone; the ledger is as whole as after a kill -9."""
-        if not self._told_lost:
-            lost = self._lost()
-            print(f"stockpot: {lost}; {lost.mend}", file=sys.stderr, flush=True)
+        told = threading.Thread(target=self._tell_hang, name="last-words", daemon=True)
+        told.start()
+        told.join(TELL_SECONDS)
         os._exit(130)
+
+    def _tell_hang(self) -> None:
+        lost = self._lost()
+        self._on_hang(str(lost))
+        if not self._told_lost:
+            print(f"stockpot: {lost}; {lost.mend}", file=sys.stderr, flush=True)
 
     def _lost(self) -> ClusterLost:
         silence = f"has not answered for {self._watch.silent:.0f} s"

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.base import ClusterLost
@@ -25,7 +22,8 @@ from sweeps.driving import driving, refuse_storage
 from sweeps.engine import Engine
 from sweeps.exported import numbers
 from sweeps.fold import apply_event, fold
-from sweeps.interrupts import held
+from sweeps.interrupts import held, terminable, terminate_as_ctrl_c
+from sweeps.last_words import LastWords
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep, from_record
 from sweeps.loop import Backend, CallFailed
@@ -86,11 +84,13 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
     say = _sayer(paths, progress)
     for warning in loaded.warnings:
         say(f"warning: {warning}")
-    with _terminable(), contextlib.ExitStack() as cluster:
-        backend = cluster.enter_context(_connected(loaded, paths, address, say))
+    words = LastWords()
+    with terminable(), contextlib.ExitStack() as cluster:
+        backend = cluster.enter_context(_connected(loaded, paths, address, say, words))
         with driving(paths, say) as drive:
             ledger = _create(loaded, paths)
-            walk = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say, cluster.close)
+            host = _host(backend, address)
+            walk = _Drive(loaded, ledger, paths, backend, host, progress, say, cluster.close, words)
             status = walk.to_the_end()
     return drive.status(status)
 
@@ -121,7 +121,7 @@ def resume(
         StorageError: when remote storage can't be used, or another driver has the sweep there.
     """
     say = _sayer(paths, progress)
-    with _terminable(), driving(paths, say) as drive:
+    with terminable(), driving(paths, say) as drive:
         status = _resume(paths, budget, address, progress, say)
     return drive.status(status)
 
@@ -151,8 +151,10 @@ def _resume(
             loaded = from_record(with_budget(state.spec, body))
         refuse_changed_data(loaded)
         with contextlib.ExitStack() as cluster:
-            backend = cluster.enter_context(_connected(loaded, paths, address, say))
-            walk = _Drive(loaded, ledger, paths, backend, _host(backend, address), progress, say, cluster.close)
+            words = LastWords()
+            backend = cluster.enter_context(_connected(loaded, paths, address, say, words))
+            host = _host(backend, address)
+            walk = _Drive(loaded, ledger, paths, backend, host, progress, say, cluster.close, words)
             return walk.to_the_end(body)
     finally:
         ledger.drop()
@@ -198,31 +200,21 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _connected(
-    loaded: LoadedSweep, paths: SweepPaths, address: str | None, say: Callable[[str], None]
+    loaded: LoadedSweep, paths: SweepPaths, address: str | None, say: Callable[[str], None], words: LastWords
 ) -> Iterator[RayBackend]:
     """The backend, until the cluster is let go."""
     say(f"connecting to Ray at {address}" if address else "starting Ray here")
     from sweeps.backend import RayBackend
 
-    backend = RayBackend(loaded, paths, address, on_message=say)
+    backend = RayBackend(loaded, paths, address, on_message=say, on_hang=words.hang)
     try:
-        _on_sigterm(_interrupt)  # Ray has put its own in the place of ours
+        terminate_as_ctrl_c()  # Ray has put its own in the place of ours
         backend.refuse_unseen(paths.root.parent)
         placed = backend.placement
         say(f"{placed.slots} trial{'s' if placed.slots > 1 else ''} at a time, each with {placed.each}")
         yield backend
     finally:
         backend.close()
-
-
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM is a Ctrl-C meanwhile."""
-    before = _on_sigterm(_interrupt)
-    try:
-        yield
-    finally:
-        _on_sigterm(before)
 
 
 def _host(backend: RayBackend, address: str | None) -> dict[str, Any]:
@@ -236,16 +228,6 @@ def _host(backend: RayBackend, address: str | None) -> dict[str, Any]:
         "address": address,
     }
     return {"pid": os.getpid(), "host": socket.gethostname(), "version": version("stockpot"), **on}
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _on_sigterm(handler: Any) -> Any:
-    if threading.current_thread() is not threading.main_thread() or handler is None:
-        return None
-    return signal.signal(signal.SIGTERM, handler)
 
 
 def _sayer(paths: SweepPaths, progress: Progress | None) -> Callable[[str], None]:
@@ -276,8 +258,10 @@ class _Drive:
         progress: Progress | None,
         say: Callable[[str], None],
         let_go: Callable[[], None] = lambda: None,
+        words: LastWords | None = None,
     ) -> None:
         self._loaded = loaded
+        self._words = words or LastWords()
         self._let_go = let_go
         self._ledger = ledger
         self._paths = paths
@@ -298,6 +282,7 @@ class _Drive:
         status, asked = INTERRUPTED, ""
         try:
             changed = [] if budget is None else [Event("budget_changed", budget)]
+            self._words.begin(self._ledger)
             self._ledger.append([Event("driver_started", self._host), *changed])
             write_resolved(self._paths, fold(self._ledger.events()).spec)
             if budget is not None:
@@ -323,7 +308,7 @@ class _Drive:
             raise
         finally:
             with held():
-                self._ledger.append([*(self._stop(asked) if asked else ()), Event("driver_ended", end)])
+                self._words.write([*(self._stop(asked) if asked else ()), Event("driver_ended", end)])
             self._show()
             self._ledger.close()
             try:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while leases run, and while a driver writes its last words."""
+"""Ctrl-C and SIGTERM: as one, while leases run, and while a driver writes its last words."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,6 +31,31 @@ class Interrupts:
         self.count += 1
         if self.count > 1:
             raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM is a Ctrl-C meanwhile."""
+    before = terminate_as_ctrl_c()
+    try:
+        yield
+    finally:
+        _on_sigterm(before)
+
+
+def terminate_as_ctrl_c() -> Any:
+    """Have SIGTERM raise KeyboardInterrupt from now on, in the main thread; what handled it before."""
+    return _on_sigterm(_interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _on_sigterm(handler: Any) -> Any:
+    if threading.current_thread() is not threading.main_thread() or handler is None:
+        return None
+    return signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager

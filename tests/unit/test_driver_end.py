@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from cluster.base import ClusterLost
 from evaluators.base import ItemSet, Report, summarise
 from pipelines.finetune.checkpoint import placing, write_complete
 from sweeps.commands.look import read_snapshot
-from sweeps.driver import INTERRUPTED, _Drive, _terminable
+from sweeps.driver import INTERRUPTED, _Drive
 from sweeps.failures import Failure
+from sweeps.interrupts import terminable
 from sweeps.ledger import Event, Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.loop import CallFailed, Later, Loop
@@ -133,9 +135,30 @@ def test_the_cluster_is_let_go_before_trackers_and_uploads_are_waited_for(tmp_pa
     assert last(loaded, 1)[0][0] == "driver_ended"
 
 
+def test_a_driver_that_hangs_is_written_off_once_with_the_reason(tmp_path: Path) -> None:
+    loaded, walk, _ = drive(tmp_path, KeyboardInterrupt(), early=True)
+    own = walk.__self__  # type: ignore[attr-defined]
+    own._words.hang("nobody is at work yet")
+    assert last(loaded, 1)[0][0] == "sweep_created"
+
+    def run(loop: Loop) -> None:
+        watchdog = threading.Thread(target=own._words.hang, args=("the head is gone",))
+        watchdog.start()
+        watchdog.join()
+        raise KeyboardInterrupt  # it came out of the call after all
+
+    own._backend.run = run
+    assert walk() == INTERRUPTED
+    own._words.hang("too late")
+    ends = [body for kind, body in last(loaded, 3) if kind == "driver_ended"]
+    assert ends == [{"reason": "interrupted", "why": "the head is gone"}]
+    shot = read_snapshot(loaded.paths)
+    assert (shot["state"], shot["last_driver"]["why"]) == ("interrupted", "the head is gone")
+
+
 def test_sigterm_is_a_ctrl_c_from_the_beginning_to_the_last_upload() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), _terminable():
+    with pytest.raises(KeyboardInterrupt), terminable():
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import pickle
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -360,6 +361,26 @@ def test_a_lost_head_is_watched_no_longer_once_it_is_told(
         made._refuse_lost()
     assert lost.value.mend.startswith("raise one again")
     assert watch.closed  # type: ignore[attr-defined]
+    made.close()
+
+
+def test_a_process_that_hangs_says_so_and_is_ended_whatever_else_hangs(
+    backend: Callable[[str], ray_backend.RayBackend],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    made, told, ended, stuck = backend(CUSTOM.replace("ASKS", "")), [], [], threading.Event()
+    monkeypatch.setattr(ray_backend.os, "_exit", ended.append)
+    made._on_hang = told.append
+    made._give_up()
+    why = "Ray, which this command had started here, has not answered for 0 s: something ended it"
+    assert (told, ended) == ([why], [130])
+    assert why in capsys.readouterr().err
+    monkeypatch.setattr(ray_backend, "TELL_SECONDS", 0.01)
+    made._on_hang = lambda why: told.append(str(stuck.wait(60)))
+    made._give_up()
+    assert (len(told), ended) == (1, [130, 130])
+    stuck.set()
     made.close()
 
 
