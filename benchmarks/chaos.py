@@ -4,12 +4,12 @@ A cluster of `--nodes` nodes of one CPU each is raised on this machine with `sto
 short trials is submitted to it. Seeded faults hit it every `--every` seconds: a worker or a whole node is killed, a worker
 stops for a while or for good, the object store is filled, the driver or the head is killed. With `--hosts` every node is in a
 network namespace of its own, and nodes are cut off from all others for a while, too. A driver that has ended is followed by
-`stockpot resume`, a cluster that has lost its head is raised again. When `--seconds` are over, the last sweep runs to its end
-in peace. Then everything is checked: every trial finished, each result there once and equal to the calm run's to the last
+`stockpot resume`, a cluster that has lost its head is raised again. When `--seconds` are over, counted from the first event of
+the first sweep, or with `--once` when each fault was there once, the last sweep runs to its end in peace. Then everything is checked: every trial finished, each result there once and equal to the calm run's to the last
 bit, nothing that a killed driver had written changed, no process or actor left, the driver's memory flat.
 
-    python benchmarks/chaos.py [--seconds 3600] [--every 5] [--seed 0] [--trials 200] [--nodes 3] [--faults worker node ...]
-        [--hosts] [--cut 10 60] [--folder DIR]
+    python benchmarks/chaos.py [--seconds 3600 | --once] [--every 5] [--seed 0] [--trials 200] [--nodes 3]
+        [--faults worker node ...] [--hosts] [--cut 10 60] [--folder DIR]
 
 It needs Linux and about 2.5 GB of memory, and root for `--hosts` alone. Exit status 0 where every check holds.
 """
@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 import random
 import shutil
@@ -34,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos_cluster import TRIAL, Driver, Town, events_of, title
+from chaos_cluster import TRIAL, Driver, Town, await_none, digest, events_of, title
 from namespaces import Hosts
 
 from sweeps.ledger import Event
@@ -86,6 +84,8 @@ class Chaos:
         cut_seconds: how long, at least and at most, one is cut off.
         helpers: processes of ours that end by themselves.
         seen: length and hash of the ledger at the death of each driver.
+        until: when faults end (`time.monotonic`); None before they began.
+        once: faults that are still to come, each once; None where they come as drawn until then.
     """
 
     town: Town
@@ -97,6 +97,24 @@ class Chaos:
     cut_seconds: tuple[float, float] = (10.0, 60.0)
     helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
     seen: list[tuple[int, str]] = field(default_factory=list)
+    until: float | None = None
+    once: list[str] | None = None
+
+    def over(self) -> bool:
+        """Whether there were all the faults that were to be."""
+        if self.once is not None:
+            return not self.once
+        return self.until is not None and time.monotonic() >= self.until
+
+    def strike(self, faults: Sequence[str]) -> str | None:
+        """Cause the next fault; its name, or None where there was nothing that it could hit."""
+        if self.once is None:
+            fault = self.draw.choices(faults, [WEIGHTS[one] for one in faults])[0]
+            return fault if self.inject(fault) else None
+        fault = next((one for one in self.once if self.inject(one)), None)
+        if fault is not None:
+            self.once.remove(fault)
+        return fault
 
     def inject(self, fault: str) -> bool:
         """Cause a fault; False where there is nothing that it could hit now."""
@@ -180,11 +198,12 @@ def main(words: Sequence[str] | None = None) -> int:
         chaos = Chaos(Town(folder, arguments.nodes, hosts), random.Random(arguments.seed), cut_seconds=arguments.cut)
         try:
             chaos.town.up()
-            calm, _ = sweep(chaos, folder, "calm", arguments, until=0.0)
-            until = time.monotonic() + arguments.seconds
+            calm, _ = sweep(chaos, folder, "calm", arguments, calm=True)
+            if arguments.once:
+                chaos.once = chaos.draw.sample(arguments.faults, len(arguments.faults))
             rounds = []
-            while not rounds or time.monotonic() < until:
-                rounds.append(sweep(chaos, folder, f"chaos-{len(rounds)}", arguments, until))
+            while not chaos.over():
+                rounds.append(sweep(chaos, folder, f"chaos-{len(rounds)}", arguments))
             problems = [problem for driver, seen in rounds for problem in examined(driver, seen, calm)]
             problems += orphans(chaos)
         finally:
@@ -203,6 +222,7 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=3600.0, help="how long faults go on")
+    parser.add_argument("--once", action="store_true", help="each of the faults once, in the seed's order, and no more")
     parser.add_argument("--every", type=float, default=5.0, help="seconds between two faults, on average")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, default=200)
@@ -221,9 +241,9 @@ def parsed(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def sweep(
-    chaos: Chaos, folder: Path, name: str, arguments: argparse.Namespace, until: float
+    chaos: Chaos, folder: Path, name: str, arguments: argparse.Namespace, calm: bool = False
 ) -> tuple[Driver, list[tuple[int, str]]]:
-    """One sweep to its end, under faults until then (`time.monotonic`).
+    """One sweep to its end, in peace, or under faults from its first event on.
 
     Returns:
         Its driver, and the ledger's length and hash at the death of each killed one.
@@ -232,7 +252,7 @@ def sweep(
         RuntimeError: when it is stuck, or its driver ended with a status that nobody explains.
     """
     values = [round(0.1 + 0.8 * i / max(1, arguments.trials - 1), 6) for i in range(arguments.trials)]
-    step = arguments.step if until else 0.0
+    step = 0.0 if calm else arguments.step
     shutil.copy(Path(__file__).with_name("chaos_trial.py"), folder)
     file = folder / f"{name}.yaml"
     text = FILE.format(name=name, steps=STEPS, values=", ".join(map(str, values)), nodes=arguments.nodes,
@@ -255,9 +275,8 @@ def sweep(
                 raise RuntimeError(f"the driver ended with {status}: {file.with_suffix('.out').read_text()[-3000:]}")
             chaos.seen.append(digest(events_of(driver.root)))
             driver.start()
-        if now >= due and now < until:
-            fault = chaos.draw.choices(arguments.faults, [WEIGHTS[one] for one in arguments.faults])[0]
-            if chaos.inject(fault):
+        if now >= due and length and not calm and not chaos.over():
+            if (fault := chaos.strike(arguments.faults)) is not None:
                 print(f"{time.strftime('%H:%M:%S')} {name} {fault}", flush=True)
             due = now + chaos.draw.uniform(0.0, 2 * arguments.every)
         if now - weighed >= 1.0:
@@ -265,6 +284,8 @@ def sweep(
             driver.weigh()
             if (there := len(events_of(driver.root))) != length:
                 length, moved = there, now
+                if chaos.until is None and not calm:
+                    chaos.until = now + arguments.seconds
             if now - moved > STUCK_SECONDS:
                 raise RuntimeError(f"{name} is stuck: {file.with_suffix('.out').read_text()[-3000:]}")
     return driver, chaos.seen
@@ -320,12 +341,6 @@ def results(events: Sequence[Event]) -> dict[tuple[float, int], tuple[Any, ...]]
     return found
 
 
-def digest(events: Sequence[Event]) -> tuple[int, str]:
-    """How many events, and the hash of them all."""
-    text = json.dumps([(event.kind, event.body, event.time) for event in events], sort_keys=True, default=list)
-    return len(events), hashlib.sha256(text.encode()).hexdigest()
-
-
 def peak(driver: Driver) -> int:
     """The most that a driver of a sweep held, in bytes."""
     return max((max(life) for life in driver.memory if life), default=0)
@@ -336,14 +351,6 @@ def orphans(chaos: Chaos) -> list[str]:
     return [
         f"left after the sweep's end: {left}" for left in await_none(lambda: [title(p) for p in chaos.town.workers()])
     ]
-
-
-def await_none(look: Callable[[], list[str]], seconds: float = 60.0) -> list[str]:
-    """What is still there after a while."""
-    until = time.monotonic() + seconds
-    while (left := look()) and time.monotonic() < until:
-        time.sleep(0.5)
-    return left
 
 
 def report(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import signal
@@ -10,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from namespaces import Hosts
@@ -191,6 +193,12 @@ def events_of(root: Path) -> list[Event]:
         ledger.close()
 
 
+def digest(events: Sequence[Event]) -> tuple[int, str]:
+    """How many events, and the hash of them all."""
+    text = json.dumps([(event.kind, event.body, event.time) for event in events], sort_keys=True, default=list)
+    return len(events), hashlib.sha256(text.encode()).hexdigest()
+
+
 def title(process: Process) -> str:
     """A process's command line; nothing where it has ended."""
     with contextlib.suppress(OSError):
@@ -201,3 +209,11 @@ def title(process: Process) -> str:
 def named(processes: list[Process], part: str) -> list[Process]:
     """Those whose program has this in its path."""
     return [process for process in processes if part in title(process).partition(" ")[0]]
+
+
+def await_none(look: Callable[[], list[str]], seconds: float = 60.0) -> list[str]:
+    """What is still there after a while."""
+    until = time.monotonic() + seconds
+    while (left := look()) and time.monotonic() < until:
+        time.sleep(0.5)
+    return left
