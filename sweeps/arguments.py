@@ -152,6 +152,9 @@ def _add_running(add: Add) -> None:
         metavar="trials=N[,hours=H]",
         help="trials in all, or hours in all, from now on; a finished sweep goes on with what this adds",
     )
+    resume.add_argument(
+        "--priority", type=int, metavar="N", help="on a cluster that sweeps share, from now on: the larger goes first"
+    )
     add_address(resume)
     add_jobs(resume)
     add_json(resume, "print one JSON object at the end; progress goes to stderr")

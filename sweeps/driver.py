@@ -11,12 +11,12 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.base import ClusterLost
-from sweeps.budget import change, describe, with_budget
+from sweeps.changes import changes, describe
 from sweeps.data import refuse_changed_data
 from sweeps.driving import driving, refuse_storage
 from sweeps.engine import Engine
@@ -99,6 +99,7 @@ def resume(
     paths: SweepPaths,
     *,
     budget: Mapping[str, Any] | None = None,
+    priority: int | None = None,
     address: str | None = None,
     progress: Progress | None = None,
 ) -> int:
@@ -107,6 +108,7 @@ def resume(
     Args:
         paths: where the sweep lies.
         budget: `trials`, `hours` or both, in place of the sweep's own (`sweeps.budget`).
+        priority: on a cluster that sweeps share, in place of the sweep's own.
         address: a Ray cluster; None starts Ray here.
         progress: who shows how it goes.
 
@@ -122,13 +124,14 @@ def resume(
     """
     say = _sayer(paths, progress)
     with terminable(), driving(paths, say) as drive:
-        status = _resume(paths, budget, address, progress, say)
+        status = _resume(paths, budget, priority, address, progress, say)
     return drive.status(status)
 
 
 def _resume(
     paths: SweepPaths,
     budget: Mapping[str, Any] | None,
+    priority: int | None,
     address: str | None,
     progress: Progress | None,
     say: Callable[[str], None],
@@ -145,17 +148,17 @@ def _resume(
                 f"(--budget trials={2 * len(state.searched)} would add trials)"
             )
             return _status(state)
+        changed = changes(from_record(state.spec), state, budget, priority)
+        for event in changed:
+            apply_event(state, event)
         loaded = from_record(state.spec)
-        body = change(loaded, state, budget) if budget else None
-        if body is not None:
-            loaded = from_record(with_budget(state.spec, body))
         refuse_changed_data(loaded)
         with contextlib.ExitStack() as cluster:
             words = LastWords()
             backend = cluster.enter_context(_connected(loaded, paths, address, say, words))
             host = _host(backend, address)
             walk = _Drive(loaded, ledger, paths, backend, host, progress, say, cluster.close, words)
-            return walk.to_the_end(body)
+            return walk.to_the_end(changed)
     finally:
         ledger.drop()
 
@@ -272,21 +275,20 @@ class _Drive:
         self._state: SweepState | None = None
         self._tracking = Tracking(paths, loaded.spec.track, say)
 
-    def to_the_end(self, budget: Mapping[str, Any] | None = None) -> int:
+    def to_the_end(self, changed: Sequence[Event] = ()) -> int:
         """Leases, soup, final step; the exit status.
 
         Args:
-            budget: the body of the `budget_changed` event that this driver begins with.
+            changed: of the sweep, that this driver begins with (`sweeps.changes`).
         """
         end: dict[str, Any] = {"reason": "interrupted"}
         status, asked = INTERRUPTED, ""
         try:
-            changed = [] if budget is None else [Event("budget_changed", budget)]
             self._words.begin(self._ledger)
             self._ledger.append([Event("driver_started", self._host), *changed])
             write_resolved(self._paths, fold(self._ledger.events()).spec)
-            if budget is not None:
-                self._said(f"the budget is now {describe(budget)}")
+            for change in changed:
+                self._said(describe(change))
             self._tracking.start()
             reason = self._tune()
             if reason == "finished":

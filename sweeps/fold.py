@@ -23,6 +23,7 @@ from typing import Any
 
 from evaluators.base import Score
 from sweeps.budget import with_budget
+from sweeps.changes import with_priority
 from sweeps.failures import Failure, halved
 from sweeps.fitting import TooLarge
 from sweeps.ledger import Event
@@ -76,6 +77,11 @@ def _budget_changed(state: SweepState, body: Mapping[str, Any], event: Event) ->
     for run in state.runs.values():
         if run.phase == "stopped":
             run.phase, run.reason = "waiting" if run.target in run.reports else "interrupted", ""
+
+
+def _priority_changed(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.spec = with_priority(state.spec, body)
+    state.priority_before = body["before"]
 
 
 def _suggested(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
@@ -246,6 +252,7 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "sweep_created": _sweep_created,
     "driver_started": _driver_started,
     "budget_changed": _budget_changed,
+    "priority_changed": _priority_changed,
     "suggested": _suggested,
     "adjusted": _adjusted,
     "lease_started": _lease_started,

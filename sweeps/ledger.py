@@ -8,6 +8,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     sweep_created     {name, spec, versions, space}                    first event; the resolved spec
     driver_started    {pid, host, version, slots, cpus, gpus, workers, address} one a driver: submit, resume; cpus and gpus a worker's
     budget_changed    {budget, trials, finalists, before}              after the driver_started of a `resume --budget`
+    priority_changed  {priority, before}                               after the driver_started of a `resume --priority`
     suggested         {trial, order, config, parameters, choices, distributions, attributes, duplicate_of}
     adjusted          {run, changes, after, reason}                    it begins smaller, as `after` ran out of memory
     lease_started     {lease, run, attempt, from_resource, from_checkpoint, milestones, changes}

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sweeps.changes import describe_priority
 from sweeps.ledger import Event
 from sweeps.words import waiting_for
 
@@ -119,6 +120,10 @@ def _driver(body: Mapping[str, Any]) -> Told:
     return f"driver pid {body['pid']} on {body['host']} began", "plain"
 
 
+def _priority(body: Mapping[str, Any]) -> Told:
+    return f"priority {describe_priority(**body)}", "plain"
+
+
 def _driver_ended(body: Mapping[str, Any]) -> Told:
     why = f", {body['why']}" if body.get("why") else ""
     return f"driver ended: {body['reason']}{why}", "plain"
@@ -146,6 +151,7 @@ _TELL = {
     "held_back": _held_back,
     "stop_requested": _stop,
     "driver_started": _driver,
+    "priority_changed": _priority,
     "driver_ended": _driver_ended,
     "soup_started": _soup,
     "soup_finished": _soup_finished,

@@ -89,6 +89,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "eta": None if eta is None else eta.record(),
         "then": " and ".join(follows),
         "held_back": None if state.held_back is None else dict(zip(("by", "priority"), state.held_back, strict=True)),
+        "priority": {"priority": loaded.spec.priority, "before": state.priority_before},
         "at": at,
     }
 

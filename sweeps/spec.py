@@ -342,7 +342,7 @@ class SweepSpec(Config):
     """Trials at once at most; default: as many as fit."""
     priority: int = 0
     """On a cluster that several sweeps share, the larger number goes first: while its trials wait for a place, the others start no
-    new one. Among equals the sweep that holds less goes first."""
+    new one. Among equals the sweep that holds less goes first. `resume --priority` changes it."""
     report_every: int | None = Field(default=None, ge=1)
     """Resource between reports of telemetry."""
     stall_after: float = Field(default=1800.0, gt=0)

@@ -162,6 +162,8 @@ class SweepState:
     """what broke the newest driver off; empty where nothing did, or nobody knows"""
     held_back: tuple[str, int] | None = None
     """sweep of the cluster, with its priority, that the present driver lets go first; no name: all places are taken"""
+    priority_before: int | None = None
+    """the priority that the newest `resume --priority` changed; None where there was none"""
     stop: str | None = None
     """who asked the present driver to stop"""
     finished: dict[str, Any] | None = None

@@ -143,6 +143,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
     """What `status` prints for people."""
+    from sweeps.changes import describe_priority
     from sweeps.words import age, describe_best, describe_trials, duration, outlook, share_done, waiting_for
 
     trials, driver, share = shot["trials"], shot["driver"], share_done(shot)
@@ -160,6 +161,9 @@ def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
         lines.append(f"  left     {outlook(shot, shot['at'])}")
     if shot["held_back"] is not None and shot["state"] == "running":
         lines.append(f"  waiting  {waiting_for(shot['held_back'])}")
+    priority = shot["priority"]
+    if priority["priority"] or priority["before"] is not None:
+        lines.append(f"  priority {describe_priority(**priority)}")
     lines.append(f"  driver   {_driver(shot)}")
     if driver is not None:
         lines.append(f"  devices  {_devices(shot)}")

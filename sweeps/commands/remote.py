@@ -57,6 +57,7 @@ def resume(arguments: argparse.Namespace, note: Note) -> int:
     jobs = RayJobs(note.address, insecure=arguments.insecure)
     words = ["stockpot", "resume", f"{note.storage}/{note.name}", "--address", "auto"]
     words += [word for text in arguments.budget for word in ("--budget", text)]
+    words += [] if arguments.priority is None else ["--priority", str(arguments.priority)]
     job = jobs.submit(words, _job_name(note.name), None, _environment())
     note = Note(note.name, note.address, note.storage, job)
     write_note(note)

@@ -64,18 +64,19 @@ def resume(arguments: argparse.Namespace) -> int:
         from sweeps.commands.remote import resume as go_on
 
         return go_on(arguments, replace(note, address=arguments.address or note.address))
-    return _go_on(
-        arguments, find_sweep(arguments.name, arguments.storage, writing=True), read_settings(arguments.budget)
-    )
+    paths = find_sweep(arguments.name, arguments.storage, writing=True)
+    return _go_on(arguments, paths, read_settings(arguments.budget), arguments.priority)
 
 
-def _go_on(arguments: argparse.Namespace, paths: SweepPaths, budget: Mapping[str, Any] | None) -> int:
+def _go_on(
+    arguments: argparse.Namespace, paths: SweepPaths, budget: Mapping[str, Any] | None, priority: int | None = None
+) -> int:
     """Drive a sweep that is there."""
     from sweeps.driver import resume as drive
 
     with _progress(arguments, paths) as view:
         view.on_message(f"sweep {paths.name} in {_where(paths)}")
-        status = drive(paths, budget=budget, address=arguments.address, progress=view)
+        status = drive(paths, budget=budget, priority=priority, address=arguments.address, progress=view)
     return _ending(arguments, paths, status)
 
 

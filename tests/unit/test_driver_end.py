@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ import pytest
 from cluster.base import ClusterLost
 from evaluators.base import ItemSet, Report, summarise
 from pipelines.finetune.checkpoint import placing, write_complete
-from sweeps.commands.look import read_snapshot
-from sweeps.driver import INTERRUPTED, _Drive
+from sweeps import driver
+from sweeps.commands.look import describe, read_snapshot
+from sweeps.driver import INTERRUPTED, _Drive, resume
 from sweeps.failures import Failure
 from sweeps.interrupts import terminable
 from sweeps.ledger import Event, Ledger
@@ -154,6 +157,45 @@ def test_a_driver_that_hangs_is_written_off_once_with_the_reason(tmp_path: Path)
     assert ends == [{"reason": "interrupted", "why": "the head is gone"}]
     shot = read_snapshot(loaded.paths)
     assert (shot["state"], shot["last_driver"]["why"]) == ("interrupted", "the head is gone")
+
+
+def test_a_stopped_sweep_goes_on_with_another_priority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, walk, _ = drive(tmp_path, KeyboardInterrupt(), early=True)
+    paths, given = loaded.paths, []
+    assert walk() == INTERRUPTED
+
+    @contextlib.contextmanager
+    def connected(loaded: LoadedSweep, *others: Any) -> Iterator[Broken]:
+        given.append(loaded.spec.priority)
+        yield Broken(paths, KeyboardInterrupt(), early=True)
+
+    monkeypatch.setattr(driver, "_connected", connected)
+    monkeypatch.setattr(driver, "_host", lambda backend, address: HOST)
+    assert "priority" not in describe(read_snapshot(paths), paths)
+    changed = ("priority_changed", {"priority": 5, "before": 0})
+    for priority, told in ((5, [changed]), (5, []), (None, [])):
+        assert resume(paths, priority=priority) == INTERRUPTED
+        assert last(loaded, 3 + len(told))[:-2] == [("driver_started", HOST), *told]
+        assert "  priority 5 (0 before)\n" in describe(read_snapshot(paths), paths)
+    assert given == [5, 5, 5]
+    assert json.loads(paths.resolved_spec.read_text())["spec"]["priority"] == 5
+
+
+def test_a_finished_sweep_is_given_no_priority(tmp_path: Path) -> None:
+    loaded, _, ledger = drive(tmp_path, KeyboardInterrupt(), early=True)
+    ledger.append([Event("sweep_finished", {"trials": 0, "failed": 0, "best": None, "seconds": 1.0})])
+    ledger.close()
+
+    class Said:
+        def on_message(self, message: str) -> None:
+            said.append(message)
+
+        def on_state(self, *seen: Any) -> None: ...
+
+    said: list[str] = []
+    assert resume(loaded.paths, priority=5, progress=Said()) == 1
+    assert "nothing to resume" in said[0]
+    assert last(loaded, 1)[0][0] == "sweep_finished"
 
 
 def test_sigterm_is_a_ctrl_c_from_the_beginning_to_the_last_upload() -> None:
