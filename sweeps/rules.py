@@ -21,6 +21,7 @@ from sweeps.package_rules import check_packages
 from sweeps.paths import is_remote
 from sweeps.problems import show
 from sweeps.rung_rules import check_rungs
+from sweeps.schemes import problem
 from sweeps.searchers.cover import GENERATIONS, covered, default_population, division
 from sweeps.secret_rules import check_secrets
 from sweeps.soup_spec import LearnedSoupConfig, SparseSoupConfig
@@ -32,7 +33,6 @@ from sweeps.spec import (
     NSGA2Config,
     TPEConfig,
 )
-from sweeps.storage import problem
 from sweeps.track_rules import check_trackers
 from sweeps.yaml_source import Place
 

@@ -1,8 +1,5 @@
 """The remote copy of a sweep: files by name under a URL, through fsspec, with typed outcomes.
 
-The library's own settings are read from the environment by the library itself (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`,
-`GOOGLE_APPLICATION_CREDENTIALS`, `AZURE_STORAGE_ACCOUNT_NAME`, ...); a sweep file holds none of them.
-
 Example:
     >>> storage = open_storage("s3://bucket/runs/gsm8k-lora")
     >>> storage.put_new("ledger/000001.jsonl", b"...")
@@ -13,80 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
-import importlib.util
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from sweeps.schemes import SCHEMES, problem
+
 StorageKind = Literal["gone", "denied", "full", "unreachable", "taken", "damaged"]
-CONNECT_SECONDS, READ_SECONDS = 10, 60
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True)
-class Scheme:
-    """A kind of remote storage.
-
-    Attributes:
-        protocol: as fsspec calls it.
-        package: that fsspec needs for it.
-        extra: of our distribution, that brings the package.
-        errors: `module:class` of what the package raises besides `OSError`.
-        options: for fsspec.
-        mend: what to look at where a request is refused.
-    """
-
-    protocol: str
-    package: str
-    extra: str
-    errors: tuple[str, ...]
-    options: Mapping[str, Any]
-    mend: str
-
-
-SCHEMES: dict[str, Scheme] = {
-    "s3": Scheme(
-        "s3",
-        "s3fs",
-        "s3",
-        ("botocore.exceptions:BotoCoreError", "botocore.exceptions:ClientError", "aiohttp:ClientError"),
-        {
-            "use_listings_cache": False,
-            "config_kwargs": {"connect_timeout": CONNECT_SECONDS, "read_timeout": READ_SECONDS},
-        },
-        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL",
-    ),
-    "gs": Scheme(
-        "gs",
-        "gcsfs",
-        "gcs",
-        ("gcsfs.retry:HttpError", "google.auth.exceptions:GoogleAuthError", "aiohttp:ClientError"),
-        {"use_listings_cache": False},
-        "GOOGLE_APPLICATION_CREDENTIALS",
-    ),
-    "az": Scheme(
-        "az",
-        "adlfs",
-        "azure",
-        ("azure.core.exceptions:AzureError", "aiohttp:ClientError"),
-        {"use_listings_cache": False},
-        "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
-    ),
-}
-"""Scheme of a URL -> what serves it."""
-ALIASES = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "azure": "az", "adl": "az"}
-"""What others call them."""
 _FULL = re.compile(r"quota|insufficientstorage|no space|\b507\b|storagefull")
 _DENIED = re.compile(
     r"accessdenied|access denied|forbidden|credential|signaturedoesnotmatch|invalidaccesskey|unauthorized|authentication"
-    r"|\b401\b|\b403\b"
+    r"|signingerror|\b401\b|\b403\b"
 )
+_GONE = re.compile(r"nosuchbucket|containernotfound")
 
 
 class StorageError(RuntimeError):
@@ -129,6 +70,10 @@ class Storage:
         """
         with self._told(f"list {folder or 'it'}"):
             found = self._files.find(self._at(folder), detail=True)
+            if not isinstance(found, dict):  # how adlfs says that it is a file
+                found = {path: self._files.info(path) for path in found}
+            if not found:
+                self._ask_bucket()
         start = len(self._root.strip("/")) + 1
         named = {path.lstrip("/")[start:]: int(info["size"]) for path, info in found.items()}
         below = {name: size for name, size in named.items() if not folder or f"{name}/".startswith(f"{folder}/")}
@@ -139,8 +84,8 @@ class Storage:
         with self._told(f"read {name}"):
             try:
                 return bytes(self._files.cat_file(self._at(name)))
-            except FileNotFoundError:
-                self._files.find(self._at(".probe"))  # raises where the bucket is gone
+            except FileNotFoundError as error:
+                self._refuse_gone(error)
                 return None
 
     def put(self, name: str, data: bytes) -> None:
@@ -198,7 +143,7 @@ class Storage:
                 try:
                     self._files.get_file(self._at(name), str(aside))
                 except FileNotFoundError as error:
-                    self._files.find(self._at(".probe"))  # raises where the bucket is gone
+                    self._refuse_gone(error)
                     raise StorageError("damaged", f"{self.url}: {name} is missing there") from error
             aside.replace(file)
         except StorageError as error:
@@ -214,7 +159,7 @@ class Storage:
             try:
                 found = self._files.ls(self._root, detail=True)
             except FileNotFoundError:
-                self._files.find(self._at(".probe"))  # raises where the bucket is gone
+                self._ask_bucket()
                 return []
         return sorted(info["name"].rstrip("/").rpartition("/")[2] for info in found if info["type"] == "directory")
 
@@ -240,6 +185,24 @@ class Storage:
         if self.get(name) != text:
             raise StorageError("damaged", f"{self.url}: what was written there can't be read back")
         self.delete([name])
+
+    def _ask_bucket(self) -> None:
+        """Raise where the bucket is gone."""
+        try:
+            self._files.cat_file(self._at(".probe"))
+        except FileNotFoundError as error:
+            self._refuse_gone(error)
+
+    def _refuse_gone(self, missing: FileNotFoundError) -> None:
+        """Raise where a file is missing because its bucket is.
+
+        adlfs says so in what made it miss the file, and lists nothing where no container is; the others say so when asked to list.
+        """
+        cause, words = missing.__cause__, str(missing.__cause__).lower()
+        if isinstance(cause, self._errors) and _GONE.search(words):
+            raise cause
+        if "blobnotfound" not in words:
+            self._files.find(self._at(".probe"))
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
@@ -268,15 +231,22 @@ def told(error: Exception, doing: str, mend: str = "", root: str = "") -> Storag
     lines = str(error).strip().splitlines()
     text = f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
     low = f"{type(error).__name__} {_without(str(error), root)}".lower()
-    code = getattr(error, "errno", None)
+    code, status = getattr(error, "errno", None), _status(error)
     look = f"; look at {mend}" if mend else ""
-    if code in FULL_DISK or _FULL.search(low):
+    if code in FULL_DISK or status == 507 or _FULL.search(low):
         return StorageError("full", f"{doing}: it is full ({text})")
-    if isinstance(error, FileNotFoundError) or "nosuchbucket" in low or "containernotfound" in low:
+    if isinstance(error, FileNotFoundError) or _GONE.search(low):
         return StorageError("gone", f"{doing}: the bucket is not there ({text})")
-    if isinstance(error, PermissionError) or code in (errno.EROFS, errno.EACCES, errno.EPERM) or _DENIED.search(low):
+    refused = isinstance(error, PermissionError) or code in (errno.EROFS, errno.EACCES, errno.EPERM)
+    if refused or status in (401, 403) or _DENIED.search(low):
         return StorageError("denied", f"{doing}: it is refused ({text}){look}")
     return StorageError("unreachable", f"{doing}: no good answer ({text}){look}")
+
+
+def _status(error: Exception) -> int | None:
+    """HTTP's, by the names that azure, gcsfs and aiohttp give it."""
+    found = [getattr(error, name, None) for name in ("status_code", "code", "status")]
+    return next((int(value) for value in found if isinstance(value, int | str) and str(value).isdecimal()), None)
 
 
 def _without(text: str, root: str) -> str:
@@ -288,53 +258,22 @@ def _without(text: str, root: str) -> str:
     return text
 
 
-def problem(url: str) -> str | None:
-    """What is wrong with a storage URL of a sweep file; None where nothing is. Asks nobody."""
-    scheme, _, rest = url.partition("://")
-    if scheme in ALIASES:
-        return f"write {ALIASES[scheme]}://{rest} for {scheme}://"
-    if scheme not in SCHEMES:
-        known = ", ".join(f"{name}://bucket/prefix" for name in SCHEMES)
-        return f"'{scheme}://' is no storage; give a folder, or {known}"
-    if "@" in rest or "?" in rest or "#" in rest:
-        return f"holds more than a bucket and a prefix; keys and endpoints come from the environment ({SCHEMES[scheme].mend})"
-    parts = rest.rstrip("/").split("/")
-    if not parts[0] or any(part in ("", ".", "..") for part in parts):
-        return f"names no bucket, or an empty part; write {scheme}://bucket/prefix"
-    return missing_package(scheme)
-
-
-def missing_package(scheme: str) -> str | None:
-    """The message where a scheme's package is not installed."""
-    need = SCHEMES[scheme]
-    if importlib.util.find_spec(need.package) is None:
-        return f"{scheme}:// needs the package {need.package}, which is not installed: pip install 'stockpot[{need.extra}]'"
-    return None
-
-
 def open_storage(url: str) -> Storage:
     """The files under a URL.
 
     Raises:
         StorageError: if its kind is not known or not installed, or the library finds no credentials.
     """
-    import fsspec
-
     wrong = problem(url)
     if wrong is not None:
         raise StorageError("denied", f"{url}: {wrong}")
     name, _, root = url.partition("://")
     scheme = SCHEMES[name]
-    errors: tuple[type[Exception], ...] = (OSError, *(_error(text) for text in scheme.errors))
-    refused: tuple[type[Exception], ...] = (*errors, ValueError)
+    errors = scheme.raised()
     try:
-        files = fsspec.filesystem(scheme.protocol, skip_instance_cache=True, **scheme.options)
-    except refused as error:
+        files = scheme.opens()
+    except errors as error:
+        if isinstance(error, ValueError):
+            raise StorageError("denied", f"{url}: can't be opened ({error}); look at {scheme.mend}") from error
         raise told(error, f"{url}: can't be opened", scheme.mend) from error
     return Storage(files, root, url, errors, scheme.mend)
-
-
-def _error(text: str) -> type[Exception]:
-    module, _, name = text.partition(":")
-    found: type[Exception] = getattr(importlib.import_module(module), name)
-    return found

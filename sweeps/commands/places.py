@@ -41,7 +41,8 @@ def _sweeps_at(storage: str) -> list[SweepPaths]:
 
 
 def _names_at(storage: str) -> list[str]:
-    from sweeps.storage import StorageError, open_storage, problem
+    from sweeps.schemes import problem
+    from sweeps.storage import StorageError, open_storage
 
     wrong = problem(storage)
     if wrong is not None:
@@ -115,7 +116,7 @@ def _in_storage(name: str, storage: str, writing: bool) -> SweepPaths:
     Raises:
         UsageError: when there is none, or the storage can't be read and nothing lies here either.
     """
-    from sweeps.storage import problem
+    from sweeps.schemes import problem
 
     wrong = problem(storage)
     if wrong is not None:

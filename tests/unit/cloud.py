@@ -19,7 +19,8 @@ from pipelines.finetune.checkpoint import placing, write_complete
 from sweeps.driving import driving
 from sweeps.ledger import Event, Ledger
 from sweeps.paths import SweepPaths
-from sweeps.storage import SCHEMES, Scheme, StorageError
+from sweeps.schemes import SCHEMES, Scheme
+from sweeps.storage import StorageError
 from sweeps.trial import Attempt, Run
 
 URL = "s3://bucket/runs"
@@ -134,9 +135,13 @@ def make_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Cloud:
     monkeypatch.setattr(sweeps.riding, "END_SECONDS", 60.0)
     monkeypatch.setattr(sweeps.storage_lease, "ALIVE_SECONDS", 0.005)
     CloudFiles.store, CloudFiles.pseudo_dirs, CloudFiles.calls, CloudFiles.fault = {}, [""], [], None
-    monkeypatch.setitem(SCHEMES, "s3", Scheme("stockpot-cloud", "fsspec", "s3", (), {}, "AWS_ACCESS_KEY_ID"))
+    monkeypatch.setitem(SCHEMES, "s3", Scheme("fsspec", "s3", (), _open, "AWS_ACCESS_KEY_ID"))
     machine(monkeypatch, tmp_path / "one")
     return Cloud()
+
+
+def _open() -> Any:
+    return fsspec.filesystem("stockpot-cloud", skip_instance_cache=True)
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, folder: Path) -> SweepPaths:

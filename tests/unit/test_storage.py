@@ -35,7 +35,8 @@ from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import load_text
 from sweeps.paths import SweepPaths
 from sweeps.problems import SpecError
-from sweeps.storage import StorageError, problem, told
+from sweeps.schemes import problem
+from sweeps.storage import StorageError, told
 
 ERRORS: dict[str, Exception] = {
     "full": OSError(errno.ENOSPC, "No space left on device"),

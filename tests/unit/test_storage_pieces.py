@@ -16,6 +16,7 @@ from cloud import (
     RUN,
     URL,
     Cloud,
+    CloudFiles,
     begin,
     bodies,
     drive,
@@ -36,6 +37,7 @@ from sweeps.fetching import fetch_ledger, fetch_texts
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.ledger_file import LedgerUnwritable
 from sweeps.paths import SweepPaths
+from sweeps.schemes import SCHEMES, Scheme
 from sweeps.segments import SegmentsDamaged
 from sweeps.snapshots import POINTER, send_snapshot
 from sweeps.storage import Storage, StorageError, open_storage, told
@@ -60,6 +62,92 @@ def stored() -> Storage:
 )
 def test_names_say_nothing_about_what_is_wrong(root: str, error: Exception, kind: str) -> None:
     assert told(error, "can't", root=root).kind == kind
+
+
+class HttpResponseError(Exception):
+    """As azure, gcsfs and aiohttp say what a server answered: a number beside words that need not say it."""
+
+    def __init__(self, text: str, **told: int | str | None) -> None:
+        super().__init__(text)
+        for name, value in told.items():
+            setattr(self, name, value)
+
+
+class AzureSigningError(Exception):
+    """As azure calls a key that is none."""
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (HttpResponseError("Server failed to authenticate the request.", status_code=403), "denied"),
+        (HttpResponseError("Anonymous caller", code="401"), "denied"),
+        (HttpResponseError("no", status=403), "denied"),
+        (HttpResponseError("no", status=507), "full"),
+        (HttpResponseError("no", code=None, status_code=429), "unreachable"),
+        (HttpResponseError("no", code="AuthorizationFailure"), "unreachable"),
+        (AzureSigningError("Invalid base64-encoded string"), "denied"),
+        (HttpResponseError("The container does not exist.\nErrorCode:ContainerNotFound", status_code=404), "gone"),
+        (ValueError("Bad Request: b/x/o\ninvalid argument"), "unreachable"),
+    ],
+)
+def test_what_a_server_answered_has_a_kind(error: Exception, kind: str) -> None:
+    assert told(error, "can't").kind == kind
+
+
+class AzureFiles(CloudFiles):
+    """Speaks as adlfs does: a file is found as a list, no container as nothing, and what made it miss a file is the cause."""
+
+    container = True
+
+    def find(self, path: str, **more: Any) -> Any:
+        found = super().find(path, **more)
+        return [path] if list(found) == [path] else found
+
+    def cat_file(self, path: str, start: Any = None, end: Any = None, **more: Any) -> bytes:
+        try:
+            return super().cat_file(path, start, end, **more)
+        except FileNotFoundError as error:
+            what = "Blob" if self.container else "Container"
+            raise error from HttpResponseError(f"It does not exist.\nErrorCode:{what}NotFound", status_code=404)
+
+    def get_file(self, rpath: str, lpath: str, **more: Any) -> None:
+        Path(lpath).write_bytes(self.cat_file(rpath))
+
+
+def test_a_file_that_is_found_as_a_list_has_its_size(cloud: Cloud) -> None:
+    cloud.write("report.html", b"page")
+    files = AzureFiles(skip_instance_cache=True)
+    assert Storage(files, cloud.root.rstrip("/"), URL).files("report.html") == {"report.html": 4}
+
+
+def test_a_container_that_is_gone_is_not_an_empty_one(cloud: Cloud, tmp_path: Path) -> None:
+    files = AzureFiles(skip_instance_cache=True)
+    storage = Storage(files, cloud.root.rstrip("/"), URL, (OSError, HttpResponseError))
+    asked: list[Callable[[], object]] = [
+        lambda: storage.get("x"),
+        storage.files,
+        storage.folders,
+        lambda: storage.fetch("x", tmp_path / "x"),
+    ]
+    assert [ask() for ask in asked[:3]] == [None, {}, []]
+    with pytest.raises(StorageError, match="x is missing there"):
+        storage.fetch("x", tmp_path / "x")
+    files.container = False
+    for ask in asked:
+        with pytest.raises(StorageError, match="the bucket is not there") as caught:
+            ask()
+        assert caught.value.kind == "gone"
+
+
+def test_an_environment_that_opens_nothing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opens() -> Any:
+        raise ValueError("Connection string is either blank or malformed.")
+
+    monkeypatch.setitem(SCHEMES, "s3", Scheme("fsspec", "s3", (), opens, "THE_KEY"))
+    with pytest.raises(StorageError, match=r"can't be opened.*malformed.*look at THE_KEY") as caught:
+        open_storage(URL)
+    assert caught.value.kind == "denied"
 
 
 @pytest.mark.parametrize("name", ["logs/../../../.bashrc", "logs//x", "./logs/x", "/etc/x", "logs/a\0b", "logs/."])
