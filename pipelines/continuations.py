@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from pipelines.pulse import beat
+
 Totals = tuple[float, int, bool]
 """Summed nats, tokens, and whether each of them is the likeliest."""
 
@@ -110,6 +112,7 @@ def score_shared(
     found: dict[int, Totals] = {}
     ordered = sorted(groups, key=lambda places: pieces[places[0]].start, reverse=True)
     for begin in range(0, len(ordered), batch_size):
+        beat()
         batch = ordered[begin : begin + batch_size]
         read = _Prefixes(model, [pieces[places[0]].prefix for places in batch], pad_token)
         members = [(row, place) for row, places in enumerate(batch) for place in places]

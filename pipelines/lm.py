@@ -25,6 +25,7 @@ from transformers import DynamicCache
 from evaluators.base import Example, Generation, GenerationRequest, Messages, RowLoss
 from pipelines.continuations import Piece, Totals, encode_pairs, output_at, score_shared, sharing, totals
 from pipelines.finetune.data import IGNORED, Encoded, chat_text, encode, encode_prompt
+from pipelines.pulse import beat
 
 FUNCTION = 1
 """Version of what is computed here, in the memo's keys (`pipelines.memoised_lm`); raise it when an answer changes."""
@@ -174,6 +175,7 @@ class LocalLanguageModel:
         alive = list(jobs)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
         while alive:
+            beat()
             logits = self._model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -310,4 +312,5 @@ def _by_length(items: Sequence[Any], length: Any, batch_size: int) -> Iterator[l
     """Batches of similar length, longest first, so that a batch that does not fit fails at once."""
     ordered = sorted(items, key=length, reverse=True)
     for start in range(0, len(ordered), batch_size):
+        beat()
         yield ordered[start : start + batch_size]

@@ -151,6 +151,13 @@ class Engine:
         self._keeper.changed(run.id)
         return "stop" if held.stopped else "continue"
 
+    def moved(self, lease: str, at: int | None) -> None:
+        """A running lease gave a sign of life between two reports: nothing is written, but it is no stalled one."""
+        held = self._leases.get(lease)
+        if held is not None and not held.stopped:
+            held.moved = self._clock()
+            self.state.runs[held.lease.attempt.run.id].moved(at, held.moved)
+
     def ended(self, lease: str) -> None:
         """The lease ended; without a `stop` answered before, that is a failure."""
         held = self._leases.get(lease)
@@ -178,9 +185,9 @@ class Engine:
         self._settle()
 
     def stalled(self) -> list[str]:
-        """Leases without a report for longer than `stall_after`: to be killed, and told to `failed` as `stall`."""
+        """Leases without a report or a sign of life for longer than `stall_after`: to be killed, and told to `failed` as `stall`."""
         bound = self._clock() - self._plan.spec.stall_after
-        return [lease for lease, held in self._leases.items() if held.heard < bound and not held.stopped]
+        return [lease for lease, held in self._leases.items() if max(held.heard, held.moved) < bound and not held.stopped]
 
     def held_back(self, by: str | None, priority: int = 0) -> None:
         """Keep for readers what slots stand empty for; said again and again, it is an event once."""

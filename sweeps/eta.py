@@ -82,7 +82,7 @@ def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
         rungs: the plan, as `sweeps.describe.describe` has it.
     """
     runs = list(state.runs.values())
-    begun = sum(max(0, run.target - _done(run)) for run in runs if run.phase in AT_WORK)
+    begun = sum(max(0, run.target - run.done) for run in runs if run.phase in AT_WORK)
     seeds = len({run.seed for run in runs}) or 1
     gone = sum(run.phase in ENDED for run in runs) + seeds * sum(
         t.duplicate_of is not None for t in state.trials.values()
@@ -91,7 +91,7 @@ def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
     more, variance, planned, spread, before, likely, possible = 0.0, 0.0, 0.0, 0.0, 0, 0, 0
     for index, rung in enumerate(rungs):
         resource = rung["resource"]
-        reached = [_done(run) >= resource or (run.phase in AT_WORK and run.target >= resource) for run in runs]
+        reached = [_reported(run) >= resource or (run.phase in AT_WORK and run.target >= resource) for run in runs]
         if not index:
             arrived = sum(there and run.phase not in ENDED for there, run in zip(reached, runs, strict=True))
             more = float(max(0, rung["runs"] - arrived - gone))
@@ -100,20 +100,25 @@ def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
             ):  # a plan's later rungs were for fewer to leave
                 return Ahead(0, 0.0, 0.0, 0, 0)
         else:
-            arriving = more + sum(run.phase in AT_WORK and _done(run) < run.target == before for run in runs)
+            arriving = more + sum(run.phase in AT_WORK and _reported(run) < run.target == before for run in runs)
             least = max(0, rung["runs"] - sum(reached)) if state.stop is None else 0
             more, variance = max(least, arriving * share), share * (1 - share) * arriving + share**2 * variance
         step = resource - before
         planned, spread = planned + more * step, spread + variance * step**2
-        furthest = max((_done(run) for run in runs if run.phase == "waiting" and _done(run) < resource), default=0)
+        furthest = max((_reported(run) for run in runs if run.phase == "waiting" and _reported(run) < resource), default=0)
         likely = resource - furthest if more >= 0.5 else likely
         possible = resource - furthest if more + 2 * math.sqrt(variance) >= 1 else possible
         before = resource
     return Ahead(begun, planned, math.sqrt(spread), likely, possible)
 
 
-def _done(run: RunState) -> int:
+def _reported(run: RunState) -> int:
     return max(run.reports, default=0)
+
+
+def _seconds(run: RunState, now: float) -> float:
+    """That it took to where it is: `RunState.seconds` end at its newest report."""
+    return run.seconds + (max(0.0, now - run.heard) if run.done > _reported(run) else 0.0)
 
 
 def estimate(
@@ -141,7 +146,8 @@ def estimate(
 
 
 def _work(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, Any]], now: float) -> Estimate | None:
-    measured = [(_done(run), run.seconds) for run in state.runs.values() if run.reports and run.seconds > 0]
+    paced = [(run.done, _seconds(run, now)) for run in state.runs.values()]
+    measured = [(done, seconds) for done, seconds in paced if done and seconds > 0]
     units = sum(done for done, _ in measured)
     if not units:
         return None
@@ -162,9 +168,9 @@ def _work(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
 
 def _left(run: RunState, pace: float, now: float) -> float:
     """Seconds until a run at work reaches its target, at its own pace once it has one."""
-    done = _done(run)
-    own = run.seconds / done if done and run.seconds > 0 else pace
-    at_work = max(0.0, now - run.heard) if run.phase == "running" else 0.0
+    done, seconds = run.done, _seconds(run, now)
+    own = seconds / done if done and seconds > 0 else pace
+    at_work = max(0.0, now - max(run.heard, run.moved_at)) if run.phase == "running" else 0.0
     return max(0.0, (run.target - done) * own - at_work)
 
 

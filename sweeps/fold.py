@@ -106,7 +106,7 @@ def _run(state: SweepState, name: str) -> RunState:
 def _lease_started(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     run = _run(state, body["run"])
     run.phase, run.lease, run.reason = "running", body["lease"], ""
-    run.attempt, run.heard = body["attempt"], event.time
+    run.attempt, run.heard, run.reached = body["attempt"], event.time, 0
     run.leases += 1
     run.target = body["target"] if "target" in body else body["milestones"][0]
     run.changes = dict(body.get("changes") or {})

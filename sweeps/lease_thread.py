@@ -16,12 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evaluators.base import Report
+from pipelines.pulse import listened
 from pipelines.stage import Task
 from sweeps.failures import Failure, classify
 from sweeps.trial_log import named
 
 END_SECONDS = 30.0
 """How long a stopped lease may take to leave its pipeline before its worker is given up."""
+BEAT_SECONDS = 15.0
+"""So long without a report, a lease that goes on is told of."""
 Run = Callable[[Task, Callable[[Report], None]], None]
 """What a lease runs; `report` waits, and raises `SystemExit` at the end."""
 
@@ -31,14 +34,16 @@ class Met:
     """What came of letting a lease go on.
 
     Attributes:
-        kind: `reported`, `ended` (the pipeline returned) or `failed`.
+        kind: `reported`, `moved` (no report yet, but a sign of life), `ended` (the pipeline returned) or `failed`.
         report: with `reported`.
+        at: with `moved`: the resource it has come to, where it said so.
         failure: with `failed`.
         recycle: this process should not serve another lease.
     """
 
-    kind: Literal["reported", "ended", "failed"]
+    kind: Literal["reported", "moved", "ended", "failed"]
     report: Report | None = None
+    at: int | None = None
     failure: Failure | None = None
     recycle: bool = False
 
@@ -59,6 +64,8 @@ class LeaseThread:
         self._log = log
         self._run = run
         self._met: queue.SimpleQueue[Met] = queue.SimpleQueue()
+        self._beats = self._told = 0
+        self._at: int | None = None
         self._go = threading.Semaphore(0)
         self._stopped = False
         self._waiting = False
@@ -66,13 +73,28 @@ class LeaseThread:
         self._thread.start()
 
     def next(self) -> Met:
-        """Let it go on until it reports, ends or fails."""
+        """Let it go on until it reports, ends or fails, or for `BEAT_SECONDS` at least if it gave a sign of life."""
         if self._waiting:
             self._waiting = False
             self._go.release()
-        met = self._met.get()
+        met = None
+        while met is None:
+            met = self._soon()
         self._waiting = met.kind == "reported"
         return met
+
+    def _soon(self) -> Met | None:
+        """What came of it within `BEAT_SECONDS`; None where it gave no sign of life."""
+        with contextlib.suppress(queue.Empty):
+            return self._met.get(timeout=BEAT_SECONDS)
+        if self._beats == self._told:
+            return None
+        self._told = self._beats
+        return Met("moved", at=self._at)
+
+    def _beat(self, at: int | None) -> None:
+        self._at = self._at if at is None else at
+        self._beats += 1
 
     def finish(self, seconds: float = END_SECONDS) -> bool:
         """Make `report` raise `SystemExit` and wait for the pipeline to leave; whether it did."""
@@ -96,7 +118,7 @@ class LeaseThread:
             raise SystemExit
 
     def _main(self) -> None:
-        with logged(self._log, self._task):
+        with logged(self._log, self._task), listened(self._beat):
             try:
                 self._run(self._task, self._report)
             except SystemExit:

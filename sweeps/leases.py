@@ -26,13 +26,15 @@ class Held:
     Attributes:
         lease: as handed out.
         origin: the checkpoint it started from.
-        heard: when it was last heard of.
+        heard: when it last reported, or began.
+        moved: when it last gave a sign of life, a report or less.
         stopped: whether it was told to stop; its slot is busy until the backend says that it ended.
     """
 
     lease: Lease
     origin: Checkpoint | None
     heard: float
+    moved: float = float("-inf")
     stopped: bool = False
 
 

@@ -25,6 +25,13 @@ class Loop(Protocol):
         """A report of a running lease. Report and decision are one transaction, written before this returns."""
         ...
 
+    def moved(self, lease: str, at: int | None) -> None:
+        """A running lease gave a sign of life between two reports, and has come to this resource, where it said so.
+
+        It is no stalled one. Nothing is written.
+        """
+        ...
+
     def ended(self, lease: str) -> None:
         """The lease ended as it was told to. Without a `stop` answered before, it is a failure of kind `unknown`."""
         ...
@@ -48,7 +55,7 @@ class Loop(Protocol):
         ...
 
     def stalled(self) -> list[str]:
-        """Running leases that have not reported for `stall_after`: kill them and tell `failed` of a `stall`."""
+        """Running leases without a report or a sign of life for `stall_after`: kill them and tell `failed` of a `stall`."""
         ...
 
     def tick(self) -> None:

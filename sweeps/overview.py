@@ -39,7 +39,7 @@ class Row:
         phase: as in `RunState`.
         group: 0 running, 1 among the best, 2 ended lately.
         best: whether it is the sweep's best.
-        done: resource of its newest report.
+        done: resource of its newest report, or that its running lease has come to.
         target: milestone that it goes for, or stands at.
         total: resource of a whole run.
         value, se: the metric in its newest report that has it, and its standard error; None where there is none.
@@ -48,7 +48,7 @@ class Row:
         speed: tokens or questions a second of the newest report, else units of the resource a second.
         counted: what the speed counts: `tokens`, `questions`, or nothing for the resource.
         seconds: that it was at work.
-        heard: when it last reported or its lease began, seconds since the epoch.
+        heard: when it last reported or gave a sign of life, or its lease began, seconds since the epoch.
         tries: failures that it went again after, or ended with.
         parameters: (last part of the path, value) of what was suggested.
         reason: why it ended.
@@ -203,7 +203,7 @@ def _row(run: RunState, group: int, state: SweepState, loaded: LoadedSweep, best
     value, se = next(((v, e) for v, e in reversed(found) if finite(v)), (None, None))
     losses = tuple(run.reports[r].telemetry[LOSS] for r in order if LOSS in run.reports[r].telemetry)
     several = len(loaded.spec.seeds.tune) > 1
-    done = order[-1] if order else 0
+    done = run.done
     speed, counted = _speed(run, done)
     return Row(
         name=run.trial,
@@ -221,7 +221,7 @@ def _row(run: RunState, group: int, state: SweepState, loaded: LoadedSweep, best
         speed=speed,
         counted=counted,
         seconds=run.seconds,
-        heard=run.heard,
+        heard=max(run.heard, run.moved_at),
         tries=len(run.failures),
         parameters=_parameters(state, run.trial),
         reason=_reason(run),

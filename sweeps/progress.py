@@ -44,7 +44,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     """What the ledger says now, JSON-ready.
 
     `trials.tried` counts trials that have a result or failed; it never falls. `resource.done` counts each run to its
-    newest report, `ahead` is what is still to come; `seconds` counts all drivers together, up to the newest event. `eta` (seconds from `at`, with its range)
+    newest report, for the driver itself to where it is, `ahead` is what is still to come; `seconds` counts all drivers together, up to the newest event. `eta` (seconds from `at`, with its range)
     is about the trials; `then` says what follows them. `failures` counts by kind, those that were tried again included.
     `held_back` is the sweep of a shared cluster that goes first, without a name where all places are taken.
 
@@ -72,7 +72,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "best": found,
         "front": None if found is None else found.get("front"),
         "resource": {
-            "done": sum(max(run.reports, default=0) for run in state.runs.values()),
+            "done": sum(run.done for run in state.runs.values()),
             "expected": expected,
         },
         "ahead": None if rungs is None else ahead(state, loaded, rungs).units if running else 0,
@@ -81,6 +81,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "started_at": state.started_at,
         "updated_at": state.updated_at,
         "reported_at": max((run.newest.time for run in state.runs.values() if run.newest is not None), default=None),
+        "moved_at": max((run.moved_at for run in state.runs.values()), default=0.0),
         "stall_after": loaded.spec.stall_after,
         "failures": dict(sorted(kinds.items())),
         "devices": {key: state.driver.get(key) for key in ("slots", "cpus", "gpus", "workers")},

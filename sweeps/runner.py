@@ -63,7 +63,7 @@ class LeaseTrainable(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """The lease's next report or its end."""
+        """The lease's next report, sign of life, or its end."""
         return {"met": self._worker.next()}
 
     def cleanup(self) -> None:
@@ -124,7 +124,7 @@ class LeaseScheduler(FIFOScheduler):
         return None
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
-        """A report, an end or a failure of a lease."""
+        """A report, a sign of life, an end or a failure of a lease."""
         met: Met = result["met"]
         lease = trial.trial_id
         if met.recycle:
@@ -134,6 +134,9 @@ class LeaseScheduler(FIFOScheduler):
                 return self.CONTINUE
             self._forget(lease)
             self._loop.ended(lease)
+        elif met.kind == "moved":
+            self._loop.moved(lease, met.at)
+            return self.CONTINUE
         elif met.kind == "ended":
             self._forget(lease)
             self._loop.ended(lease)

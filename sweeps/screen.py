@@ -163,8 +163,8 @@ def _counts(view: Overview, now: float) -> Line:
 
 
 def _quiet(view: Overview, now: float) -> float | None:
-    """Seconds since the newest report of a sweep at work."""
-    heard = view.shot.get("reported_at")
+    """Seconds since the newest report or sign of life of a sweep at work."""
+    heard = max(view.shot.get("reported_at") or 0.0, view.shot.get("moved_at") or 0.0)
     return max(0.0, now - heard) if heard and view.shot["state"] in ("running", "stopping") else None
 
 

@@ -37,6 +37,10 @@ class Shown:
         """As the loop says."""
         return self._loop.stopping
 
+    def moved(self, lease: str, at: int | None) -> None:
+        """Tell the loop."""
+        self._loop.moved(lease, at)
+
     def ended(self, lease: str) -> None:
         """Tell the loop."""
         self._loop.ended(lease)

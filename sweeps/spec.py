@@ -346,7 +346,8 @@ class SweepSpec(Config):
     report_every: int | None = Field(default=None, ge=1)
     """Resource between reports of telemetry."""
     stall_after: float = Field(default=1800.0, gt=0)
-    """Seconds without a report after which a trial counts as stalled."""
+    """Seconds without a report, an optimizer step or another sign of life after which a trial counts as stalled. A pipeline of
+    one's own gives one with `pipelines.pulse.beat`."""
     env: dict[str, str] = Field(default_factory=dict)
     """Environment variables of trials; secrets are named here as `NAME: ${NAME}` and never stored."""
 

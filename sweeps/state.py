@@ -58,11 +58,25 @@ class RunState:
     seconds: float = 0.0
     heard: float = 0.0
     """when its newest lease started, or last reported"""
+    reached: int = 0
+    """the resource that its lease has told of since, without a report; no ledger has it, only the driver's own state"""
+    moved_at: float = 0.0
+    """when it last told so"""
 
     @property
     def id(self) -> str:
         """`Run.id`."""
         return f"{self.trial}/seed-{self.seed}"
+
+    @property
+    def done(self) -> int:
+        """Resource of the highest report, or what its running lease has told of beyond that."""
+        reported = max(self.reports, default=0)
+        return max(reported, self.reached) if self.phase == "running" else reported
+
+    def moved(self, at: int | None, when: float) -> None:
+        """Take in a sign of life of its lease."""
+        self.reached, self.moved_at = self.reached if at is None else at, when
 
     @property
     def newest(self) -> ReportState | None:

@@ -253,7 +253,7 @@ class LeaseWorker:
             self._lease = LeaseThread(task, log, partial(run_together, log=log, tell=self._break))
 
     def next(self) -> Met:
-        """Let the present lease go on until it reports, ends or fails."""
+        """Let the present lease go on until it reports, ends or fails, or has something to show for itself; see `LeaseThread.next`."""
         if self._stuck or self._lease is None:
             failure = Failure("node", f"the lease before did not leave its pipeline within {END_SECONDS:g} s")
             return Met("failed", failure=failure, recycle=True)

@@ -25,8 +25,13 @@ from pipelines.finetune.optimizer_kinds import averaged, current_rate
 from pipelines.finetune.optimizers import random_state, set_random_state
 from pipelines.finetune.trainer import Trainer
 from pipelines.finetune.wrapping import Weights, gathered, whole_optimizer, whole_weights
+from pipelines.pulse import beat
 from pipelines.splits import Splits
 from pipelines.stage import Task
+
+
+SAY_SECONDS = 15.0
+"""So often, at most, a run writes into its log how far it is."""
 
 
 class Run:
@@ -71,7 +76,7 @@ class Run:
         self.report = report
         self.score = score
         self.group = group
-        self.clock = time.monotonic()
+        self.clock = self.said_at = time.monotonic()
         self.energy = EnergyConfig(**(task.energy or {}))
         self.meter = open_meter(self.energy, task.devices)
         self.trainer = Trainer(
@@ -97,6 +102,8 @@ class Run:
 
     def after_step(self, step: int) -> None:
         """Report where a milestone or an extra report is due."""
+        beat(step)
+        self.say(step)
         if step in self.task.milestones:
             self.milestone(step)
         elif self.task.report_every and step % self.task.report_every == 0:
@@ -105,6 +112,14 @@ class Run:
             peak = self.peak_memory()
             self.group.lead(lambda: self.report(Report(step, (), self.telemetry(peak))))
             set_random_state(random)
+
+    def say(self, step: int) -> None:
+        """Now and then, write into the log how far it is."""
+        now = time.monotonic()
+        if self.group.rank == 0 and now - self.said_at >= SAY_SECONDS:
+            self.said_at = now
+            loss = self.trainer.losses.means()["train/loss"]
+            print(f"step {step} of {self.task.total}, training loss {loss:.4g} since the last report", flush=True)
 
     def milestone(self, step: int) -> None:
         """Checkpoint, score on `tune`, report. The random state is the same after as before."""

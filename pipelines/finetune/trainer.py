@@ -50,6 +50,7 @@ from pipelines.finetune.slices import COUNTS, SlicedItems, StepSlices, collate_s
 from pipelines.finetune.unseen import unseen
 from pipelines.finetune.wrapping import inside, is_sharded, share_trained_alone, spread_optimizer
 from pipelines.lm import autocast
+from pipelines.pulse import beat
 from pipelines.stage import Diverged
 
 with unseen():
@@ -176,6 +177,7 @@ class Trainer(SFTTrainer):
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """The loss of a micro batch over what counts in the whole step; see `Trainer.compute_loss`."""
+        beat()
         counts = float(inputs.pop(COUNTS, 1.0))
         mask, counted = inputs["attention_mask"], self._counted
         found = self._loss(model, inputs)

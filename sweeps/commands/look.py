@@ -206,7 +206,7 @@ def _devices(shot: Mapping[str, Any]) -> str:
 
 
 def logs(arguments: argparse.Namespace) -> int:
-    """The driver's log and a line a failure; or a trial's log and its failures in full."""
+    """The driver's log, a line a failure and a line a running trial; or a trial's log and its failures in full."""
     paths = find_sweep(arguments.name, arguments.storage)
     state = read_state(paths)
     lines = arguments.lines
@@ -226,7 +226,10 @@ def logs(arguments: argparse.Namespace) -> int:
             print(f"{run.id}: {failure.kind}: {failure.message}")
         if failed:
             print(f"the whole traceback: stockpot logs {word_for(paths)} {failed[0][0].trial}")
-        elif not logged:
+        running = [run for run in _in_order(state.runs.values()) if run.phase == "running"]
+        for run in running:
+            print(f"{run.id}: running{_newest_line(paths.log(run.trial))}")
+        if not (failed or logged or running):
             print("nothing was logged and nothing failed")
         return 0
     trial = trial_named(arguments.trial, list(state.trials), paths.name)
@@ -242,6 +245,14 @@ def logs(arguments: argparse.Namespace) -> int:
     if not shown:
         print("nothing was logged and nothing failed")
     return 0
+
+
+def _newest_line(log: Path) -> str:
+    """`: ` and what a trial printed last; nothing where it printed nothing, or on another machine."""
+    with contextlib.suppress(FileNotFoundError), log.open(errors="replace") as file:
+        for record in deque(records(file), maxlen=1):
+            return f": {shown(record)}"
+    return ""
 
 
 def _adjusted(run: RunState) -> str:

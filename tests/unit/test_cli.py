@@ -157,6 +157,19 @@ def test_logs_show_failures_with_their_tracebacks(here: Path, capsys: pytest.Cap
     assert "Traceback: deep\nKeyError: 'x'" in out
 
 
+def test_logs_show_what_a_running_trial_said_last(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = make_sweep(here / "stockpot-runs", "busy")
+    ledger = Ledger.open(paths.root)
+    trial = {"trial": "0002-00000002", "order": 2, "config": CONFIG, "parameters": {}, "choices": {}}
+    lease = {"lease": "l", "run": "0002-00000002/seed-0", "attempt": 0, "from_resource": 0, "milestones": [4]}
+    ledger.append([Event("suggested", trial), Event("lease_started", lease)])
+    ledger.close()
+    paths.logs.mkdir()
+    paths.log("0002-00000002").write_text("step 1 of 4\nstep 2 of 4\n")
+    assert cli.main(["logs", "busy"]) == 0
+    assert "0002-00000002/seed-0: running: step 2 of 4\n" in capsys.readouterr().out
+
+
 def test_stop_without_a_driver_says_so_and_leaves_no_request(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = make_sweep(here / "stockpot-runs", "one")
     assert cli.main(["stop", "one"]) == 0

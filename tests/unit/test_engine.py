@@ -270,6 +270,24 @@ def test_stalled_leases_are_named(tmp_path):
     assert hand.engine.stalled() == [first.id]
 
 
+def test_a_lease_that_moves_is_no_stalled_one_and_nothing_is_written(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3, stall_after=60), slots=2)
+    first, second = hand.engine.ask(), hand.engine.ask()
+    before, run = hand.engine.state.seq, hand.engine.state.runs[first.attempt.run.id]
+    hand.now += 50
+    hand.engine.moved(first.id, 2)
+    hand.engine.moved("nonsense", 2)
+    assert (run.done, hand.engine.state.seq) == (2, before)
+    hand.now += 20
+    assert hand.engine.stalled() == [second.id]
+    hand.engine.moved(first.id, None)
+    hand.now += 61
+    assert hand.engine.stalled() == [first.id, second.id]
+    assert hand.engine.state.runs[second.attempt.run.id].done == 0
+    hand.engine.failed(first.id, Failure("stall", "silent"))
+    assert run.done == 0, "what was not reported is lost with the lease"
+
+
 def test_a_stop_ends_leases_at_their_next_report_and_resume_goes_on(tmp_path):
     hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3))
     lease = hand.engine.ask()

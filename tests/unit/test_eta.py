@@ -73,6 +73,19 @@ def test_hours_bound_the_estimate(tmp_path: Path) -> None:
     assert estimate(state, short, None, now) == Estimate(left, left, left, "hours")
 
 
+def test_a_first_trial_that_tells_where_it_is_gives_an_estimate(tmp_path: Path) -> None:
+    loaded = simulate(tmp_path)
+    state, _, now = seen_at(loaded, events_of(loaded)[:6])
+    rungs = describe(loaded)["rungs"]
+    (run, *_) = [run for run in state.runs.values() if run.phase == "running"]
+    lacking = ahead(state, loaded, rungs).begun
+    run.moved(1, run.heard + 30)
+    assert ahead(state, loaded, rungs).begun == lacking - 1
+    found = estimate(state, loaded, rungs, run.heard + 30)
+    assert found is not None
+    assert found.seconds >= 30 * ahead(state, loaded, rungs).begun / len(state.runs)
+
+
 def test_nothing_is_claimed_before_anything_is_known(tmp_path: Path) -> None:
     loaded = simulate(tmp_path)
     _, view, now = seen_at(loaded, events_of(loaded)[:6])

@@ -13,9 +13,10 @@ import weakref
 import pytest
 
 from evaluators.base import Report
+from pipelines.pulse import beat
 from pipelines.stage import Devices, Diverged, Task, UserError
 from sweeps import worker
-from sweeps.lease_thread import LeaseThread
+from sweeps.lease_thread import LeaseThread, Met
 from sweeps.trial_log import records, shown
 from sweeps.worker import CallWorker, LeaseWorker, Setup, read_secret, thread_count, worker_environment
 
@@ -53,6 +54,25 @@ def test_a_lease_waits_at_every_report():
     assert lease.next().report == Report(2)
     assert going == [1]
     assert lease.next().kind == "ended"
+
+
+def test_a_lease_that_takes_long_is_told_of_while_it_gives_signs_of_life(monkeypatch):
+    monkeypatch.setattr("sweeps.lease_thread.BEAT_SECONDS", 0.01)
+    go = threading.Event()
+
+    def run(task, report):
+        beat(7)
+        beat()
+        assert go.wait(60)
+        time.sleep(0.05)
+        report(Report(1))
+
+    lease = LeaseThread(task(), None, run)
+    assert lease.next() == Met("moved", at=7)
+    go.set()
+    assert lease.next().report == Report(1), "silence is not told of"
+    assert lease.next().kind == "ended"
+    beat(9)  # where nobody listens
 
 
 def test_stop_raises_system_exit_in_the_pipeline_and_runs_its_finally():
