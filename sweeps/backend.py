@@ -27,6 +27,7 @@ from sweeps.endpoints import endpoints_of
 from sweeps.failures import Failure
 from sweeps.host_plan import HostPlan, plan_hosts
 from sweeps.interrupts import Interrupts
+from sweeps.lease_thread import BEAT_SECONDS
 from sweeps.loop import Loop, Pending
 from sweeps.paths import SweepPaths, cache_dir, is_remote
 from sweeps.residents import Residents
@@ -109,7 +110,8 @@ class RayBackend:
     def _prepare(self, env: Mapping[str, str]) -> tuple[Setup, Placement]:
         """What workers are told and get; resident models are started first, where the pipeline asks them."""
         spec, nodes = self._loaded.spec, self._cluster.nodes
-        setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()))
+        beat_seconds = min(BEAT_SECONDS, self._loaded.spec.stall_after / 4)
+        setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()), beat_seconds=beat_seconds)
         if not asks_models(spec.pipeline):
             wanted = spec.resources
             placement = place(nodes, wanted.cpus, wanted.gpus_each, spec.max_concurrent_trials, wanted.together)
@@ -247,7 +249,9 @@ class RayBackend:
         seconds = self._loaded.spec.stall_after
         for lease in loop.stalled():
             if controller.age(lease) > seconds and not self._waits(lease, seconds):
-                controller.kill(lease, Failure("stall", f"no report for {seconds:g} s (stall_after)"))
+                controller.kill(
+                    lease, Failure("stall", f"no report and no sign of life for {seconds:g} s (stall_after)")
+                )
 
     def _let_others_go_first(self, loop: Loop, controller: LeaseController) -> None:
         """Start nothing while another sweep goes first; what a slot stands empty for is told once it has for a while."""

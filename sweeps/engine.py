@@ -187,7 +187,9 @@ class Engine:
     def stalled(self) -> list[str]:
         """Leases without a report or a sign of life for longer than `stall_after`: to be killed, and told to `failed` as `stall`."""
         bound = self._clock() - self._plan.spec.stall_after
-        return [lease for lease, held in self._leases.items() if max(held.heard, held.moved) < bound and not held.stopped]
+        return [
+            lease for lease, held in self._leases.items() if max(held.heard, held.moved) < bound and not held.stopped
+        ]
 
     def held_back(self, by: str | None, priority: int = 0) -> None:
         """Keep for readers what slots stand empty for; said again and again, it is an event once."""

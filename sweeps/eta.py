@@ -105,7 +105,9 @@ def ahead(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
             more, variance = max(least, arriving * share), share * (1 - share) * arriving + share**2 * variance
         step = resource - before
         planned, spread = planned + more * step, spread + variance * step**2
-        furthest = max((_reported(run) for run in runs if run.phase == "waiting" and _reported(run) < resource), default=0)
+        furthest = max(
+            (_reported(run) for run in runs if run.phase == "waiting" and _reported(run) < resource), default=0
+        )
         likely = resource - furthest if more >= 0.5 else likely
         possible = resource - furthest if more + 2 * math.sqrt(variance) >= 1 else possible
         before = resource

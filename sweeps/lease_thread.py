@@ -24,7 +24,7 @@ from sweeps.trial_log import named
 END_SECONDS = 30.0
 """How long a stopped lease may take to leave its pipeline before its worker is given up."""
 BEAT_SECONDS = 15.0
-"""So long without a report, a lease that goes on is told of."""
+"""Of a sweep with the default `stall_after`; a quarter of a shorter one."""
 Run = Callable[[Task, Callable[[Report], None]], None]
 """What a lease runs; `report` waits, and raises `SystemExit` at the end."""
 
@@ -55,14 +55,16 @@ class LeaseThread:
         task: what to run.
         log: file that standard output and error go to while it runs; None leaves them.
         run: what to do with it.
+        beat_seconds: so long without a report, it is told of where it gave a sign of life.
     """
 
-    def __init__(self, task: Task, log: str | None, run: Run) -> None:
+    def __init__(self, task: Task, log: str | None, run: Run, beat_seconds: float = BEAT_SECONDS) -> None:
         self.broken = False
         """Whether it failed, or something beside it did: it may wait for what never comes."""
         self._task = task
         self._log = log
         self._run = run
+        self._beat_seconds = beat_seconds
         self._met: queue.SimpleQueue[Met] = queue.SimpleQueue()
         self._beats = self._told = 0
         self._at: int | None = None
@@ -73,7 +75,7 @@ class LeaseThread:
         self._thread.start()
 
     def next(self) -> Met:
-        """Let it go on until it reports, ends or fails, or for `BEAT_SECONDS` at least if it gave a sign of life."""
+        """Let it go on until it reports, ends or fails, or gave a sign of life and some time has passed."""
         if self._waiting:
             self._waiting = False
             self._go.release()
@@ -84,9 +86,9 @@ class LeaseThread:
         return met
 
     def _soon(self) -> Met | None:
-        """What came of it within `BEAT_SECONDS`; None where it gave no sign of life."""
+        """What came of it within that time; None where it gave no sign of life."""
         with contextlib.suppress(queue.Empty):
-            return self._met.get(timeout=BEAT_SECONDS)
+            return self._met.get(timeout=self._beat_seconds)
         if self._beats == self._told:
             return None
         self._told = self._beats

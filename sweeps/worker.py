@@ -24,7 +24,7 @@ from pipelines import build_pipeline, pipeline_key
 from pipelines.custom import add_folder
 from pipelines.stage import Devices, EvaluationJob, ModelSource, Pipeline, Services, Task, UserError
 from sweeps.failures import Failure, classify
-from sweeps.lease_thread import END_SECONDS, LeaseThread, Met, logged
+from sweeps.lease_thread import BEAT_SECONDS, END_SECONDS, LeaseThread, Met, logged
 
 if TYPE_CHECKING:
     from pipelines.calls import Host
@@ -52,6 +52,7 @@ class Setup:
         cache: folder for converted models.
         memo: opens the memo's client for a caller; None where the pipeline asks no model through it.
         hosts: opens the client of resident models; None keeps them in this process.
+        beat_seconds: so long without a report, a lease that gives signs of life is told of.
     """
 
     devices: Devices
@@ -60,6 +61,7 @@ class Setup:
     cache: str | None = None
     memo: Callable[[str], Memo] | None = None
     hosts: Callable[[], Host] | None = None
+    beat_seconds: float = BEAT_SECONDS
 
 
 def prepare(setup: Setup) -> None:
@@ -250,10 +252,12 @@ class LeaseWorker:
         """End the lease before and start this one."""
         self.end()
         if not self._stuck:
-            self._lease = LeaseThread(task, log, partial(run_together, log=log, tell=self._break))
+            self._lease = LeaseThread(
+                task, log, partial(run_together, log=log, tell=self._break), self._setup.beat_seconds
+            )
 
     def next(self) -> Met:
-        """Let the present lease go on until it reports, ends or fails, or has something to show for itself; see `LeaseThread.next`."""
+        """Let the present lease go on; see `LeaseThread.next`."""
         if self._stuck or self._lease is None:
             failure = Failure("node", f"the lease before did not leave its pipeline within {END_SECONDS:g} s")
             return Met("failed", failure=failure, recycle=True)

@@ -29,7 +29,6 @@ from pipelines.pulse import beat
 from pipelines.splits import Splits
 from pipelines.stage import Task
 
-
 SAY_SECONDS = 15.0
 """So often, at most, a run writes into its log how far it is."""
 

@@ -53,7 +53,7 @@ FAULTS = {
     "missing": ("user", "the report at 3 lacks the metric tune/loss", 1),
     "crash": ("unknown", "RuntimeError: the toy was told to crash", 2),
     "exit": ("node", "actor", 2),
-    "stall": ("stall", "no report for 5 s", 2),
+    "stall": ("stall", "no sign of life for 5 s", 2),
 }
 
 
@@ -88,7 +88,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    faults = ", ".join(["ok0", *FAULTS, "ok1"]).replace("ok0", "''").replace("ok1", "none")
+    faults = ", ".join(["ok0", *FAULTS, "slow", "ok1"]).replace("ok0", "''").replace("ok1", "none")
     file = write(tmp_path_factory.mktemp("ran"), "faults", f"{{kwargs.fail: [{faults}], kwargs.say: [one, two]}}")
     loaded = load_file(file)
     with closing(RayBackend(loaded, loaded.paths)) as backend, begun(loaded, backend.slots) as engine:
@@ -114,7 +114,7 @@ def test_each_fault_is_one_trials_typed_failure(ran: Ran, fault: str) -> None:
         assert message in run.failures[-1].message
 
 
-@pytest.mark.parametrize("fine", ["", "none"])
+@pytest.mark.parametrize("fine", ["", "none", "slow"])
 def test_the_rest_finish(ran: Ran, fine: str) -> None:
     assert [run.phase for run in runs_of(ran, fine)] == ["finished", "finished"]
 

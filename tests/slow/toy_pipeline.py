@@ -10,6 +10,7 @@ from pathlib import Path
 
 from evaluators.base import ItemSet, Report, Score, summarise
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
+from pipelines.pulse import beat
 from pipelines.stage import EvaluationJob, Task, UserError
 from sweeps.worker import progress
 
@@ -22,7 +23,7 @@ class Toy:
     Args:
         x: swept.
         step_seconds: time a unit of the resource takes.
-        fail: `nan`, `missing`, `crash`, `exit`, `stall` or `user`, at the first milestone.
+        fail: `nan`, `missing`, `crash`, `exit`, `stall` or `user`, at the first milestone; `slow` takes eight seconds with signs of life.
         say: text printed at the start.
         wait_at: unit of the resource that it does not get past while `wait_for` is not there.
         wait_for: a file.
@@ -88,6 +89,10 @@ class Toy:
             raise ValueError("the toy was told to be wrong")
         if self.fail == "exit":
             os._exit(7)
+        if self.fail == "slow":
+            for _ in range(16):
+                time.sleep(0.5)
+                beat()
         if self.fail == "stall":
             time.sleep(3600)
 

@@ -75,7 +75,7 @@ def test_hours_bound_the_estimate(tmp_path: Path) -> None:
 
 def test_a_first_trial_that_tells_where_it_is_gives_an_estimate(tmp_path: Path) -> None:
     loaded = simulate(tmp_path)
-    state, _, now = seen_at(loaded, events_of(loaded)[:6])
+    state, _, _ = seen_at(loaded, events_of(loaded)[:6])
     rungs = describe(loaded)["rungs"]
     (run, *_) = [run for run in state.runs.values() if run.phase == "running"]
     lacking = ahead(state, loaded, rungs).begun

@@ -56,8 +56,7 @@ def test_a_lease_waits_at_every_report():
     assert lease.next().kind == "ended"
 
 
-def test_a_lease_that_takes_long_is_told_of_while_it_gives_signs_of_life(monkeypatch):
-    monkeypatch.setattr("sweeps.lease_thread.BEAT_SECONDS", 0.01)
+def test_a_lease_that_takes_long_is_told_of_while_it_gives_signs_of_life():
     go = threading.Event()
 
     def run(task, report):
@@ -67,7 +66,7 @@ def test_a_lease_that_takes_long_is_told_of_while_it_gives_signs_of_life(monkeyp
         time.sleep(0.05)
         report(Report(1))
 
-    lease = LeaseThread(task(), None, run)
+    lease = LeaseThread(task(), None, run, 0.01)
     assert lease.next() == Met("moved", at=7)
     go.set()
     assert lease.next().report == Report(1), "silence is not told of"
