@@ -46,7 +46,7 @@ TICK_SECONDS = 0.2
 TELL_SECONDS = 5.0
 """How long a process that hangs may take to say so before it is ended: the disk or the terminal may hang as well."""
 HELD_SECONDS = 3.0
-"""Readers are told who goes first once a slot has stood empty for so long."""
+"""Readers are told who goes first, and which leases have no place, once a slot has stood empty for so long."""
 _MENDS = {
     False: "set storage: to a folder that all of them share",
     True: "remote storage alone does not carry weights between nodes yet: set STOCKPOT_WORK to a folder that all of them share, or use one node",
@@ -245,6 +245,7 @@ class RayBackend:
         loop.tick()
         if loop.stopping:
             controller.withdraw(Failure("node", "the sweep stopped before there was a place"))
+        loop.unplaced(controller.unplaced(HELD_SECONDS))
         self._let_others_go_first(loop, controller)
         seconds = self._loaded.spec.stall_after
         for lease in loop.stalled():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from evaluators.base import Report
@@ -195,6 +195,13 @@ class Engine:
         """Keep for readers what slots stand empty for; said again and again, it is an event once."""
         if self.state.held_back != (None if by is None else (by, priority)):
             self._journal.stage("held_back", by=by, priority=priority)
+            self._commit()
+
+    def unplaced(self, leases: Sequence[str]) -> None:
+        """Keep for readers which leases have no place yet; said again and again, it is an event once."""
+        found = self._leases.keys() & leases
+        if found != self._leases.keys() & self.state.unplaced:
+            self._journal.stage("unplaced", leases=sorted(found))
             self._commit()
 
     @property

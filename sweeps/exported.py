@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
     from sweeps.state import SweepState
 
-PHASES = ("waiting", "running", "finished", "stopped", "failed", "interrupted")
+PHASES = ("waiting", "running", "unplaced", "finished", "stopped", "failed", "interrupted")
 
 
 def numbers(state: SweepState, loaded: LoadedSweep) -> list[Number]:
@@ -25,7 +25,7 @@ def numbers(state: SweepState, loaded: LoadedSweep) -> list[Number]:
     """
     sweep = {"sweep": state.name}
     runs = list(state.runs.values())
-    phases: Counter[str] = Counter(run.phase for run in runs)
+    phases = Counter(state.phase_of(run) for run in runs)
     failures = Counter(failure.kind for run in runs for failure in run.failures)
     found = [
         *(Number("stockpot_runs", float(phases[p]), "runs, by phase", {**sweep, "phase": p}) for p in PHASES),

@@ -63,6 +63,7 @@ def _driver_started(state: SweepState, body: Mapping[str, Any], event: Event) ->
     state.driver, state.driver_ended, state.driver_ended_why = dict(body), None, ""
     state.driver_started_at = event.time
     state.stop = state.held_back = None
+    state.unplaced = frozenset()
     for run in state.runs.values():
         if run.phase == "running":
             run.phase, run.lease = "interrupted", None
@@ -179,6 +180,10 @@ def _held_back(state: SweepState, body: Mapping[str, Any], event: Event) -> None
     state.held_back = None if body["by"] is None else (body["by"], body["priority"])
 
 
+def _unplaced(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
+    state.unplaced = frozenset(body["leases"])
+
+
 def _stop_requested(state: SweepState, body: Mapping[str, Any], event: Event) -> None:
     state.stop = body["by"]
 
@@ -263,6 +268,7 @@ _TAKE: dict[str, Callable[[SweepState, Mapping[str, Any], Event], None]] = {
     "run_ended": _run_ended,
     "checkpoint_deleted": _checkpoint_deleted,
     "held_back": _held_back,
+    "unplaced": _unplaced,
     "stop_requested": _stop_requested,
     "probed": _probed,
     "final_frozen": _final_frozen,

@@ -19,6 +19,7 @@ Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scor
     run_ended         {run, state, reason}                             finished | stopped | failed
     checkpoint_deleted {run, attempt, resource, bytes}
     held_back         {by, priority}                                   sweep that goes first, "": all places are taken, null: neither any more
+    unplaced          {leases: [...]}                                  running leases that have no place on the cluster yet
     stop_requested    {by}                                             ctrl-c | command | budget | same-error
     final_frozen      {candidates: [{role, run|soup|model, ...}]}     with several tuning seeds also `others`: [{run, ...}]
     test_opened       {by, candidates, metrics}

@@ -54,6 +54,10 @@ class Loop(Protocol):
         """Another sweep of the cluster goes first, with its priority; "": places are taken; None: no more. For people alone."""
         ...
 
+    def unplaced(self, leases: Sequence[str]) -> None:
+        """The running leases that wait for a place, so that no slot is busy with them. For people alone."""
+        ...
+
     def stalled(self) -> list[str]:
         """Running leases without a report or a sign of life for `stall_after`: kill them and tell `failed` of a `stall`."""
         ...

@@ -36,7 +36,7 @@ class Row:
     Attributes:
         name: of its trial, in full.
         short: `0003`, with the seed where there are several.
-        phase: as in `RunState`.
+        phase: as `SweepState.phase_of` has it.
         group: 0 running, 1 among the best, 2 ended lately.
         best: whether it is the sweep's best.
         done: resource of its newest report, or that its running lease has come to.
@@ -131,7 +131,7 @@ def overview(
         at=at,
         direction=loaded.direction,
         rows=tuple(_row(run, group, state, loaded, run.id == best_run) for group, run in _chosen(state, loaded)),
-        phases=Counter(run.phase for run in state.runs.values()),
+        phases=Counter(state.phase_of(run) for run in state.runs.values()),
         parameters=() if best is None else _parameters(state, best["trial"]),
         memory=max(peaks, default=None),
         steps=tuple(_soup_steps(state) + _final_steps(state)),
@@ -208,7 +208,7 @@ def _row(run: RunState, group: int, state: SweepState, loaded: LoadedSweep, best
     return Row(
         name=run.trial,
         short=f"{number(run.trial)}.{run.seed}" if several else number(run.trial),
-        phase=run.phase,
+        phase=state.phase_of(run),
         group=group,
         best=best,
         done=done,

@@ -96,11 +96,11 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
 
 
 def _trials(state: SweepState, loaded: LoadedSweep) -> dict[str, int | None]:
-    phases = Counter(run.phase for run in state.runs.values())
+    phases = Counter(state.phase_of(run) for run in state.runs.values())
     tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
     tried &= state.searched.keys()
     tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
-    counted = {phase: phases[phase] for phase in ("running", "waiting", "finished", "stopped", "failed")}
+    counted = {phase: phases[phase] for phase in ("running", "unplaced", "waiting", "finished", "stopped", "failed")}
     return {"total": loaded.trials, "started": len(state.searched), "tried": len(tried), **counted}
 
 

@@ -18,6 +18,7 @@ PHASES = {
     "stopped": "dim",
     "failed": "red",
     "interrupted": "yellow",
+    "unplaced": "yellow",
 }
 GAP = 2
 """Cells between columns."""

@@ -202,8 +202,12 @@ class LeaseController(TuneController):
     @property
     def waits(self) -> bool:
         """Whether a lease has waited for a place for longer than Ray takes to give one."""
-        since = time.monotonic() - FREE_SECONDS
-        return any(asked < since and self._has_no_place(trial) for trial, asked in self._asked.items())
+        return bool(self.unplaced(FREE_SECONDS))
+
+    def unplaced(self, seconds: float) -> list[str]:
+        """Leases that have waited for a place for so long, and have none."""
+        since = time.monotonic() - seconds
+        return [one.trial_id for one, asked in self._asked.items() if asked < since and self._has_no_place(one)]
 
     def hold_back(self, held: bool) -> None:
         """Begin nothing, keep no free worker and ask for no place, until told otherwise; called again and again."""

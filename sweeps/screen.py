@@ -148,7 +148,14 @@ def _counts(view: Overview, now: float) -> Line:
     trials = shot["trials"]
     total = "" if trials["total"] is None else f"/{trials['total']}"
     line: list[Part] = [("runs  ", "dim"), (f"{trials['tried']}{total} trials", "bold")]
-    styles = {"running": "cyan", "waiting": "", "finished": "green", "stopped": "dim", "failed": "red"}
+    styles = {
+        "running": "cyan",
+        "unplaced": "yellow",
+        "waiting": "",
+        "finished": "green",
+        "stopped": "dim",
+        "failed": "red",
+    }
     for phase, style in styles.items():
         count = trials.get(phase, 0)
         if count:

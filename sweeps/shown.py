@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from evaluators.base import Report
 from sweeps.failures import Failure
@@ -65,6 +65,10 @@ class Shown:
     def held_back(self, by: str | None, priority: int = 0) -> None:
         """Tell the loop."""
         self._loop.held_back(by, priority)
+
+    def unplaced(self, leases: Sequence[str]) -> None:
+        """Tell the loop."""
+        self._loop.unplaced(leases)
 
     def tick(self) -> None:
         """Let the loop tick, then show how far it is."""

@@ -176,6 +176,8 @@ class SweepState:
     """what broke the newest driver off; empty where nothing did, or nobody knows"""
     held_back: tuple[str, int] | None = None
     """sweep of the cluster, with its priority, that the present driver lets go first; no name: all places are taken"""
+    unplaced: frozenset[str] = frozenset()
+    """leases of the present driver that had no place on the cluster when it was last said; some may have ended since"""
     priority_before: int | None = None
     """the priority that the newest `resume --priority` changed; None where there was none"""
     stop: str | None = None
@@ -204,6 +206,10 @@ class SweepState:
     def baseline(self) -> TrialState | None:
         """The trial that is the baseline, where one has a name."""
         return next((trial for trial in self.trials.values() if trial.baseline is not None), None)
+
+    def phase_of(self, run: RunState) -> str:
+        """A run's phase as people see it: one whose lease still waits for a place is `unplaced`, and does not run."""
+        return "unplaced" if run.phase == "running" and run.lease in self.unplaced else run.phase
 
     @property
     def seconds_used(self) -> float:

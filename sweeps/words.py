@@ -52,6 +52,8 @@ def describe_trials(shot: Mapping[str, Any]) -> str:
     trials = shot["trials"]
     total = f"/{trials['total']}" if trials["total"] is not None else ""
     parts = [f"{trials['tried']}{total} trials", f"{trials['running']} running"]
+    if trials.get("unplaced"):
+        parts.append(f"{trials['unplaced']} without a place")
     if trials["failed"]:
         parts.append(f"{trials['failed']} failed")
     if shot["state"] in STAGES:

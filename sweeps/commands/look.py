@@ -110,7 +110,9 @@ def seen(state: SweepState, loaded: LoadedSweep, paths: SweepPaths, driver: Mapp
     shot["folder"] = paths.place
     shot["driver"] = dict(driver) if driver is not None else None
     if driver is None:
-        shot["trials"]["running"] = 0  # what a dead driver's trials were doing, they no longer do
+        shot["trials"]["running"] = shot["trials"]["unplaced"] = (
+            0  # what a dead driver's trials were doing, they no longer do
+        )
         shot["eta"] = shot["held_back"] = None
     if driver is None and shot["state"] != "finished":
         shot["state"] = "stopped" if state.stop is not None else "interrupted"
@@ -198,11 +200,13 @@ def _driver(shot: Mapping[str, Any]) -> str:
 
 
 def _devices(shot: Mapping[str, Any]) -> str:
+    from cluster.base import Placement
+
     on = shot["devices"]
     if on["slots"] is None:
         return "unknown"
-    gpus = f" and {on['gpus']:g} GPUs" if on["gpus"] else ""
-    return f"{min(shot['trials']['running'], on['slots'])} of {on['slots']} slots busy, each {on['cpus']:g} CPUs{gpus}"
+    has = Placement(on["slots"], on["cpus"], on["gpus"] or 0.0, on["workers"] or 1)
+    return f"{min(shot['trials']['running'], on['slots'])} of {on['slots']} slots busy, each {has.each}"
 
 
 def logs(arguments: argparse.Namespace) -> int:

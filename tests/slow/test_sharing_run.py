@@ -155,6 +155,9 @@ def test_a_trial_reserves_what_it_asked_for_and_a_stop_frees_it(cluster: TwoCpus
         assert cluster.free() == 1.0
         other = cluster.drive("waits")
         await_that(lambda: any(e.kind == "lease_started" for e in killing.read(waits)), driver, other)
+        await_that(lambda: cluster.shot("waits")["trials"]["unplaced"] == 1, driver, other)
+        assert "devices  0 of 1 slots busy, each 2 CPUs" in cluster.run("status", "runs/waits").stdout
+        assert cluster.shot("long")["trials"]["running"] == 1
         stopped = cluster.run("stop", "runs/waits", "--grace", "0")
         assert (stopped.returncode, other.wait(SECONDS)) == (0, 130), stopped.stderr
         assert (cluster.free(), cluster.held()) == (1.0, [{"CPU": 1.0}])
@@ -207,4 +210,5 @@ def test_a_higher_priority_gets_the_next_free_places_and_the_lower_goes_on_after
                 driver.wait()
     assert (cluster.shot("low")["trials"]["finished"], cluster.shot("high")["trials"]["finished"]) == (4, 2)
     assert cluster.shot("low")["held_back"] is None
+    assert cluster.shot("high")["trials"]["unplaced"] == 0
     assert cluster.claims() == {}

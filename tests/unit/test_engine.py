@@ -371,6 +371,22 @@ def test_who_goes_first_on_a_shared_cluster_is_an_event_once_and_ends_with_the_d
     assert Hand(tmp_path / "s", plan(trials=3, total=9, first=3)).engine.state.held_back is None
 
 
+def test_leases_without_a_place_are_an_event_once_and_none_of_them_outlives_its_lease(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, first=3))
+    lease = hand.engine.ask()
+    run = hand.engine.state.runs[lease.attempt.run.id]
+    for leases in ([], [lease.id], [lease.id], ["nobody's", lease.id]):
+        hand.engine.unplaced(leases)
+    assert hand.kinds().count("unplaced") == 1
+    assert hand.engine.state.phase_of(run) == "unplaced"
+    hand.engine.failed(lease.id, Failure("node", "gone"))
+    hand.engine.unplaced([])
+    assert hand.kinds().count("unplaced") == 1
+    assert hand.engine.state.phase_of(run) == "interrupted"
+    hand.ledger.close()
+    assert Hand(tmp_path / "s", plan(trials=3, total=9, first=3)).engine.state.unplaced == frozenset()
+
+
 def test_hours_count_all_drivers_together_and_end_what_waits(tmp_path):
     sweep = plan(trials=100, total=9, budget={"hours": 1})
     hand = Hand(tmp_path / "s", sweep)

@@ -17,9 +17,11 @@ from sweeps.commands import watch as watching
 from sweeps.commands.look import describe, logs, read_snapshot, read_state, status
 from sweeps.commands.watch import Follower, watch
 from sweeps.ledger import Event, Ledger, LedgerError
-from sweeps.load import LoadedSweep
+from sweeps.load import LoadedSweep, load_resolved
 from sweeps.lock import DriverLock
+from sweeps.overview import overview
 from sweeps.paths import SweepPaths
+from sweeps.progress import snapshot
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def test_a_snapshot_tells_what_people_ask(half: tuple[SweepPaths, list[Event], L
     text = describe(shot, paths)
     assert "half: running" in text.replace("gsm8k-lora", "half")
     assert f"driver   pid {os.getpid()} on " in text
-    assert "of 4 slots busy, each 1 CPUs and 0.5 GPUs" in text
+    assert "of 4 slots busy, each 1 CPU and 0.5 GPUs" in text
     assert "left     ETA " in text
     assert "last report " in text
     ledger.append([Event("driver_ended", {"reason": "aborted"})])
@@ -200,6 +202,25 @@ def test_a_sweep_that_lets_another_go_first_says_so_while_its_driver_runs(
     assert "  waiting  trials have no place on the cluster yet\n" in describe(read_snapshot(paths), paths)
     ledger.drop()
     assert "waiting  " not in describe(read_snapshot(paths), paths)
+
+
+def test_a_lease_without_a_place_is_not_counted_as_running(half: tuple[SweepPaths, list[Event], Ledger]) -> None:
+    paths, _, ledger = half
+    leases = [run.lease for run in read_state(paths).runs.values() if run.phase == "running"]
+    assert f"devices  {len(leases)} of 4 slots busy" in describe(read_snapshot(paths), paths)
+    ledger.append([Event("unplaced", {"leases": [leases[0], "one that has ended"]})])
+    text = describe(read_snapshot(paths), paths)
+    assert f"devices  {len(leases) - 1} of 4 slots busy" in text
+    assert f"{len(leases) - 1} running, 1 without a place" in text
+    state, loaded = read_state(paths), load_resolved(paths.resolved_spec)
+    view = overview(state, loaded, snapshot(state, loaded), (), at=0.0)
+    assert (view.phases["running"], view.phases["unplaced"]) == (len(leases) - 1, 1)
+    assert [row.phase for row in view.rows].count("unplaced") == 1
+    ledger.append([Event("unplaced", {"leases": []})])
+    assert "without a place" not in describe(read_snapshot(paths), paths)
+    ledger.append([Event("unplaced", {"leases": leases})])
+    ledger.drop()
+    assert "without a place" not in describe(read_snapshot(paths), paths), "a dead driver's leases wait for nothing"
 
 
 def test_status_takes_its_arguments(
