@@ -69,6 +69,6 @@ def wanted_image(demand: Demand) -> str:
     """
     if demand.image is None:
         raise ClusterError(
-            "--image: name a container image with Stockpot and Ray in it (docs/guides/deploying.md builds one)"
+            "--image: name a container image of yours with Stockpot, and so Ray, in it; there is no public one"
         )
     return demand.image

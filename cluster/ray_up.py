@@ -20,6 +20,9 @@ from cluster.demand import Demand
 TOKEN = "~/.stockpot/ray-token"
 PORT = 6379
 INSTALL = "python -m pip install stockpot"
+FILE = "machines.yaml"
+"""What the lines at its top call the file; the sweep's own file may have the sweep's name."""
+_MAKE = "python -c 'import secrets; print(secrets.token_hex(32), end=\"\")'"
 _HEAD_INSTANCE = "m6i.large"
 
 
@@ -71,9 +74,9 @@ def autoscaler(
         body["head_node_type"] = "head"
     command = shlex.join(demand.command(demand.file, "auto"))
     notes = [
-        f"# {demand.name}: before the first `ray up`, a token that only you can read:",
-        f"#   install -d -m 700 ~/.stockpot && (umask 077; python -c 'import secrets; print(secrets.token_hex(32), end=\"\")' > {TOKEN})",
-        f"# Then: ray up {demand.label}.yaml; ray attach {demand.label}.yaml, and on the head, beside {demand.file}:",
+        f"# {demand.name}: before the first `ray up`, a token that only you can read, where you have none yet:",
+        f"#   install -d -m 700 ~/.stockpot; [ -e {TOKEN} ] || (umask 077; {_MAKE} > {TOKEN})",
+        f"# Then, with this file as {FILE}: ray up {FILE}; ray attach {FILE}, and on the head, beside {demand.file}:",
         *(f"#   export {name}=..." for name in demand.secrets),
         f"#   RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} {command}",
         "# Every node must see the sweep's folder, its data and models at the same paths (docs/guides/deploying.md).",

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import shlex
+import stat
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -156,6 +159,19 @@ def test_the_launchers_file_is_valid_by_rays_schema() -> None:
         assert not any("ray stop" in start for start in starts)
     assert cloud["available_node_types"]["trials"]["resources"] == {"CPU": 8, "GPU": 2}
     assert own["provider"]["worker_ips"] == ["10.0.0.2"]
+
+
+def test_what_ray_up_is_told_to_do_first_makes_a_token_once(tmp_path: Path) -> None:
+    notes = autoscaler(replace(DEMAND, name="sweep"), user="me", hosts=["a", "b"]).splitlines()
+    make = next(line.removeprefix("#   ") for line in notes if "install -d" in line)
+    assert not any(f"ray up {DEMAND.file}" in line for line in notes), "that is the sweep's file"
+    token = tmp_path / ".stockpot" / "ray-token"
+    own = {**os.environ, "HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    subprocess.run(["sh", "-ec", make], env=own, check=True)
+    first = token.read_text()
+    assert (len(first), stat.S_IMODE(token.stat().st_mode)) == (64, 0o600)
+    subprocess.run(["sh", "-ec", make], env=own, check=True)
+    assert token.read_text() == first, "other clusters use the one that is there"
     with pytest.raises(ClusterError, match="--hosts"):
         autoscaler(DEMAND, user="me")
     with pytest.raises(ClusterError, match="both --region and --instance"):
