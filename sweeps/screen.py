@@ -28,6 +28,7 @@ LOWEST, NARROWEST = 4, 20
 """A smaller screen than this is drawn as if it had so many rows and columns, and cut."""
 STATES = {
     "running": "cyan",
+    "starting": "cyan",
     "stopping": "yellow",
     "soup": "magenta",
     "final": "magenta",

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-STAGES = {"stopping": "stopping", "soup": "making the soup", "final": "in the final step"}
+STAGES = {
+    "starting": "a driver is starting",
+    "stopping": "stopping",
+    "soup": "making the soup",
+    "final": "in the final step",
+}
 """What a line adds in the stages that are not plain running."""
 
 UNITS = {"rag": "questions", "custom": "units"}

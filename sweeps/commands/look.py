@@ -109,10 +109,10 @@ def seen(state: SweepState, loaded: LoadedSweep, paths: SweepPaths, driver: Mapp
     shot = snapshot(state, loaded)
     shot["folder"] = paths.place
     shot["driver"] = dict(driver) if driver is not None else None
+    if driver is not None and state.driver_ended is not None and shot["state"] in ("running", "stopping"):
+        shot["state"] = "starting"  # what the ledger has is the last driver's; this one connects to Ray first
     if driver is None:
-        shot["trials"]["running"] = shot["trials"]["unplaced"] = (
-            0  # what a dead driver's trials were doing, they no longer do
-        )
+        shot["trials"] |= {"running": 0, "unplaced": 0}  # what a dead driver's trials were doing, they no longer do
         shot["eta"] = shot["held_back"] = None
     if driver is None and shot["state"] != "finished":
         shot["state"] = "stopped" if state.stop is not None else "interrupted"

@@ -25,6 +25,8 @@ from sweeps.paths import SweepPaths, is_remote
 ASK_SECONDS = 120.0
 START_SECONDS, REFUSAL_SECONDS, POLL_SECONDS = 30.0, 3.0, 0.5
 """A job is watched until it has run so long, or for so long in all, before `--detach` returns."""
+NOT_YET = "there is no sweep"
+"""What a command says of a sweep whose folder is not there."""
 FOLLOWING = ("watch", "follow")
 """Flags of commands that go on printing."""
 
@@ -103,6 +105,8 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
     driver = jobs.status(note.job) if status == MISTAKE else None
     if driver is not None and driver.state == "failed":
         print(f"stockpot: its job {note.job} failed: {_last(jobs, driver)}", file=sys.stderr)
+    elif driver is not None and not driver.over and NOT_YET in errors:
+        print(f"stockpot: its job {note.job} is only just beginning; ask again in a moment", file=sys.stderr)
     return status
 
 

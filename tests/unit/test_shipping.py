@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import base64
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pytest
 
 from cluster.base import ClusterError
-from cluster.jobs import is_jobs_address, refuse_open
+from cluster.jobs import Job, is_jobs_address, refuse_open
 from sweeps import away, shipping
+from sweeps.commands import remote
 from sweeps.commands.places import UsageError
 from sweeps.notes import Note, read_note, write_note
 from sweeps.yaml_source import read
@@ -163,3 +166,35 @@ def test_addresses_of_jobs_are_told_from_heads() -> None:
     assert is_jobs_address("http://head:8265")
     assert is_jobs_address("https://head")
     assert not any(map(is_jobs_address, (None, "auto", "head:6379", "ray://head:10001")))
+
+
+class Jobs:
+    """A cluster whose jobs of sweeps are as they are, and whose other jobs say that there is no such sweep."""
+
+    def __init__(self, address: str, insecure: bool) -> None: ...
+
+    def submit(self, words: Sequence[str], *others: Any) -> str:
+        told = {"status": 2, "out": "", "errors": f"stockpot: {remote.NOT_YET} 'det'\n"}
+        self.said = away.MARK + base64.b64encode(json.dumps(told).encode()).decode()
+        return "ask"
+
+    def result(self, job: str, seconds: float) -> Job:
+        return Job(job, "succeeded")
+
+    def status(self, job: str) -> Job:
+        return Job(job, job)  # type: ignore[arg-type]
+
+    def logs(self, job: str) -> str:
+        return self.said
+
+
+@pytest.mark.parametrize(
+    ("state", "told"), [("running", "job running is only just beginning"), ("failed", "job failed failed")]
+)
+def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
+    state: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "RayJobs", Jobs)
+    note, arguments = Note("det", "http://head:1", "/there", state), argparse.Namespace(insecure=False)
+    assert remote.ask(note, arguments, ["status", "det"]) == 2
+    assert told in capsys.readouterr().err

@@ -204,6 +204,24 @@ def test_a_sweep_that_lets_another_go_first_says_so_while_its_driver_runs(
     assert "waiting  " not in describe(read_snapshot(paths), paths)
 
 
+def test_a_driver_that_connects_first_is_starting_and_not_what_the_last_one_was(
+    half: tuple[SweepPaths, list[Event], Ledger],
+) -> None:
+    paths, events, ledger = half
+    ledger.append([Event("stop_requested", {"by": "command"})])
+    assert read_snapshot(paths)["state"] == "stopping"
+    ledger.append([Event("driver_ended", {"reason": "interrupted"})])
+    text = describe(read_snapshot(paths), paths)
+    assert text.splitlines()[0].endswith(": starting")
+    assert "a driver is starting" in text
+    started = next(event for event in events if event.kind == "driver_started")
+    ledger.append([Event("driver_started", started.body)])
+    assert read_snapshot(paths)["state"] == "running"
+    ledger.append([Event("driver_ended", {"reason": "interrupted"})])
+    ledger.drop()
+    assert read_snapshot(paths)["state"] == "interrupted"
+
+
 def test_a_lease_without_a_place_is_not_counted_as_running(half: tuple[SweepPaths, list[Event], Ledger]) -> None:
     paths, _, ledger = half
     leases = [run.lease for run in read_state(paths).runs.values() if run.phase == "running"]
