@@ -85,7 +85,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
         "stall_after": loaded.spec.stall_after,
         "failures": dict(sorted(kinds.items())),
         "devices": {key: state.driver.get(key) for key in ("slots", "cpus", "gpus", "workers")},
-        "last_driver": {key: state.driver.get(key) for key in ("pid", "host")}
+        "last_driver": {key: state.driver.get(key) for key in ("pid", "host", "address")}
         | {"ended": state.driver_ended, "why": state.driver_ended_why},
         "eta": None if eta is None else eta.record(),
         "then": " and ".join(follows),

@@ -37,7 +37,9 @@ def check(arguments: argparse.Namespace) -> int:
         print(json.dumps(told, indent=2, allow_nan=False))
         return 0
     print(_describe(told, here=arguments.address is None))
-    print(f"next: stockpot submit {shlex.join([arguments.file, *(f'--set={text}' for text in arguments.sets)])}")
+    where = [] if arguments.address is None else ["--address", arguments.address]
+    words = [arguments.file, *where, *(f"--set={text}" for text in arguments.sets)]
+    print(f"next: stockpot submit {shlex.join(words)}")
     return 0
 
 

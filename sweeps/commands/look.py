@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import find_sweep, sweeps_under, trial_named, word_for
+from sweeps.commands.places import find_sweep, go_on, sweeps_under, trial_named, word_for
 from sweeps.paths import SweepPaths, is_remote, storage_folder
 from sweeps.trial_log import records, shown
 
@@ -176,7 +176,7 @@ def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
         f"  folder   {shot['folder']}",
     ]
     if shot["state"] in ("stopped", "interrupted"):
-        lines.append(f"  next     stockpot resume {word_for(paths)}")
+        lines.append(f"  next     {go_on(paths, shot['last_driver']['address'])}")
     elif shot["state"] == "finished":
         lines.append(f"  next     stockpot show {word_for(paths)}")
     return "\n".join(lines)

@@ -168,6 +168,19 @@ def word_for(paths: SweepPaths) -> str:
     return str(paths.root)
 
 
+def go_on(paths: SweepPaths, address: str | None = None) -> str:
+    """The command that goes on with a sweep where it ran last: as the Ray job that it was submitted as from here, or at an address.
+
+    Args:
+        paths: where the sweep lies.
+        address: of its last driver's cluster; None where it had a Ray of its own.
+    """
+    word, note = word_for(paths), read_note(paths.name)
+    if note is not None and word != paths.name and SweepPaths.of(note.storage, note.name).place == paths.place:
+        return f"stockpot resume {paths.name}"
+    return f"stockpot resume {word}" + (f" --address {address}" if address else "")
+
+
 def sweep_file(arguments: argparse.Namespace) -> Path:
     """The sweep file.
 

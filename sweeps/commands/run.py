@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import UsageError, find_sweep, holds_sweep, sweep_file, word_for
+from sweeps.commands.places import UsageError, find_sweep, go_on, holds_sweep, sweep_file, word_for
 from sweeps.paths import SweepPaths, is_remote
 
 if TYPE_CHECKING:
@@ -30,11 +30,7 @@ def submit(arguments: argparse.Namespace) -> int:
         from sweeps.commands.remote import submit as ship
 
         return ship(arguments)
-    if arguments.detach or arguments.insecure:
-        flag = "--detach" if arguments.detach else "--insecure"
-        raise UsageError(
-            f"{flag} is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
-        )
+    _refuse_jobs_flags(arguments)
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=True)
     if arguments.or_resume and (holds_sweep(loaded.paths) or _in_storage(loaded.paths)):
         return _go_on(arguments, loaded.paths, None)
@@ -52,6 +48,19 @@ def submit(arguments: argparse.Namespace) -> int:
     return _ending(arguments, paths, status)
 
 
+def _refuse_jobs_flags(arguments: argparse.Namespace) -> None:
+    """Raise where an option of Ray Jobs is given and none is meant, in place of passing it over.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if arguments.detach or arguments.insecure:
+        flag = "--detach" if arguments.detach else "--insecure"
+        raise UsageError(
+            f"{flag} is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
+        )
+
+
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep whose driver was interrupted, stopped or killed, or with a finished one that is given more."""
     from cluster.jobs import is_jobs_address
@@ -64,6 +73,7 @@ def resume(arguments: argparse.Namespace) -> int:
         from sweeps.commands.remote import resume as go_on
 
         return go_on(arguments, replace(note, address=arguments.address or note.address))
+    _refuse_jobs_flags(arguments)
     paths = find_sweep(arguments.name, arguments.storage, writing=True)
     return _go_on(arguments, paths, read_settings(arguments.budget), arguments.priority)
 
@@ -86,7 +96,7 @@ def _progress(arguments: argparse.Namespace, paths: SweepPaths) -> Iterator[Prog
     from sweeps.progress import ProgressView
     from sweeps.terminal import outliving
 
-    hint = f"Ctrl-C stops; stockpot resume {word_for(paths)} goes on"
+    hint = f"Ctrl-C stops; {go_on(paths, arguments.address)} goes on"
     with outliving(), ProgressView(sys.stderr if arguments.json else sys.stdout, hint=hint) as view:
         yield view
 
@@ -112,12 +122,13 @@ def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> in
     if page is not None:
         print(f"report: {page}")
     if status == INTERRUPTED:
-        print(f"interrupted; nothing reported is lost. Go on with: stockpot resume {word_for(paths)}")
+        print(f"interrupted; nothing reported is lost. Go on with: {go_on(paths, arguments.address)}")
     return status
 
 
 def stop(arguments: argparse.Namespace) -> int:
     """Ask the driver of a sweep to stop, and wait until it has."""
+    from sweeps.commands.look import read_state
     from sweeps.driving import ask_to_stop, holder_of
 
     paths = find_sweep(arguments.name, arguments.storage)
@@ -139,7 +150,7 @@ def stop(arguments: argparse.Namespace) -> int:
             print(f"still running after {arguments.timeout:g} s; the request stands (stockpot status {word})")
             return 1
         time.sleep(0.2)
-    print(f"stopped; go on with: stockpot resume {word}")
+    print(f"stopped; go on with: {go_on(paths, read_state(paths).driver.get('address'))}")
     return 0
 
 

@@ -93,6 +93,8 @@ def files(folder: Path) -> list[Path]:
         (["compare", "quickstart", "./stockpot-runs/quickstart"], "the same sweep is named twice"),
         (["show", "quickstart", "--top", "0"], "argument --top: must be a whole number from 1 up, but got 0"),
         (["show", ""], "an empty NAME"),
+        (["resume", "quickstart", "--detach"], "--detach is for Ray Jobs: --address http://HEAD:8265"),
+        (["resume", "quickstart", "--priority", "high"], "argument --priority: invalid int value: 'high'"),
     ],
 )
 def test_mistakes_are_one_message_and_exit_2(

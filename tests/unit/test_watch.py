@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from simulated_sweeps import events_of, simulate
 
-from sweeps.commands import look
+from sweeps.commands import look, places
 from sweeps.commands import watch as watching
 from sweeps.commands.look import describe, logs, read_snapshot, read_state, status
 from sweeps.commands.watch import Follower, watch
 from sweeps.ledger import Event, Ledger, LedgerError
 from sweeps.load import LoadedSweep, load_resolved
 from sweeps.lock import DriverLock
+from sweeps.notes import Note
 from sweeps.overview import overview
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
@@ -205,7 +206,7 @@ def test_a_sweep_that_lets_another_go_first_says_so_while_its_driver_runs(
 
 
 def test_a_driver_that_connects_first_is_starting_and_not_what_the_last_one_was(
-    half: tuple[SweepPaths, list[Event], Ledger],
+    half: tuple[SweepPaths, list[Event], Ledger], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, events, ledger = half
     ledger.append([Event("stop_requested", {"by": "command"})])
@@ -215,11 +216,15 @@ def test_a_driver_that_connects_first_is_starting_and_not_what_the_last_one_was(
     assert text.splitlines()[0].endswith(": starting")
     assert "a driver is starting" in text
     started = next(event for event in events if event.kind == "driver_started")
-    ledger.append([Event("driver_started", started.body)])
+    ledger.append([Event("driver_started", {**started.body, "address": "head:6379"})])
     assert read_snapshot(paths)["state"] == "running"
     ledger.append([Event("driver_ended", {"reason": "interrupted"})])
     ledger.drop()
     assert read_snapshot(paths)["state"] == "interrupted"
+    goes_on = f"  next     stockpot resume {paths.root} --address head:6379"
+    assert describe(read_snapshot(paths), paths).endswith(goes_on), "it ran on a cluster"
+    monkeypatch.setattr(places, "read_note", lambda name: Note(name, "http://head:1", str(paths.root.parent), "job"))
+    assert describe(read_snapshot(paths), paths).endswith("  next     stockpot resume half"), "it goes on as a job"
 
 
 def test_a_lease_without_a_place_is_not_counted_as_running(half: tuple[SweepPaths, list[Event], Ledger]) -> None:
