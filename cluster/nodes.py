@@ -21,7 +21,8 @@ from cluster.base import HEALTH, ClusterError
 from cluster.local import ENVIRONMENT, OBJECT_STORE_BYTES
 from cluster.processes import end
 
-START_SECONDS = 90.0
+START_SECONDS = 240.0
+"""How long a node may take to start: Ray takes minutes on a machine that is busy with other things."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 60.0
 """So much longer before each further start of a node, and the longest pause: a node that is cut off tries until it heals."""
 SETTLED_SECONDS = 60.0
