@@ -84,6 +84,7 @@ method: grid
 metric: reward_accuracy
 evaluate: [{{type: kl, max_new_tokens: 48, limit: 16, when: end}}]
 max_concurrent_trials: 1
+keep: {{best: 12}}
 """
 
 GSM8K = """\
@@ -113,6 +114,7 @@ method: grid
 metric: reward_accuracy
 evaluate: [{{type: kl, max_new_tokens: 96, limit: 8, when: end}}]
 max_concurrent_trials: 1
+keep: {{best: 6}}
 """
 
 

@@ -218,7 +218,9 @@ def _checkpoint(paths: SweepPaths, run: RunState) -> Path:
     newest = max((resource for resource, folder in kept.items() if folder is not None), default=None)
     folder = None if newest is None else kept[newest]
     if folder is None:
-        raise SourceError(f"no checkpoint of {run.id} in the sweep '{paths.name}' was kept")
+        raise SourceError(
+            f"no checkpoint of {run.id} in the sweep '{paths.name}' was kept; keep: {{best: N}} in its file keeps those of the best N runs"
+        )
     return folder
 
 

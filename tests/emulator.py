@@ -89,7 +89,7 @@ class Console:
             self._stream.feed(chunk)
         return True
 
-    def await_(self, what: Callable[[str], object], seconds: float = 90) -> str:
+    def await_(self, what: Callable[[str], object], seconds: float = 240) -> str:
         """Read until the screen's text satisfies `what`; the text."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
