@@ -102,7 +102,7 @@ class Console:
                 return text
         raise AssertionError(f"not in {seconds} s; the terminal shows:\n" + "\n".join(self.screen.text))
 
-    def end(self, seconds: float = 90) -> int:
+    def end(self, seconds: float = 240) -> int:
         """Read to the command's end; its exit status."""
         until = time.monotonic() + seconds
         while self.read(0.5) and time.monotonic() < until:
