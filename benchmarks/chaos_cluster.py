@@ -8,7 +8,6 @@ import json
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 from namespaces import Hosts
 
 from cluster.processes import Process, below, end
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Event, Ledger, LedgerBegun
 
 STOCKPOT = str(Path(sys.executable).with_name("stockpot"))
 START_SECONDS = 180.0
@@ -187,7 +186,7 @@ def events_of(root: Path) -> list[Event]:
     ledger = Ledger.read(root)
     try:
         return list(ledger.events())
-    except sqlite3.OperationalError:  # it is being made
+    except LedgerBegun:
         return []
     finally:
         ledger.close()

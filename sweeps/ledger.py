@@ -60,6 +60,7 @@ from numpy.typing import NDArray
 
 from evaluators.base import ItemSet, Score
 from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database, trouble, unwritable
+from sweeps.ledger_file import LedgerBegun as LedgerBegun
 from sweeps.ledger_file import LedgerError as LedgerError
 from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
@@ -328,7 +329,7 @@ class Ledger:
             return self._database.execute(query, values).fetchall()
         except DAMAGE as error:
             if str(error).startswith("no such table"):  # its driver has made the file and not yet the tables
-                raise LedgerError(f"the sweep in {self.root} is just beginning; ask again in a moment") from None
+                raise LedgerBegun(f"the sweep in {self.root} is just beginning; ask again in a moment") from None
             raise damaged(SweepPaths(self.root).ledger, str(error)) from error
 
     def ship(self, force: bool = False) -> None:

@@ -27,6 +27,10 @@ class LedgerError(RuntimeError):
     """The ledger can't be opened, is held by another driver, or is damaged; the message says what to do."""
 
 
+class LedgerBegun(LedgerError):
+    """A driver has made the file and not yet its tables."""
+
+
 class LedgerUnwritable(LedgerError):
     """The ledger is sound and can't be written: a full or read-only disk."""
 

@@ -85,7 +85,7 @@ def spec(folder: Path, seconds: float = 0.0, **more: Any) -> dict[str, Any]:
 
 
 def await_rows(folder: Path, count: int) -> list[dict[str, Any]]:
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while len(rows := hosted_models.book_of(folder)) < count:
         assert time.monotonic() < until, "the model was not asked"
         time.sleep(0.01)

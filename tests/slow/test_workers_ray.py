@@ -185,7 +185,7 @@ def test_a_killed_worker_is_a_nodes_failure_and_the_run_ends_as_if_it_had_not_be
     loaded = load_file(cut)
     paths = loaded.paths
     try:
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while not list(paths.root.glob("trials/*/seed-0/attempt-0/checkpoint-*/complete.json")):
             assert time.monotonic() < until
             assert driver.poll() is None

@@ -12,7 +12,7 @@ import pytest
 from soup_machine import small_disk
 
 from evaluators.base import ItemSet, summarise
-from sweeps.ledger import SHIP_EVENTS, Event, Items, Ledger, LedgerError, number
+from sweeps.ledger import SHIP_EVENTS, Event, Items, Ledger, LedgerBegun, LedgerError, number
 from sweeps.paths import SweepPaths
 from sweeps.segments import Segments
 
@@ -267,5 +267,5 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
 
 def test_a_ledger_whose_tables_are_not_made_yet_is_of_a_sweep_that_begins(tmp_path):
     SweepPaths(tmp_path).ledger.touch()
-    with pytest.raises(LedgerError, match="just beginning; ask again in a moment"):
+    with pytest.raises(LedgerBegun, match="just beginning; ask again in a moment"):
         Ledger.read(tmp_path)
