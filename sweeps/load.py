@@ -21,9 +21,7 @@ from evaluators import parse_evaluator
 from evaluators.config import Direction
 from pipelines.config import (
     PIPELINE_CONFIGS,
-    AnyPipeline,
     DPOConfig,
-    FineTuneConfig,
     RagConfig,
     parse_pipeline,
     total_resource,
@@ -154,11 +152,13 @@ class LoadedSweep:
 
     def total_of(self, config: Mapping[str, Any]) -> int:
         """Resource of a whole run of a resolved configuration."""
+        from sweeps.splitsizes import count_questions, count_rows
+
         if not isinstance(self.spec.early_terminate, NoneConfig):
             return self.total
         typed = parse_pipeline(config)
         workers = self.spec.resources.together
-        return total_resource(typed, lambda datasets: _count(typed, datasets), count_questions, workers)
+        return total_resource(typed, lambda datasets: count_rows(typed, datasets), count_questions, workers)
 
     def milestones_of(self, config: Mapping[str, Any]) -> tuple[int, ...]:
         """Milestones of a resolved configuration; `milestones` wherever all runs have one length."""
@@ -398,20 +398,3 @@ def _metrics(record: Mapping[str, Any]) -> tuple[Metric, ...]:
     """A sweep begun before there could be several has its one metric beside its direction."""
     one = {"name": record.get("metric"), "direction": record.get("direction")}
     return tuple(Metric(metric["name"], metric["direction"]) for metric in record.get("metrics", [one]))
-
-
-def _count(config: AnyPipeline, datasets: Any) -> int:
-    from pipelines.splits import count_train
-
-    return count_train(datasets, config.seed_data if isinstance(config, FineTuneConfig) else 0)
-
-
-def count_questions(config: RagConfig) -> int:
-    """The resource of a RAG configuration: its questions of tune.
-
-    Raises:
-        pipelines.stage.UserError: if they can't be read.
-    """
-    from pipelines.rag.questions import count_tune
-
-    return count_tune(config)

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
-from pipelines.config import DataFile, FineTuneConfig, Fraction
+from pipelines.config import AnyPipeline, DataFile, FineTuneConfig, Fraction, RagConfig
 from sweeps.metrics import owner
 
 if TYPE_CHECKING:
@@ -115,3 +115,25 @@ def count_lines(path: Path, *, header: bool) -> int:
         read = file.read(min(size, COUNTED_BYTES))
     lines = read.count(b"\n") + (not read.endswith(b"\n"))
     return max(0, round(lines * size / len(read)) - header) if read else 0
+
+
+def count_rows(config: AnyPipeline, datasets: Any) -> int:
+    """The rows of train.
+
+    Raises:
+        pipelines.stage.UserError: if they can't be read.
+    """
+    from pipelines.splits import count_train
+
+    return count_train(datasets, config.seed_data if isinstance(config, FineTuneConfig) else 0)
+
+
+def count_questions(config: RagConfig) -> int:
+    """The resource of a RAG configuration: its questions of tune.
+
+    Raises:
+        pipelines.stage.UserError: if they can't be read.
+    """
+    from pipelines.rag.questions import count_tune
+
+    return count_tune(config)

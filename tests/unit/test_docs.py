@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sweeps import cli, ledger
+from sweeps import cli, events
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -73,7 +73,7 @@ def test_make_targets_named_in_the_pages_are_there() -> None:
 
 
 def test_the_contracts_name_every_event() -> None:
-    kinds = re.findall(r"^ {4}([a-z_]+) +\{", ledger.__doc__ or "", re.MULTILINE)
+    kinds = re.findall(r"^ {4}([a-z_]+) +\{", events.__doc__ or "", re.MULTILINE)
     assert len(kinds) > 15
     text = (ROOT / "docs" / "contracts.md").read_text(encoding="utf-8")
     assert [kind for kind in kinds if f"`{kind}`" not in text] == []
