@@ -7,7 +7,7 @@ Which reports count
     checkpoint behind a kept report was torn or lost, and the newer attempt made it again. Then a `decided` event carries
     `attempt` and `checkpoint`, and the report points there; its score stays the one that was decided on.
 
-Keys beside those listed in `sweeps.ledger`
+Keys beside those listed in `sweeps.events`
     suggested: milestones (the trial's own), baseline (its name, of trial 0 where that is one). lease_started: target, replay, why (new, again, promoted, seed). reported:
     checkpoint_attempt (whose folder holds the checkpoint, where it is not `attempt`: a report made again from a checkpoint).
     decided: target (the milestone the run now goes for), attempt and checkpoint (above). failed: changes (for the retry).

@@ -95,6 +95,7 @@ def test_searchers_and_schedulers_know_no_ray_no_store_no_pipeline(module: str) 
         "ray",
         "torch",
         "pipelines",
+        "sweeps.events",
         "sweeps.ledger",
         "sweeps.engine",
         "sweeps.backend",

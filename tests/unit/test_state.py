@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-import sweeps.ledger
+import sweeps.events
 from sweeps.fold import _TAKE, apply_event, fold
 from sweeps.ledger import Event
 
@@ -44,7 +44,7 @@ def folded(*events):
 
 
 def test_every_kind_of_the_contract_is_taken_in():
-    listed = re.findall(r"^    ([a-z_]+) +\{", sweeps.ledger.__doc__, re.MULTILINE)
+    listed = re.findall(r"^    ([a-z_]+) +\{", sweeps.events.__doc__, re.MULTILINE)
     assert len(listed) > 15
     passed_over = {"driver_ended", "phase"}  # a phase is folded by itself, from what it holds (`sweeps.inner`)
     assert set(listed) - passed_over <= set(_TAKE)
