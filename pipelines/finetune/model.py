@@ -110,6 +110,17 @@ class Quantised:
         )
 
 
+def keep_scales(model: torch.nn.Module) -> None:
+    """Have 4-bit weights stay as they were loaded on CPUs with bf16 instructions.
+
+    There bitsandbytes packs them anew at the first scoring, for good: with scales rounded to bf16, so that a trial's steps after a
+    milestone would be on other weights than those of one that was not scored, and not at all where a row is no multiple of 64.
+    """
+    for module in model.modules():
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
+
+
 class BaseModels:
     """Keeps one base model in memory, so that the next task on it starts at once.
 
@@ -171,6 +182,7 @@ def load_folder(
             raise UserError(f"base_model: the tokenizer of {folder} has no end-of-text token, so rows can't be ended")
         tokenizer.pad_token = tokenizer.eos_token
     model = model if quantised is not None else model.to(device)
+    keep_scales(model)
     return LoadedModel(model.eval(), tokenizer, folder)
 
 
