@@ -103,6 +103,7 @@ class Task:
         rung_evaluators: `evaluate` entries (JSON) to run at every milestone on `tune`.
         end_evaluators: entries to run at the last milestone as well.
         report_every: resource between extra reports (telemetry only); None for none.
+        checkpoint_seconds: seconds between checkpoints that a fine-tune keeps for itself between milestones; None for none.
         devices: what it may use.
         replay: report the start checkpoint's stored report first: it was written but never reached the ledger.
         services: memo, hosts, secrets, cache.
@@ -123,6 +124,7 @@ class Task:
     rung_evaluators: tuple[Mapping[str, Any], ...] = ()
     end_evaluators: tuple[Mapping[str, Any], ...] = ()
     report_every: int | None = None
+    checkpoint_seconds: float | None = None
     devices: Devices = Devices()
     replay: bool = False
     services: Services = Services()

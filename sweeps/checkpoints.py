@@ -50,6 +50,10 @@ class Checkpoints(Protocol):
         """It is no checkpoint any more when this returns; its files go in the background."""
         ...
 
+    def ended(self, run: Run) -> None:
+        """A run will not go on: what it kept for itself between milestones goes in the background."""
+        ...
+
     def close(self) -> None:
         """Wait for what goes in the background."""
         ...
@@ -103,9 +107,18 @@ class DiskCheckpoints:
         """`complete.json` goes at once, the rest in a thread of its own."""
         folder = Path(checkpoint.folder)
         (folder / "complete.json").unlink(missing_ok=True)
+        self._later().submit(shutil.rmtree, folder, ignore_errors=True)
+
+    def ended(self, run: Run) -> None:
+        """Interim checkpoints go, in a thread of its own."""
+        from pipelines.finetune.interim import forget_all
+
+        self._later().submit(forget_all, self._paths.run(run))
+
+    def _later(self) -> ThreadPoolExecutor:
         if self._remover is None:
             self._remover = ThreadPoolExecutor(1, thread_name_prefix="stockpot-remove")
-        self._remover.submit(shutil.rmtree, folder, ignore_errors=True)
+        return self._remover
 
     def close(self) -> None:
         """Wait for what goes in the background."""

@@ -322,11 +322,15 @@ class Engine:
             finished = resource >= self._standings.milestones_of(run.trial)[-1]
             self._end(run, held, "finished" if finished else "stopped")
             if finished:
-                self._journal.stage("run_ended", run=run.id, state="finished", reason=ruling.reason)
+                self._run_ended(run, "finished", ruling.reason)
         for other in ruling.others:
             if other.action == "stop" and self.state.runs[other.run.id].phase == "waiting":
-                self._journal.stage("run_ended", run=other.run.id, state="stopped", reason=other.reason)
+                self._run_ended(self.state.runs[other.run.id], "stopped", other.reason)
                 self._keeper.changed(other.run.id)
+
+    def _run_ended(self, run: RunState, state: str, reason: str) -> None:
+        self._journal.stage("run_ended", run=run.id, state=state, reason=reason)
+        self._checkpoints.ended(Run(run.trial, run.seed))
 
     def _end(self, run: RunState, held: Held, reason: str) -> None:
         self._journal.stage("lease_ended", lease=held.lease.id, run=run.id, reason=reason)
@@ -347,7 +351,7 @@ class Engine:
         self._bury(self.state.runs[run.id], failure)
 
     def _bury(self, run: RunState, failure: Failure) -> None:
-        self._journal.stage("run_ended", run=run.id, state="failed", reason=failure.message)
+        self._run_ended(run, "failed", failure.message)
         self._pace.ended(run)
         if self._same_error.too_many(failure) and not self.stopping:
             self.abort = failure
@@ -370,7 +374,7 @@ class Engine:
                 reason = (
                     "the budget of hours was used up" if self.state.stop else self._scheduler.left_behind.format(rung)
                 )
-                self._journal.stage("run_ended", run=run.id, state="stopped", reason=reason)
+                self._run_ended(run, "stopped", reason)
                 self._keeper.changed(run.id)
         self._commit()
         self._tidy()

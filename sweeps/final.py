@@ -258,6 +258,7 @@ def _trained(
             "seed": seed,
             "folder": str(folder),
             "milestones": list(milestones),
+            "checkpoint_seconds": loaded.spec.checkpoint_seconds,
         }
         try:
             call(loaded, backend, TRAIN, payload, say)

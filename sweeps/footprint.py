@@ -44,7 +44,8 @@ def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int,
     With asha every run that waits at a rung holds its newest checkpoint until the search ends, whatever `keep` says, and
     those past the first rung an older one while there is room. Without it a run has a checkpoint when it ends: the
     protected ones stay, the others of `keep.best` while there is room. An adapter soup's rank is the sum of its
-    ingredients' ranks; while a soup is made, one mixture lies beside the best.
+    ingredients' ranks; while a soup is made, one mixture lies beside the best. A running run writes one while another lies there
+    that it keeps between milestones.
 
     Args:
         loaded: the sweep.
@@ -64,7 +65,7 @@ def footprint(loaded: LoadedSweep, *, checkpoint: int, weights: int, slots: int,
     spec = loaded.spec
     ingredients = 0 if spec.soup is None else (spec.soup.top if _adapted(loaded) else 1)
     extra = {
-        "writing": slots * checkpoint,
+        "writing": (1 if spec.checkpoint_seconds is None else 2) * slots * checkpoint,
         "final": 2 * len(spec.seeds.test) * checkpoint,
         "soup": 2 * ingredients * weights,
     }

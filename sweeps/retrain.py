@@ -24,7 +24,8 @@ def train(payload: Mapping[str, Any]) -> dict[str, Any]:
     """Train to the total, from the newest whole checkpoint where an earlier call was cut off.
 
     Args:
-        payload: `config` (resolved), `trial`, `seed`, `folder` (the attempt's), `milestones` (the last is the total).
+        payload: `config` (resolved), `trial`, `seed`, `folder` (the attempt's), `milestones` (the last is the total),
+            `checkpoint_seconds`.
 
     Returns:
         `{checkpoint, hash}`: folder and content hash of the checkpoint at the total.
@@ -48,6 +49,7 @@ def train(payload: Mapping[str, Any]) -> dict[str, Any]:
             total=total,
             start=str(newest_whole(folder)) if start else None,
             start_resource=start,
+            checkpoint_seconds=payload["checkpoint_seconds"],
             devices=setup.devices,
             services=services(setup),
         )

@@ -102,6 +102,9 @@ class MemoryCheckpoints:
         """Away with it."""
         del self._kept[checkpoint.run][checkpoint.folder]
 
+    def ended(self, run: Run) -> None:
+        """Nothing is kept between milestones."""
+
     def close(self) -> None:
         """Nothing goes in the background."""
 

@@ -120,6 +120,7 @@ def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup
         rung_evaluators=when.rung,
         end_evaluators=when.end,
         report_every=loaded.spec.report_every,
+        checkpoint_seconds=loaded.spec.checkpoint_seconds,
         devices=setup.devices,
         replay=lease.replay,
         services=services(setup, lease.id),

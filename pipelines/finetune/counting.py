@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
-from pipelines.energy import Spent
+from pipelines.energy import UNKNOWN, Spent
 from pipelines.finetune.group import Group
 
 
@@ -89,3 +91,17 @@ class StepLosses:
         """The loss and what else the objective tells, each a mean over what counts; NaN before the first step."""
         sums = {"loss": self.total, **self.sums}
         return {f"train/{name}": value / self.weight if self.weight else math.nan for name, value in sums.items()}
+
+
+def counts_record(progress: Progress, losses: StepLosses) -> dict[str, Any]:
+    """Both as JSON, for a checkpoint."""
+    seen = None if math.isnan(losses.grad_norm) else losses.grad_norm
+    return {"progress": asdict(progress), "losses": {**asdict(losses), "grad_norm": seen}}
+
+
+def read_counts(record: Mapping[str, Any]) -> tuple[Progress, StepLosses]:
+    """The inverse of `counts_record`; checkpoints of older versions lack the losses, and then none are counted yet."""
+    losses = dict(record.get("losses", {}))
+    if losses.get("grad_norm") is None:
+        losses["grad_norm"] = math.nan
+    return Progress(**{"energy": UNKNOWN, **record["progress"]}), StepLosses(**losses)

@@ -30,6 +30,7 @@ from pipelines.finetune.checkpoint import read_report
 from pipelines.finetune.devices import has_bf16, memory_errors, prepare_device
 from pipelines.finetune.freezing import unfreeze
 from pipelines.finetune.group import Group, joined
+from pipelines.finetune.interim import gone_on
 from pipelines.finetune.masked import HeldMask, adapter_folder, holding
 from pipelines.finetune.model import ROUNDED, BaseModels, LoadedModel, Quantised
 from pipelines.finetune.objective import Objective
@@ -119,7 +120,7 @@ class FineTunePipeline:
             if task.replay and task.start is not None:
                 start = Path(task.start)
                 group.lead(lambda: report(read_report(start)))
-            self._run(task, config, device, report, group)
+            self._run(gone_on(task, group), config, device, report, group)
 
     def _run(
         self, task: Task, config: FineTuneConfig, device: str, report: Callable[[Report], None], group: Group

@@ -18,6 +18,7 @@ from pipelines.finetune.checkpoint import placing, write_complete
 from pipelines.finetune.counting import StepLosses
 from pipelines.finetune.devices import peak_memory
 from pipelines.finetune.group import ALONE, Group
+from pipelines.finetune.interim import Interims
 from pipelines.finetune.masked import HeldMask
 from pipelines.finetune.model import LoadedModel, origin
 from pipelines.finetune.objective import Objective
@@ -31,6 +32,8 @@ from pipelines.stage import Task
 
 SAY_SECONDS = 15.0
 """So often, at most, a run writes into its log how far it is."""
+BYTES = 12.0
+"""Of a checkpoint for each trained parameter, about: the weight and two moments in fp32."""
 
 
 class Run:
@@ -76,6 +79,8 @@ class Run:
         self.score = score
         self.group = group
         self.clock = self.said_at = time.monotonic()
+        self.interims = Interims(Path(task.folder), task.checkpoint_seconds)
+        self.bytes = BYTES * adapters.trainable_parameters(model)
         self.energy = EnergyConfig(**(task.energy or {}))
         self.meter = open_meter(self.energy, task.devices)
         self.trainer = Trainer(
@@ -96,6 +101,7 @@ class Run:
         if not self.task.milestones:
             return
         self.clock = time.monotonic()
+        self.interims.restart()
         with self.meter:
             self.trainer.go(None if self.task.start is None else Path(self.task.start))
 
@@ -105,12 +111,15 @@ class Run:
         self.say(step)
         if step in self.task.milestones:
             self.milestone(step)
-        elif self.task.report_every and step % self.task.report_every == 0:
+            return
+        if self.task.report_every and step % self.task.report_every == 0:
             self.lap(training=True)
             random = random_state(self.device)
             peak = self.peak_memory()
             self.group.lead(lambda: self.report(Report(step, (), self.telemetry(peak))))
             set_random_state(random)
+        if self.is_time():
+            self.interim(step)
 
     def say(self, step: int) -> None:
         """Now and then, write into the log how far it is."""
@@ -124,7 +133,7 @@ class Run:
         """Checkpoint, score on `tune`, report. The random state is the same after as before."""
         self.lap(training=True)
         random = random_state(self.device)
-        states = [json.loads(state) for state in self.group.gather(json.dumps(random))]
+        states = self.of_all(random)
         due = self.due(last=step == self.task.milestones[-1])
         samples = Path(self.task.folder) / f"samples-{step}"
         with self.placed(Path(self.task.folder) / f"checkpoint-{step}") as aside:
@@ -138,7 +147,34 @@ class Run:
         self.group.lead(lambda: self.tell(done))
         set_random_state(random)
         self.clock = time.monotonic()
+        self.interims.restart()
         self.meter.lap()  # of waiting, which is nobody's
+
+    def is_time(self) -> bool:
+        """Whether an interim checkpoint is due: by the first worker's clock and disk, and then for all."""
+        if self.task.checkpoint_seconds is None:
+            return False
+        own = self.group.rank == 0 and self.interims.due(self.bytes)
+        return self.group.sum([float(own)])[0] > 0
+
+    def interim(self, step: int) -> None:
+        """Checkpoint without scores and without a report. The random state is the same after as before."""
+        self.lap(training=True)
+        began = self.clock
+        random = random_state(self.device)
+        states = self.of_all(random)
+        folder = self.interims.folder(step)
+        with self.placed(folder) as aside:
+            self.save_weights(aside)
+            optimizer = whole_optimizer(self.trainer.optimizer, self.model, self.group)
+            self.group.lead(lambda: self.seal(Report(step, (), {}, folder.name), aside, states, optimizer))
+        self.group.lead(lambda: self.interims.written(step, time.monotonic() - began))
+        set_random_state(random)
+        self.lap(training=False)
+
+    def of_all(self, random: dict[str, Any]) -> list[dict[str, Any]]:
+        """Random states of all workers, on the first one."""
+        return [json.loads(state) for state in self.group.gather(json.dumps(random))]
 
     @contextlib.contextmanager
     def placed(self, folder: Path) -> Iterator[Path]:
@@ -177,13 +213,18 @@ class Run:
             What is to be reported of it.
         """
         done = Report(step, scores, self.telemetry(peak), f"checkpoint-{step}")
+        self.seal(done, folder, states, optimizer)
+        return done
+
+    def seal(self, done: Report, folder: Path, states: Sequence[dict[str, Any]], optimizer: Any) -> None:
+        """Write all but the weights, which are there, and `complete.json` last; see `keep`."""
         self.trainer.save(folder, states, origin(self.loaded.folder), optimizer)
         write_complete(folder, done)
-        return done
 
     def tell(self, done: Report | None) -> None:
         """Report a milestone, which may end the lease."""
         assert done is not None, "only the first worker reports, and it made this"
+        self.interims.forget()
         self.report(done)
 
     def peak_memory(self) -> float:

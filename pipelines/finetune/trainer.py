@@ -4,7 +4,7 @@ What TRL and Transformers keep: the training loop, the optimizer, the schedule, 
 
 - the loss is an `Objective`'s, a mean over what counts (tokens, pairs) in all micro batches of a step;
 - the order of items is a pure function of (seed, epoch), so going on needs no data to be read again;
-- state is kept in safetensors and JSON, at milestones only, and nothing is written by the Trainer itself;
+- state is kept in safetensors and JSON, when the pipeline says so, and nothing is written by the Trainer itself;
 - a loss that is NaN, infinite or a multiple of the run's first ends the run before the weights are touched;
 - in fp16 the loss is scaled: a step whose gradients overflow is left out and counted, and the scale halved;
 - several workers take slices of each step of the one order (`slices`), and what is counted is summed over all of them.
@@ -16,7 +16,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,8 @@ from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 
 from pipelines.config import FineTuneConfig
-from pipelines.energy import UNKNOWN
 from pipelines.finetune.batches import EpochSampler
-from pipelines.finetune.counting import Counted, Progress, StepLosses
+from pipelines.finetune.counting import Counted, Progress, StepLosses, counts_record, read_counts
 from pipelines.finetune.group import ALONE, Group
 from pipelines.finetune.objective import BatchLoss, Objective
 from pipelines.finetune.optimizer_kinds import build_optimizer
@@ -154,7 +153,7 @@ class Trainer(SFTTrainer):
             "workers": len(random),
             "random_of_others": list(random[1:]),
             "scaler": scale_state(self.scaler),
-            "progress": asdict(self.progress),
+            **counts_record(self.progress, self.losses),
             "torch": torch.__version__,
             **origin,
         }
@@ -166,7 +165,7 @@ class Trainer(SFTTrainer):
         """Train to the total, from a checkpoint's state where there is one; the weights are in the model already."""
         if start is not None:
             self._state_to_load = json.loads((start / STATE).read_text(encoding="utf-8"))
-            self.progress = Progress(**{"energy": UNKNOWN, **self._state_to_load["progress"]})
+            self.progress, self.losses = read_counts(self._state_to_load)
         if self.group.size > 1:
             if not is_sharded(self.model):
                 share_trained_alone(self.model)
@@ -340,7 +339,7 @@ class Trainer(SFTTrainer):
             transformers.set_seed((self.args.seed + 1_000_003 * self.group.rank + 7919 * step) % 2**32)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        raise AssertionError("checkpoints are written at milestones by the pipeline, but the Trainer tried to")
+        raise AssertionError("checkpoints are written by the pipeline, but the Trainer tried to")
 
 
 class _OnStep(TrainerCallback):

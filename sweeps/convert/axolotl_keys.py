@@ -20,6 +20,7 @@ RENAMED = {"peft_use_dora": "use_dora", "peft_use_rslora": "use_rslora"}
 DEFAULTS: dict[str, Any] = {"micro_batch_size": 1, "sequence_len": 512, "warmup_ratio": 0.03}
 """What Axolotl does where the file is silent, and Stockpot otherwise. Its warm-up is at most 100 steps besides."""
 
+SAVES = "checkpoints are at the rungs of early_terminate and at the end, and every checkpoint_seconds"
 ADAMW = ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw")
 SAME_OPTIMIZER = ("adafactor", "schedule_free_adamw")
 ADAMW_8BIT: dict[str, str] = {
@@ -163,10 +164,10 @@ LEFT: dict[str, str] = {
     "greater_is_better": "the metric knows",
     "load_best_model_at_end": "a run's last checkpoint counts",
     "early_stopping_patience": "early_terminate: asha stops trials by comparing them",
-    "save_steps": "checkpoints are at the rungs of early_terminate and at the end",
-    "saves_per_epoch": "checkpoints are at the rungs of early_terminate and at the end",
-    "save_strategy": "checkpoints are at the rungs of early_terminate and at the end",
-    "save_first_step": "checkpoints are at the rungs of early_terminate and at the end",
+    "save_steps": SAVES,
+    "saves_per_epoch": SAVES,
+    "save_strategy": SAVES,
+    "save_first_step": SAVES,
     "save_total_limit": "keep.best says it for the whole sweep",
     "save_only_model": "checkpoints hold the optimizer's state, so that runs can go on",
     "save_safetensors": "weights are saved as safetensors",

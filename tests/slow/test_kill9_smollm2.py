@@ -46,6 +46,7 @@ budget: {{trials: 4}}
 early_terminate: {{type: asha, min: 2, eta: 2, finalists: 2}}
 soup: {{method: greedy, top: 2}}
 max_concurrent_trials: 1
+checkpoint_seconds: 0.001
 """
 ROWS = {"train": 24, "tune": 4, "select": 4, "test": 4}
 
@@ -94,3 +95,4 @@ def test_two_kills_change_nothing(tmp_path: Path) -> None:
     assert not killing.await_gone([pid for kill in done for pid in kill.pids])
     whole = [newest_whole(folder) for folder in paths.root.glob("trials/*/seed-0/attempt-*")]
     assert sum(place is not None and place.name == "checkpoint-4" for place in whole) == 2
+    assert not list(paths.root.glob("trials/*/seed-0/attempt-*/*interim-*"))

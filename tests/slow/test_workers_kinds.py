@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
@@ -15,6 +16,7 @@ from second_worker import SecondWorker, train
 from sft_runs import weights
 from tiny import save_model, sums, write_rows
 
+from pipelines.finetune import interim
 from pipelines.finetune.prune import prune
 from pipelines.stage import Rank
 
@@ -119,3 +121,23 @@ def test_half_the_micro_batch_goes_on_with_the_same_steps(second: SecondWorker, 
     for one, other in zip(mine[2:], theirs, strict=True):
         for name in ("train/loss", "train/grad_norm", "train/samples", "train/learning_rate"):
             assert other.telemetry[name] == pytest.approx(one.telemetry[name], abs=1e-5), name
+
+
+def test_two_workers_go_on_from_between_milestones(
+    second: SecondWorker, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = settings(place, {"parallel": "fsdp", **FULL})
+    mine = second.train(told, tmp_path / "whole" / "attempt-0")
+    monkeypatch.setattr(interim, "PAUSE", 0.0)
+    with monkeypatch.context() as killed:  # what is left behind is what a kill would leave
+        killed.setattr(interim.Interims, "forget", lambda self, but=None: None)
+        second.train(told, tmp_path / "cut" / "attempt-0", checkpoint_seconds=1e-9)
+    theirs = second.train(told, tmp_path / "cut" / "attempt-1", checkpoint_seconds=1e-9)
+    assert [report.resource for report in theirs] == [STEPS]
+    for name in ("train/grad_norm", "train/samples", "train/learning_rate", "cost/tokens"):
+        assert theirs[0].telemetry[name] == mine[-1].telemetry[name], name
+    assert theirs[0].scores[0].value == mine[-1].scores[0].value
+    ours, its = (weights(tmp_path / n / f"checkpoint-{STEPS}") for n in ("whole/attempt-0", "cut/attempt-1"))
+    assert ours.keys() == its.keys()
+    assert all(torch.equal(ours[name], its[name]) for name in its)
+    assert not list((tmp_path / "cut" / "attempt-1").glob("*interim-*"))

@@ -129,10 +129,11 @@ def test_disk_by_hand(tmp_path: Path) -> None:
 
     space = "parameters: {learning_rate: {min: 1.0e-5, max: 1.0e-3}}\nbudget: {trials: 12}\n"
     plain = need(space)
-    assert (plain["checkpoints"], plain["spare"], plain["held"], plain["writing"]) == (1, 0, 100, 200)
+    assert (plain["checkpoints"], plain["spare"], plain["held"], plain["writing"]) == (1, 0, 100, 400)
+    assert need(space + "checkpoint_seconds: null\n")["writing"] == 200
     kept = need(space + "keep: {best: 5}\nsoup: {top: 3}\n")
     assert (kept["checkpoints"], kept["spare"], kept["held"]) == (3, 2, 500)
-    assert (kept["soup"], kept["total"]) == (2 * 3 * 30, 500 + 200 + 180)
+    assert (kept["soup"], kept["total"]) == (2 * 3 * 30, 500 + 400 + 180)
     halving = need(space + "early_terminate: {type: asha, min: 3, eta: 3}\nseeds: {tune: [0, 1], test: [7]}\n")
     assert (halving["checkpoints"], halving["spare"]) == (24, 8)
     assert (halving["held"], halving["final"]) == (3200, 200)
