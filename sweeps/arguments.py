@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sweeps.convert import CONVERTERS
 from sweeps.options import (
@@ -33,7 +34,16 @@ MISTAKE = 2
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with a did-you-mean for commands and messages on one line."""
+    """argparse with a did-you-mean for options and messages on one line."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """What argparse finds; an option that is none ends it here, where those of the command are known."""
+        found, left = super().parse_known_args(args, namespace)
+        strange = next((word.partition("=")[0] for word in left if word.startswith("--")), None)
+        if strange is not None:
+            near = difflib.get_close_matches(strange, self._option_string_actions, n=1)
+            self.error(f"{strange} is no option of '{self.prog}'" + (f"; did you mean {near[0]}?" if near else ""))
+        return found, left
 
     def error(self, message: str) -> NoReturn:
         """Print the message and where help is; exit with status 2."""

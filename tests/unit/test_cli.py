@@ -84,7 +84,7 @@ def files(folder: Path) -> list[Path]:
         (["check"], "`check` needs a sweep file"),
         (["submit", "nowhere.yaml"], "there is no file 'nowhere.yaml'"),
         (["show"], "required: NAME"),
-        (["submit", "--sett", "a=b"], "unrecognized arguments: --sett"),
+        (["submit", "--sett", "a=b"], "--sett is no option of 'stockpot submit'; did you mean --set?"),
         (["show", "quikstart"], "Did you mean 'quickstart'?"),
         (["resume", "quickstart.yaml"], "is a sweep file; give the sweep's name or its folder"),
         (["status", "quickstart", "--storage", "elsewhere"], "There are no sweeps there"),
