@@ -61,6 +61,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     expected, rungs = plan["resource"], plan["rungs"]
     phase = _phase(state)
     running = phase == "running"
+    going_on = running or (phase == "stopping" and state.stop in ("ctrl-c", "command"))
     eta = estimate(state, loaded, rungs, at) if running else None
     kinds = Counter(failure.kind for run in state.runs.values() for failure in run.failures)
     follows = ["soup"] * (loaded.spec.soup is not None) + ["final step"]
@@ -75,7 +76,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
             "done": sum(run.done for run in state.runs.values()),
             "expected": expected,
         },
-        "ahead": None if rungs is None else ahead(state, loaded, rungs).units if running else 0,
+        "ahead": None if rungs is None else ahead(state, loaded, rungs).units if going_on else 0,
         "unit": unit_of(loaded.spec.pipeline.type),
         "seconds": state.spent + max(0.0, state.updated_at - state.driver_started_at),
         "started_at": state.started_at,

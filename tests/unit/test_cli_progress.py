@@ -22,7 +22,7 @@ from sweeps.ledger import Event
 from sweeps.load import LoadedSweep, load_text
 from sweeps.progress import ProgressView, snapshot
 from sweeps.state import SoupState, SweepState
-from sweeps.words import describe_best, duration
+from sweeps.words import describe_best, duration, share_done
 
 FILE = """
 name: toy
@@ -105,6 +105,18 @@ def test_the_stage_follows_the_events(loaded: LoadedSweep) -> None:
     assert snapshot(story.state, loaded)["state"] == "stopping"
     story.say("sweep_finished", trials=0, failed=0, best=None, seconds=1)
     assert snapshot(story.state, loaded)["state"] == "finished"
+
+
+def test_what_a_stopped_sweep_has_still_to_do(loaded: LoadedSweep) -> None:
+    """One that goes on after a resume is not done, whatever it has reported; one at the end of its budget is."""
+    for by, share in (("command", 0.0), ("ctrl-c", 0.0), ("budget", 1.0)):
+        story = Story()
+        run = story.trial(0)
+        story.say("stop_requested", by=by)
+        story.say("lease_ended", lease="l", run=run, reason="interrupted")
+        shot = snapshot(story.state, loaded)
+        assert (shot["state"], share_done(shot)) == ("stopping", share)
+        assert (shot["ahead"] > 0) == (share < 1)
 
 
 def shot_of(done: int, expected: int | None = 100, tried: int = 1, best: Mapping[str, Any] | None = None) -> Any:
