@@ -55,7 +55,8 @@ def payload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "total": 30,
     }
     folder = str(tmp_path / "attempt-0")
-    return {"config": config, "trial": "0001-aa", "seed": 100, "folder": folder, "milestones": [10, 30]}
+    more = {"milestones": [10, 30], "checkpoint_seconds": 600.0}
+    return {"config": config, "trial": "0001-aa", "seed": 100, "folder": folder, **more}
 
 
 def test_trains_to_the_total_once(payload: dict[str, Any], tmp_path: Path) -> None:
