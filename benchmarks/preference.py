@@ -54,7 +54,7 @@ parameters:
 method: grid
 metric: loss
 soup: {{method: uniform, top: 2}}
-max_concurrent_trials: 1
+max_concurrent_trials: 2
 """
 
 RULE = """\
@@ -83,7 +83,7 @@ parameters:
 method: grid
 metric: reward_accuracy
 evaluate: [{{type: kl, max_new_tokens: 48, limit: 16, when: end}}]
-max_concurrent_trials: 1
+max_concurrent_trials: 2
 keep: {{best: 12}}
 """
 
@@ -113,7 +113,7 @@ parameters:
 method: grid
 metric: reward_accuracy
 evaluate: [{{type: kl, max_new_tokens: 96, limit: 8, when: end}}]
-max_concurrent_trials: 1
+max_concurrent_trials: 2
 keep: {{best: 6}}
 """
 
