@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import logging
 import re
 import struct
 import tempfile
@@ -98,7 +97,6 @@ class Quantised:
         if importlib.util.find_spec("bitsandbytes") is None:
             raise UserError(f"{self.key}: needs the package bitsandbytes: pip install 'stockpot[bitsandbytes]'")
         warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
         if self.key == "load_in_8bit":
             return BitsAndBytesConfig(load_in_8bit=True)
         kinds = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
