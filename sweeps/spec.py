@@ -347,7 +347,7 @@ class SweepSpec(Config):
     """Resource between reports of telemetry."""
     checkpoint_seconds: float | None = Field(default=600.0, gt=0)
     """Seconds of training between the checkpoints that a fine-tune keeps for itself between two reports, one at a time, so that a
-    lost worker or a stopped driver costs so much at most; `null` for none. They never take more than a tenth of the time."""
+    lost worker or a stopped driver costs about so much; `null` for none. They never take more than a tenth of the time."""
     stall_after: float = Field(default=1800.0, gt=0)
     """Seconds without a report, an optimizer step or another sign of life after which a trial counts as stalled. A pipeline of
     one's own gives one with `pipelines.pulse.beat`."""

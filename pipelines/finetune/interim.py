@@ -10,7 +10,7 @@ more. At most one stays in a folder, and none once a milestone is reached or the
 Example:
     >>> task = gone_on(task, group)  # starts at interim-120 where there is one
     >>> interims = Interims(Path(task.folder), task.checkpoint_seconds)
-    >>> if interims.due(size=10_000_000):
+    >>> if interims.due() and interims.has_room(10_000_000):
     ...     ...  # write interims.folder(step), aside first
     ...     interims.written(step, seconds=0.4)
 """
@@ -18,10 +18,8 @@ Example:
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +34,6 @@ PAUSE = 9.0
 """The next one is not begun before so many times what the newest one took: they cost at most a tenth of a run's time."""
 ROOM = 2.0
 """None is written where less than so many times its size is free: the disk is for what is reported."""
-_NAME = re.compile(r"interim-(\d+)")
 _log = logging.getLogger(__name__)
 
 
@@ -55,10 +52,13 @@ class Interims:
         self._took = 0.0
         self._warned = False
 
-    def due(self, size: float) -> bool:
-        """Whether it is time for one of about so many bytes, and there is room."""
-        if self._seconds is None or time.monotonic() - self._last < max(self._seconds, PAUSE * self._took):
-            return False
+    def due(self) -> bool:
+        """Whether it is time for one."""
+        waited = time.monotonic() - self._last
+        return self._seconds is not None and waited >= max(self._seconds, PAUSE * self._took)
+
+    def has_room(self, size: int) -> bool:
+        """Whether the disk has room for one of so many bytes; where it has not, the next is due after the same time."""
         self._folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self._folder).free
         if free >= ROOM * size:
@@ -85,11 +85,7 @@ class Interims:
 
     def forget(self, but: int | None = None) -> None:
         """Remove this attempt's, all or all but one."""
-        for step, folder in _numbered(self._folder):
-            if step != but:
-                shutil.rmtree(folder, ignore_errors=True)
-        for torn in self._folder.glob(".interim-*.tmp"):
-            shutil.rmtree(torn, ignore_errors=True)
+        _remove(self._folder, but=None if but is None else self.folder(but))
 
 
 def gone_on(task: Task, group: Group) -> Task:
@@ -107,16 +103,13 @@ def gone_on(task: Task, group: Group) -> Task:
 
 
 def taken(task: Task) -> int:
-    """Move the newest whole one of all attempts into the lease's own folder and remove the others of older ones; its step, 0 for none."""
-    own = Path(task.folder)
-    found = [
-        (step, folder)
-        for attempt in sorted(own.parent.glob("attempt-*"))
-        for step, folder in _numbered(attempt)
-        if task.milestones and task.start_resource < step < task.milestones[0]
-    ]
-    best = 0
+    """Move the newest whole one of all attempts into the lease's own folder and remove the others; its step, 0 for none."""
+    own, best = Path(task.folder), 0
+    first = task.milestones[0] if task.milestones else 0
+    found = [(int(path.name.removeprefix("interim-")), path) for path in own.parent.glob("*/interim-*")]
     for step, folder in sorted(found, reverse=True):
+        if not task.start_resource < step < first:
+            continue
         if not best and is_whole(folder) and _moved(folder, own / folder.name):
             best = step
         else:
@@ -126,8 +119,15 @@ def taken(task: Task) -> int:
 
 def forget_all(run: Path) -> None:
     """Remove those of a run that will not go on; `run` has its attempts' folders."""
-    for attempt in run.glob("attempt-*"):
-        Interims(attempt, None).forget()
+    for attempt in run.iterdir() if run.is_dir() else ():
+        _remove(attempt)
+
+
+def _remove(attempt: Path, but: Path | None = None) -> None:
+    """Remove an attempt's, half-written ones too."""
+    for folder in (*attempt.glob("interim-*"), *attempt.glob(".interim-*.tmp")):
+        if folder != but:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _moved(folder: Path, place: Path) -> bool:
@@ -141,11 +141,3 @@ def _moved(folder: Path, place: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
-    if folder.is_dir():
-        for path in list(folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if match and path.is_dir():
-                yield int(match[1]), path

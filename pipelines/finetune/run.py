@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from evaluators.base import Report, Score
 from pipelines.config import FineTuneConfig
 from pipelines.energy import EnergyConfig, added, open_meter, telemetry
@@ -32,8 +34,6 @@ from pipelines.stage import Task
 
 SAY_SECONDS = 15.0
 """So often, at most, a run writes into its log how far it is."""
-BYTES = 12.0
-"""Of a checkpoint for each trained parameter, about: the weight and two moments in fp32."""
 
 
 class Run:
@@ -80,7 +80,6 @@ class Run:
         self.group = group
         self.clock = self.said_at = time.monotonic()
         self.interims = Interims(Path(task.folder), task.checkpoint_seconds)
-        self.bytes = BYTES * adapters.trainable_parameters(model)
         self.energy = EnergyConfig(**(task.energy or {}))
         self.meter = open_meter(self.energy, task.devices)
         self.trainer = Trainer(
@@ -101,7 +100,6 @@ class Run:
         if not self.task.milestones:
             return
         self.clock = time.monotonic()
-        self.interims.restart()
         with self.meter:
             self.trainer.go(None if self.task.start is None else Path(self.task.start))
 
@@ -154,8 +152,18 @@ class Run:
         """Whether an interim checkpoint is due: by the first worker's clock and disk, and then for all."""
         if self.task.checkpoint_seconds is None:
             return False
-        own = self.group.rank == 0 and self.interims.due(self.bytes)
+        own = self.group.rank == 0 and self.interims.due() and self.interims.has_room(self.bytes())
         return self.group.sum([float(own)])[0] > 0
+
+    def bytes(self) -> int:
+        """What a checkpoint has, about: the adapter or all weights, and the optimizer's state.
+
+        Schedule-free AdamW writes its weights once more, which `interim.ROOM` has room for.
+        """
+        whole = self.config.adapter == "none" or self.held is not None
+        weights = [value for value in self.model.parameters() if whole or value.requires_grad]
+        moments = [value for state in self.trainer.optimizer.state.values() for value in state.values()]
+        return sum(value.numel() * value.element_size() for value in (*weights, *moments) if isinstance(value, Tensor))
 
     def interim(self, step: int) -> None:
         """Checkpoint without scores and without a report. The random state is the same after as before."""

@@ -156,15 +156,15 @@ def test_it_waits_for_its_time_and_for_room(tmp_path: Path, monkeypatch: pytest.
     interims = Interims(tmp_path / "attempt-0", 600)
     found = []
     for now[0] in (599, 600, 700):
-        found.append(interims.due(1000))
+        found.append(interims.due())
     interims.written(1, seconds=100)  # so that the next waits 900 s
     for now[0] in (1599, 1600):
-        found.append(interims.due(1000))
+        found.append(interims.due())
     assert found == [False, True, True, False, True]
-    free = shutil.disk_usage(tmp_path).free
-    assert not interims.due(free)
-    assert not interims.due(1000), "a full disk is asked again after the same time"
-    assert not Interims(tmp_path, None).due(0)
+    assert interims.has_room(1000)
+    assert not interims.has_room(shutil.disk_usage(tmp_path).free)
+    assert not interims.due(), "a full disk is asked again after the same time"
+    assert not Interims(tmp_path, None).due()
 
 
 def test_what_a_dead_run_kept_goes(tmp_path: Path) -> None:
@@ -173,6 +173,17 @@ def test_what_a_dead_run_kept_goes(tmp_path: Path) -> None:
     (tmp_path / "attempt-1" / "checkpoint-3").mkdir()
     forget_all(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")] == ["attempt-1/checkpoint-3"]
+
+
+@pytest.mark.parametrize("changed", [{}, {"adapter": "none"}])
+def test_its_size_is_known_before_it_is_written(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(Interims, "has_room", lambda self, size: told.append(size) is None)
+    killed(monkeypatch, config(place, **changed), tmp_path / "attempt-0", 3)
+    written = sum(path.stat().st_size for path in (tmp_path / "attempt-0" / "interim-3").glob("*.safetensors"))
+    assert told[-1] == pytest.approx(written, rel=0.25)
 
 
 def test_the_losses_of_a_checkpoint_are_json(place: Path, tmp_path: Path) -> None:
