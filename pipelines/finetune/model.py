@@ -179,8 +179,10 @@ def load_folder(
         if tokenizer.eos_token_id is None:
             raise UserError(f"base_model: the tokenizer of {folder} has no end-of-text token, so rows can't be ended")
         tokenizer.pad_token = tokenizer.eos_token
-    model = model if quantised is not None else model.to(device)
-    keep_scales(model)
+    if quantised is None:
+        model = model.to(device)
+    else:
+        keep_scales(model)
     return LoadedModel(model.eval(), tokenizer, folder)
 
 

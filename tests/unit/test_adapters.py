@@ -18,7 +18,7 @@ from evaluators.base import GenerationRequest, Report
 from pipelines.config import FineTuneConfig, parse_pipeline
 from pipelines.finetune import adapters, pissa
 from pipelines.finetune.memory import Batch, _kept
-from pipelines.finetune.model import LoadedModel, load_folder, resolve
+from pipelines.finetune.model import LoadedModel, Quantised, load_folder, resolve
 from pipelines.finetune.sft import SFTPipeline
 from pipelines.finetune.shape import read_shape
 from pipelines.finetune.trained import Trained as SizesOf
@@ -323,6 +323,18 @@ def test_quantised_weights_are_trained_on_resumed_and_scored(place: Path, tmp_pa
     assert pipeline.evaluate(job)[0].value == pytest.approx(reports[-1].scores[0].value, rel=1e-5)
     plain = EvaluationJob(config(place), job.model, "tune", job.evaluators)
     assert pipeline.evaluate(plain)[0].value != pytest.approx(reports[-1].scores[0].value, rel=1e-6)
+
+
+def test_scoring_leaves_4_bit_weights_as_they_are(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On CPUs with bf16 instructions, and on others as if they had them."""
+    modules = pytest.importorskip("bitsandbytes.nn.modules")
+    monkeypatch.setattr(modules, "has_avx512bf16", lambda: True)
+    quantised = Quantised.of(typed(place, load_in_4bit=True))
+    model = load_folder(place / "model", quantised=quantised).model
+    before = model.model.layers[0].mlp.up_proj.weight.data.clone()
+    with torch.no_grad():
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+    assert torch.equal(model.model.layers[0].mlp.up_proj.weight.data, before)
 
 
 def test_without_bitsandbytes_the_message_names_the_setting(place: Path, tmp_path: Path, monkeypatch: Any) -> None:
