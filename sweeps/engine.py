@@ -259,7 +259,7 @@ class Engine:
     @property
     def interrupted(self) -> bool:
         """Whether somebody asked it to stop, so that a resume goes on."""
-        return self.state.stop in ("ctrl-c", "command")
+        return self.state.interrupted
 
     def close(self) -> None:
         """Wait for deletions in the background. The ledger stays the driver's."""

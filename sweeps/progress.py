@@ -22,7 +22,7 @@ from sweeps.trial import finite
 from sweeps.words import describe_best, describe_trials, duration, share_done, unit_of
 
 if TYPE_CHECKING:
-    from sweeps.ledger import Event
+    from sweeps.events import Event
     from sweeps.load import LoadedSweep
     from sweeps.overview import Overview
     from sweeps.state import ReportState, RunState, SweepState
@@ -61,7 +61,7 @@ def snapshot(state: SweepState, loaded: LoadedSweep, now: float | None = None) -
     expected, rungs = plan["resource"], plan["rungs"]
     phase = _phase(state)
     running = phase == "running"
-    going_on = running or (phase == "stopping" and state.stop in ("ctrl-c", "command"))
+    going_on = running or (phase == "stopping" and state.interrupted)
     eta = estimate(state, loaded, rungs, at) if running else None
     kinds = Counter(failure.kind for run in state.runs.values() for failure in run.failures)
     follows = ["soup"] * (loaded.spec.soup is not None) + ["final step"]

@@ -193,6 +193,11 @@ class SweepState:
     seq: int = 0
 
     @property
+    def interrupted(self) -> bool:
+        """Whether somebody asked the present driver to stop, so that a resume goes on."""
+        return self.stop in ("ctrl-c", "command")
+
+    @property
     def searched(self) -> dict[str, TrialState]:
         """The trials but for the baseline's."""
         return {name: trial for name, trial in self.trials.items() if trial.baseline is None}
