@@ -35,7 +35,7 @@ from typing import Any
 from chaos_cluster import TRIAL, Driver, Town, await_none, digest, events_of, title
 from namespaces import Hosts
 
-from sweeps.ledger import Event
+from sweeps.events import Event
 
 STEPS = 5
 """Reports of a trial."""

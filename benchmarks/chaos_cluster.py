@@ -17,7 +17,8 @@ from pathlib import Path
 from namespaces import Hosts
 
 from cluster.processes import Process, below, end
-from sweeps.ledger import Event, Ledger, LedgerBegun
+from sweeps.events import Event
+from sweeps.ledger import Ledger, LedgerBegun
 
 STOCKPOT = str(Path(sys.executable).with_name("stockpot"))
 START_SECONDS = 180.0

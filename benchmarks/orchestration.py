@@ -53,7 +53,8 @@ def stockpot(trials: int) -> dict[str, float]:
     """Seconds from the loop's start to the last event, and those spent in the ledger."""
     from sweeps.backend import RayBackend
     from sweeps.engine import Engine
-    from sweeps.ledger import Event, Ledger
+    from sweeps.events import Event
+    from sweeps.ledger import Ledger
     from sweeps.load import load_text
 
     with tempfile.TemporaryDirectory() as storage:

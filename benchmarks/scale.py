@@ -85,7 +85,8 @@ def curve(config: Mapping[str, Any], resource: int, seed: int) -> float:
 def one(trials: int, nodes: int, method: str) -> dict[str, float]:
     """Run a sweep to its end; its figures."""
     from sweeps.engine import Engine
-    from sweeps.ledger import Event, Ledger
+    from sweeps.events import Event
+    from sweeps.ledger import Ledger
     from sweeps.load import load_text
     from sweeps.simulate import MemoryCheckpoints, SimulatedBackend
 

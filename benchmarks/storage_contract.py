@@ -25,8 +25,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from sweeps.driving import driving
+from sweeps.events import Event
 from sweeps.fetching import refresh
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.schemes import SCHEMES
 from sweeps.storage import Storage, StorageError, open_storage

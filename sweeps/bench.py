@@ -22,8 +22,9 @@ from evaluators.base import Direction, Score
 from evaluators.statistics import contrast
 from pipelines.soups.base import NOTHING, Ahead, Blend, SoupEvent, SoupNote
 from sweeps.engine import Backend, CallFailed
+from sweeps.events import Event, Items
 from sweeps.gathering import Grams
-from sweeps.ledger import Event, Items, Ledger, number
+from sweeps.ledger import Ledger, number
 from sweeps.loop import Pending
 from sweeps.paths import cache_dir
 from sweeps.provenance import shown

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from sweeps import budget as budgets
-from sweeps.ledger import Event
+from sweeps.events import Event
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep

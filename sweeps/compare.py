@@ -23,9 +23,10 @@ from evaluators.statistics import Paired, Side, holm, items_to_tell
 from sweeps.board import ALPHA, Measured, Row
 from sweeps.costs import CostAxis, cost_axes
 from sweeps.effects import Effect, Trial, effects
+from sweeps.events import StoredItems
 from sweeps.front import Front, find_front, numbered
 from sweeps.leaderboard import ItemReader, Plan, leaderboard, trial_items, trial_side
-from sweeps.ledger import StoredItems, number
+from sweeps.ledger import number
 from sweeps.metrics import Metric
 from sweeps.state import SweepState
 from sweeps.verdicts import Side as Measurements

@@ -20,11 +20,12 @@ from sweeps.changes import changes, describe
 from sweeps.data import refuse_changed_data
 from sweeps.driving import driving, refuse_storage
 from sweeps.engine import Engine
+from sweeps.events import Event
 from sweeps.exported import numbers
 from sweeps.fold import apply_event, fold
 from sweeps.interrupts import held, terminable, terminate_as_ctrl_c
 from sweeps.last_words import LastWords
-from sweeps.ledger import Event, Ledger, LedgerError
+from sweeps.ledger import Ledger, LedgerError
 from sweeps.load import LoadedSweep, from_record
 from sweeps.loop import Backend, CallFailed
 from sweeps.paths import SweepPaths

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from evaluators.base import Direction, ItemSet
 from evaluators.statistics import holm, paired
-from sweeps.ledger import StoredItems, number
+from sweeps.events import StoredItems
+from sweeps.ledger import number
 
 MOST_VALUES = 8
 """An axis with more values is a range; the report's importance is for those."""

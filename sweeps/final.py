@@ -32,8 +32,9 @@ from sweeps.candidates import (
     soup_candidate,
 )
 from sweeps.engine import Backend, CallFailed
+from sweeps.events import Event, Items
 from sweeps.fold import fold
-from sweeps.ledger import Event, Items, Ledger
+from sweeps.ledger import Ledger
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths
 from sweeps.retrain import TRAIN, reached

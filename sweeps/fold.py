@@ -24,9 +24,9 @@ from typing import Any
 from evaluators.base import Score
 from sweeps.budget import with_budget
 from sweeps.changes import with_priority
+from sweeps.events import Event
 from sweeps.failures import Failure, halved
 from sweeps.fitting import TooLarge
-from sweeps.ledger import Event
 from sweeps.searchers.base import Suggestion
 from sweeps.state import ReportState, Round, RunState, SoupState, SweepState, TrialState, from_number
 

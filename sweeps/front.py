@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 
 from evaluators.statistics import holm, paired
 from sweeps import pareto
-from sweeps.ledger import StoredItems, number
+from sweeps.events import StoredItems
+from sweeps.ledger import number
 from sweeps.metrics import Metric
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from sweeps.ledger import Event, Items, Ledger, StoredItems
+from sweeps.events import Event, Items, StoredItems
+from sweeps.ledger import Ledger
 
 KIND = "phase"
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from evaluators.base import Score
-from sweeps.ledger import Event, Items, Ledger
+from sweeps.events import Event, Items
+from sweeps.ledger import Ledger
 from sweeps.standings import Standings
 from sweeps.state import SweepState
 from sweeps.trial import Run

@@ -6,7 +6,8 @@ import contextlib
 import threading
 from collections.abc import Sequence
 
-from sweeps.ledger import Event, Ledger, LedgerError
+from sweeps.events import Event
+from sweeps.ledger import Ledger, LedgerError
 
 
 class LastWords:

@@ -26,9 +26,9 @@ import numpy as np
 from evaluators.statistics import holm
 from sweeps.board import ALPHA, Leaderboard, Measured, Row
 from sweeps.candidates import same_models, test_finals
+from sweeps.events import StoredItems
 from sweeps.front import Front, find_front, numbered
 from sweeps.gap import gaps
-from sweeps.ledger import StoredItems
 from sweeps.metrics import Metric
 from sweeps.seeds import CAUGHT_UP, by_trial, combined, measured, standing
 from sweeps.state import RunState, SoupState, SweepState, TrialState

@@ -21,9 +21,7 @@ from typing import Any
 import numpy as np
 
 from evaluators.base import ItemSet
-from sweeps.events import Event as Event
-from sweeps.events import Items as Items
-from sweeps.events import StoredItems as StoredItems
+from sweeps.events import Event, Items, StoredItems
 from sweeps.ledger_file import DAMAGE, SCHEMA, damaged, open_database, trouble, unwritable
 from sweeps.ledger_file import LedgerBegun as LedgerBegun
 from sweeps.ledger_file import LedgerError as LedgerError

@@ -19,13 +19,7 @@ from typing import Any
 
 from evaluators import parse_evaluator
 from evaluators.config import Direction
-from pipelines.config import (
-    PIPELINE_CONFIGS,
-    DPOConfig,
-    RagConfig,
-    parse_pipeline,
-    total_resource,
-)
+from pipelines.config import PIPELINE_CONFIGS, DPOConfig, RagConfig, parse_pipeline, total_resource
 from pipelines.cuts import cut_name
 from pipelines.finetune.recipes import KEYS as RECIPE_KEYS
 from pipelines.rag.models import LocalJudge

@@ -26,8 +26,9 @@ from evaluators.base import Direction
 from evaluators.statistics import holm
 from sweeps.board import ALPHA, Measured, Row
 from sweeps.compare import CompareError, Source, with_metrics
+from sweeps.events import StoredItems
 from sweeps.leaderboard import leaderboard, trial_side
-from sweeps.ledger import StoredItems, number
+from sweeps.ledger import number
 from sweeps.metrics import Metric
 from sweeps.problems import close
 from sweeps.seeds import combined

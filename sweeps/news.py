@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from sweeps.changes import describe_priority
-from sweeps.ledger import Event
+from sweeps.events import Event
 from sweeps.words import waiting_for
 
 KEPT = 20

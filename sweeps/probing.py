@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.config import RagConfig
 from sweeps.engine import Backend, CallFailed
+from sweeps.events import Event
 from sweeps.fold import fold
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.scoring import Say, call, ranked
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sweeps.events import Event
 from sweeps.fitting import lowered
-from sweeps.ledger import Event
 from sweeps.plan import Plan
 from sweeps.rulings import follower, on_report, promotion
 from sweeps.schedulers import build_scheduler

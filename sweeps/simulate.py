@@ -25,8 +25,9 @@ from cluster.meters import Number
 from evaluators.base import Direction, Report, Score, Split
 from sweeps.checkpoints import Checkpoint
 from sweeps.engine import Engine
+from sweeps.events import Event
 from sweeps.failures import Failure, classify
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.loop import CallFailed, Later, Loop, Pending
 from sweeps.metrics import TELEMETRY
 from sweeps.paths import SweepPaths, checkpoint_name

@@ -18,9 +18,10 @@ from pipelines.soups.recipes import build_recipe
 from pipelines.soups.recipes.ranking import NothingScored
 from sweeps.bench import Tasting, scored
 from sweeps.engine import Backend, CallFailed
+from sweeps.events import Event
 from sweeps.failures import full_disk
 from sweeps.fold import fold
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.merging import make_weights
 from sweeps.paths import SweepPaths
 from sweeps.provenance import model_card, soup_record

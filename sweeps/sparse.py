@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from pipelines.soups.base import Ingredient
 from sweeps.checkpoints import DiskCheckpoints
 from sweeps.engine import Backend, Engine
+from sweeps.events import Event
 from sweeps.fold import fold
 from sweeps.inner import InnerLedger
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, from_record
 from sweeps.metrics import ingredient_metric, soup_metric, timetable
 from sweeps.paths import SweepPaths, cache_dir

@@ -22,8 +22,8 @@ from statistics import fmean
 from typing import Any
 
 from evaluators.base import Report
+from sweeps.events import Event
 from sweeps.fold import apply_event
-from sweeps.ledger import Event
 from sweeps.plan import Plan
 from sweeps.schedulers.base import ItemReader, RunView, SweepView, no_items
 from sweeps.schedulers.base import RunState as ViewState

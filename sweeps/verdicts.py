@@ -18,7 +18,8 @@ from scipy import special
 
 from evaluators.base import Direction, ItemSet, Score, summarise
 from evaluators.statistics import Paired, holm, paired
-from sweeps.ledger import StoredItems, number
+from sweeps.events import StoredItems
+from sweeps.ledger import number
 
 ALPHA = 0.05
 """1 - coverage of the intervals."""

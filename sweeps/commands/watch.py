@@ -16,7 +16,8 @@ from sweeps.commands.look import describe, seen, spent_seconds
 from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
-    from sweeps.ledger import Event, Ledger
+    from sweeps.events import Event
+    from sweeps.ledger import Ledger
     from sweeps.load import LoadedSweep
 
 INTERRUPTED = 130

@@ -13,7 +13,8 @@ import numpy as np
 import yaml
 
 from evaluators.base import summarise
-from sweeps.ledger import StoredItems, number
+from sweeps.events import StoredItems
+from sweeps.ledger import number
 from sweeps.paths import SweepPaths
 from sweeps.report.redact import redact
 from sweeps.report.source import Source, spec_of

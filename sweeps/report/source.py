@@ -10,8 +10,9 @@ from typing import Any
 
 from evaluators.base import Direction
 from sweeps.driving import holder_of
+from sweeps.events import Event
 from sweeps.fold import fold
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, from_record, load_resolved
 from sweeps.metrics import Metric
 from sweeps.paths import SweepPaths

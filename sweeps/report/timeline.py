@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sweeps.ledger import Event
+from sweeps.events import Event
 
 BREAK = 60.0
 """Seconds between two drivers from which a break is drawn."""

@@ -20,7 +20,7 @@ from sweeps.state import ReportState, SweepState
 from sweeps.trackers.base import RunFacts, SweepFacts, Value
 
 if TYPE_CHECKING:
-    from sweeps.ledger import Event
+    from sweeps.events import Event
     from sweeps.load import LoadedSweep
     from sweeps.trackers.base import Tracker
 

@@ -7,7 +7,8 @@ import os
 from collections.abc import Iterator
 
 from sweeps.engine import Engine
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep
 
 

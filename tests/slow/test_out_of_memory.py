@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from tiny import save_model, write_rows
 
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 
 pytestmark = pytest.mark.slow
 

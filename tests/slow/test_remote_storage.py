@@ -18,7 +18,8 @@ from bucket_servers import DENIED, FULL, GS, S3, Gate, Kind, empty_and_remove, e
 from evaluators.base import Report
 from pipelines.finetune.checkpoint import is_whole, placing, write_complete
 from sweeps.driving import driving
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.storage import StorageError, open_storage
 from sweeps.trial import Attempt, Run

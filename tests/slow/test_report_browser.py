@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 
 from report_sweeps import FILE, ONE_AXIS, simulated
 
+from sweeps.events import Event
 from sweeps.failures import Failure
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.report.serve import ReportServer
 from sweeps.report.write import write_report

@@ -170,9 +170,10 @@ def test_soup_and_final_step_with_the_real_pipeline(
     from evaluators.base import Report
     from pipelines.stage import Devices, Task
     from sweeps import worker
+    from sweeps.events import Event, Items
     from sweeps.final import run_final
     from sweeps.fold import fold
-    from sweeps.ledger import Event, Items, Ledger
+    from sweeps.ledger import Ledger
     from sweeps.load import load_text
     from sweeps.soup import make_soup
 

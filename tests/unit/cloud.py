@@ -17,7 +17,8 @@ import sweeps.storage_lease
 from evaluators.base import Report
 from pipelines.finetune.checkpoint import placing, write_complete
 from sweeps.driving import driving
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.schemes import SCHEMES, Scheme
 from sweeps.storage import StorageError

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from evaluators.base import ItemSet, Report, Score, Split, summarise
+from sweeps.events import Event, Items
 from sweeps.failures import Failure
 from sweeps.fold import fold
-from sweeps.ledger import Event, Items, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.paths import SweepPaths
 from sweeps.simulate import Curve, SimulatedBackend, VirtualClock, drive

@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sweeps.events import Event
 from sweeps.failures import Failure
 from sweeps.fold import apply_event
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.news import News
 from sweeps.overview import Overview, overview

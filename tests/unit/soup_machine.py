@@ -26,8 +26,9 @@ from pipelines.finetune.checkpoint import placing, write_complete
 from pipelines.soups import cosines
 from pipelines.stage import UserError
 from sweeps.engine import CallFailed, Loop
+from sweeps.events import Event, Items
 from sweeps.failures import classify
-from sweeps.ledger import Event, Items, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.loop import Later
 from sweeps.paths import SweepPaths

@@ -13,12 +13,13 @@ from sweeps.baselines import NADAMW_ALGOPERF
 from sweeps.board import to_json
 from sweeps.board_text import to_text
 from sweeps.describe import describe
+from sweeps.events import Event
 from sweeps.failures import Failure
 from sweeps.final import run_final
 from sweeps.fold import fold
 from sweeps.keep import GIGABYTE
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Event, Ledger, number
+from sweeps.ledger import Ledger, number
 from sweeps.replay import differences
 from sweeps.report.trials import trial_records
 from sweeps.scoring import ranked

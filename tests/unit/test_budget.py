@@ -14,10 +14,11 @@ from soup_machine import Stage, load
 
 from sweeps.budget import BudgetError, asked_for, change, describe, finalists, read_settings
 from sweeps.commands.story import final_lines
+from sweeps.events import Event
 from sweeps.final import run_final
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import from_record
 from sweeps.replay import differences
 from sweeps.simulate import Killed, drive, kill_at

@@ -14,7 +14,8 @@ import pytest
 
 from sweeps import cli
 from sweeps.commands.places import find_sweep, sweeps_under, word_for
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 
 HEAVY = ("torch", "ray", "optuna", "scipy", "rich", "transformers")

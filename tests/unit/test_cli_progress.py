@@ -17,8 +17,8 @@ import pytest
 
 from evaluators.base import ItemSet, summarise
 from sweeps.commands.story import final_lines, soup_lines, verdict_line
+from sweeps.events import Event
 from sweeps.fold import apply_event
-from sweeps.ledger import Event
 from sweeps.load import LoadedSweep, load_text
 from sweeps.progress import ProgressView, snapshot
 from sweeps.state import SoupState, SweepState

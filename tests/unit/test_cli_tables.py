@@ -13,7 +13,8 @@ import pytest
 
 from evaluators.base import ItemSet, Score, summarise
 from sweeps import cli
-from sweeps.ledger import Event, Items, Ledger
+from sweeps.events import Event, Items
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.paths import SweepPaths
 

@@ -9,9 +9,9 @@ from evaluators.base import Direction, ItemSet, summarise
 from sweeps.board import Leaderboard
 from sweeps.compare import CompareError, Comparison, Source, compare
 from sweeps.compare_text import to_json, to_text
+from sweeps.events import Event, StoredItems
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Event, StoredItems
 from sweeps.metrics import Metric
 
 ITEMS = ItemSet(tuple(f"i{i}" for i in range(60)))

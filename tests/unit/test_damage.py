@@ -14,7 +14,8 @@ from simulated_sweeps import simulate
 from evaluators.base import ItemSet, Report, summarise
 from pipelines.finetune.checkpoint import content_hash, is_whole, placing, read_report, report_record, write_complete
 from sweeps.cli import main
-from sweeps.ledger import Event, Items, Ledger, LedgerError
+from sweeps.events import Event, Items
+from sweeps.ledger import Ledger, LedgerError
 from sweeps.paths import SweepPaths
 
 PARTS = [part if part < 3 else pytest.param(part, marks=pytest.mark.slow) for part in range(10)]

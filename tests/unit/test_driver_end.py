@@ -19,9 +19,10 @@ from pipelines.finetune.checkpoint import placing, write_complete
 from sweeps import driver
 from sweeps.commands.look import describe, read_snapshot
 from sweeps.driver import INTERRUPTED, _Drive, resume
+from sweeps.events import Event
 from sweeps.failures import Failure
 from sweeps.interrupts import terminable
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.loop import CallFailed, Later, Loop
 from sweeps.paths import SweepPaths

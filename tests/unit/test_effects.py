@@ -10,7 +10,7 @@ import pytest
 from evaluators.base import ItemSet
 from evaluators.statistics import items_to_tell, paired
 from sweeps.effects import Trial, effects, lines
-from sweeps.ledger import StoredItems
+from sweeps.events import StoredItems
 
 ITEMS = ItemSet(tuple(f"q{i}" for i in range(50)))
 

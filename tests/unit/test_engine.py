@@ -11,10 +11,11 @@ from plans import FINITE, LINE, backend, curve, plan
 from evaluators.base import ItemSet, Report, summarise
 from sweeps.checkpoints import Checkpoint, DiskCheckpoints, newest_whole
 from sweeps.engine import Engine
+from sweeps.events import Event
 from sweeps.failures import Failure
 from sweeps.fold import fold
 from sweeps.keep import Holding, Sized, surplus
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.replay import differences
 from sweeps.simulate import MemoryCheckpoints, drive

@@ -10,7 +10,7 @@ from scipy import stats
 
 from evaluators.base import Direction, ItemSet, summarise
 from evaluators.statistics import paired
-from sweeps.ledger import StoredItems
+from sweeps.events import StoredItems
 from sweeps.verdicts import Side, compare, verdict, with_holm
 
 N = 60

@@ -18,9 +18,10 @@ from sweeps.board import Leaderboard, to_csv, to_json
 from sweeps.board_text import to_text
 from sweeps.compare import CompareError, Source, compare_all
 from sweeps.compare_text import all_to_json, all_to_text
+from sweeps.events import Event, StoredItems
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Event, StoredItems, number
+from sweeps.ledger import number
 from sweeps.metrics import Metric
 from sweeps.pareto import hypervolume
 

@@ -19,7 +19,8 @@ from pipelines.stage import EvaluationJob, ModelSource, Services
 from sweeps import cli
 from sweeps.cards import card_line, cards_of, newest_card, subject_of, write_card
 from sweeps.cli import main
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, from_record, load_text
 from sweeps.problems import SpecError
 from sweeps.report.record import report_record

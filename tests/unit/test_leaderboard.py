@@ -12,9 +12,10 @@ import pytest
 from evaluators.base import Direction, ItemSet, Score, summarise
 from sweeps.board import Leaderboard, Measured, to_csv, to_json
 from sweeps.board_text import aligned, score_text, to_text
+from sweeps.events import Event, StoredItems
 from sweeps.fold import fold
 from sweeps.leaderboard import _valued_first, leaderboard, trial_items
-from sweeps.ledger import Event, StoredItems, number
+from sweeps.ledger import number
 from sweeps.metrics import Metric
 from sweeps.seeds import combined
 

@@ -12,7 +12,8 @@ import pytest
 from soup_machine import small_disk
 
 from evaluators.base import ItemSet, summarise
-from sweeps.ledger import SHIP_EVENTS, Event, Items, Ledger, LedgerBegun, LedgerError, number
+from sweeps.events import Event, Items
+from sweeps.ledger import SHIP_EVENTS, Ledger, LedgerBegun, LedgerError, number
 from sweeps.paths import SweepPaths
 from sweeps.segments import Segments
 
@@ -102,7 +103,7 @@ def test_a_second_driver_is_told_who_holds_the_sweep(tmp_path):
 
 def test_the_lock_of_a_killed_driver_frees_itself(tmp_path):
     code = (
-        "import os, sys; from pathlib import Path; from sweeps.ledger import Event, Ledger\n"
+        "import os, sys; from pathlib import Path; from sweeps.events import Event; from sweeps.ledger import Ledger\n"
         "l = Ledger.create(Path(sys.argv[1])); l.append([Event('sweep_created', {'name': 's', 'spec': {}})])\n"
         "print('held', flush=True); sys.stdin.read()"
     )

@@ -7,7 +7,8 @@ import pytest
 from sweep_files import SFT, folder_with_data, load, problems
 
 from evaluators.base import Score
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.sources import SourceError, resolve_source, weights_hash
 from sweeps.trial import Attempt, Run
 

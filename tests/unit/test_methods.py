@@ -13,8 +13,8 @@ import pytest
 from evaluators.base import ItemSet, Score, summarise
 from sweeps.compare import CompareError, Source
 from sweeps.compare_text import methods_to_text
+from sweeps.events import Event, StoredItems
 from sweeps.fold import fold
-from sweeps.ledger import Event, StoredItems
 from sweeps.methods import ABSENT, Methods, quantiles, robustness, value_at
 from sweeps.metrics import Metric
 

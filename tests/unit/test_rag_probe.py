@@ -18,9 +18,10 @@ from pipelines.rag import retrieve
 from pipelines.rag.probe import probe, summed
 from pipelines.stage import Devices, Services
 from sweeps import probing
+from sweeps.events import Event
 from sweeps.fold import fold
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import load_text
 
 LOADING = 1.0

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from report_sweeps import simulated
 
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.report.checklist import GROUPS, to_markdown
 from sweeps.report.record import report_record

@@ -12,7 +12,8 @@ import pytest
 from report_sweeps import simulated
 
 from sweeps import cli
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.paths import SweepPaths
 from sweeps.report.page import SCRIPTS, build_page, embedded
 from sweeps.report.record import report_record

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from report_sweeps import conclude, simulated
 
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.load import load_resolved
 from sweeps.paths import SweepPaths
 from sweeps.report.axes import axes_of

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from report_sweeps import simulated
 
-from sweeps.ledger import Event, Ledger
+from sweeps.events import Event
+from sweeps.ledger import Ledger
 from sweeps.report.serve import ReportServer
 
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from simulated_sweeps import events_of, seen_at, simulate
 from wcwidth import wcswidth
 
+from sweeps.events import Event
 from sweeps.glyphs import ASCII, UNICODE, bar, bounds, cells, clean, clip, fit, sparkline
-from sweeps.ledger import Event
 from sweeps.load import LoadedSweep
 from sweeps.news import Item
 from sweeps.overview import Overview

@@ -16,11 +16,12 @@ from soup_machine import Stage
 
 from evaluators.base import Score
 from sweeps.commands.story import final_lines
+from sweeps.events import Event
 from sweeps.final import DATA_ONLY, run_final
 from sweeps.fold import fold
 from sweeps.gap import estimate
 from sweeps.leaderboard import leaderboard
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.replay import differences
 from sweeps.scoring import ranked
 from sweeps.searchers.base import Suggestion

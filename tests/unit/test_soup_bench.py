@@ -17,8 +17,8 @@ from soup_machine import SmallMachine, Stage, small_disk
 
 from evaluators.base import ItemSet, summarise
 from sweeps import early
+from sweeps.events import Event
 from sweeps.failures import Failure
-from sweeps.ledger import Event
 from sweeps.loop import CallFailed
 from sweeps.soup import make_soup
 from sweeps.soup_spec import parse_soup

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from soup_machine import Stage
 
-from sweeps.ledger import Event
+from sweeps.events import Event
 from sweeps.load import load_text
 from sweeps.problems import SpecError
 from sweeps.sources import SourceError, resolve_source, unfoldable

@@ -22,10 +22,11 @@ from pipelines.stage import Devices
 from sweeps import worker
 from sweeps.commands.story import soup_lines
 from sweeps.engine import Engine
+from sweeps.events import Event
 from sweeps.final import run_final
 from sweeps.fold import fold
 from sweeps.inner import InnerLedger
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import load_text
 from sweeps.problems import SpecError
 from sweeps.soup import make_soup

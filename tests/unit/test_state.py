@@ -6,8 +6,8 @@ import re
 import pytest
 
 import sweeps.events
+from sweeps.events import Event
 from sweeps.fold import _TAKE, apply_event, fold
-from sweeps.ledger import Event
 
 RUN = "0000-aa/seed-0"
 SCORE = {

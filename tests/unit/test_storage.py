@@ -31,7 +31,8 @@ import sweeps.storage_lease
 from pipelines.finetune.checkpoint import is_whole
 from sweeps.commands.places import UsageError, find_sweep, sweeps_under
 from sweeps.driving import ask_to_stop, driving, holder_of, refuse_storage, unsent
-from sweeps.ledger import Event, Ledger, LedgerError
+from sweeps.events import Event
+from sweeps.ledger import Ledger, LedgerError
 from sweeps.load import load_text
 from sweeps.paths import SweepPaths
 from sweeps.problems import SpecError

@@ -33,8 +33,9 @@ import sweeps.riding
 from pipelines.finetune.checkpoint import is_whole
 from sweeps.commands.places import find_sweep
 from sweeps.driving import driving, holder_of
+from sweeps.events import Event
 from sweeps.fetching import fetch_ledger, fetch_texts
-from sweeps.ledger import Event, Ledger, LedgerError
+from sweeps.ledger import Ledger, LedgerError
 from sweeps.ledger_file import LedgerUnwritable
 from sweeps.paths import SweepPaths
 from sweeps.schemes import SCHEMES, Scheme

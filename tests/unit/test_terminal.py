@@ -11,8 +11,8 @@ import pytest
 from emulator import Screen, feed
 from simulated_sweeps import events_of, seen_at, simulate
 
+from sweeps.events import Event
 from sweeps.glyphs import ASCII, UNICODE
-from sweeps.ledger import Event
 from sweeps.load import LoadedSweep
 from sweeps.progress import ProgressView
 from sweeps.screen import draw, plain

@@ -15,8 +15,9 @@ from simulated_sweeps import FILE, HOSTILE, events_of, simulate
 
 from sweeps.commands import track as track_command
 from sweeps.commands.places import UsageError
+from sweeps.events import Event
 from sweeps.fold import fold
-from sweeps.ledger import Event, Ledger
+from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.lock import DriverLock
 from sweeps.paths import SweepPaths

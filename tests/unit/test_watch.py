@@ -16,7 +16,8 @@ from sweeps.commands import look, places
 from sweeps.commands import watch as watching
 from sweeps.commands.look import describe, logs, read_snapshot, read_state, status
 from sweeps.commands.watch import Follower, watch
-from sweeps.ledger import Event, Ledger, LedgerError
+from sweeps.events import Event
+from sweeps.ledger import Ledger, LedgerError
 from sweeps.load import LoadedSweep, load_resolved
 from sweeps.lock import DriverLock
 from sweeps.notes import Note
