@@ -62,7 +62,7 @@ def _watch(paths: SweepPaths, arguments: argparse.Namespace) -> int:
         ) from error
     if host not in LOCAL:
         print(
-            f"warning: everybody who reaches {host} can read this sweep: there is no password and no encryption",
+            f"warning: this sweep can be read through {host} by everybody who has the address below, or listens: there is no encryption",
             file=sys.stderr,
         )
     try:

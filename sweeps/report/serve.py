@@ -1,18 +1,24 @@
 """`stockpot report --watch`: the page and its record over HTTP, read-only, on loopback unless a host is named.
 
 A request whose Host header is not an address of this server is refused, so that a web page elsewhere can't read the sweep
-by letting its own name point here (DNS rebinding). The record is folded anew only when the ledger has grown.
+by letting its own name point here (DNS rebinding). Where a host is named that is not this machine alone, every request must
+have the server's token: in the address that it prints, in the cookie that the page sets, or as `Authorization: Bearer`. The
+record is folded anew only when the ledger has grown.
 """
 
 from __future__ import annotations
 
+import hmac
 import ipaddress
 import json
+import secrets
 import socket
 import threading
 from http import HTTPStatus
+from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 from sweeps.ledger import LedgerError
 from sweeps.paths import SweepPaths
@@ -60,7 +66,7 @@ class Live:
 
 
 class ReportServer(ThreadingHTTPServer):
-    """Serves one sweep. `url` says where; `serve_forever` until `shutdown`.
+    """Serves one sweep. `url` says where, with the token where there is one; `serve_forever` until `shutdown`.
 
     Args:
         paths: the sweep's.
@@ -79,6 +85,7 @@ class ReportServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
         self.live = Live(paths)
         self.host = host
+        self.token = "" if host in LOCAL else secrets.token_urlsafe(24)
 
     @property
     def port(self) -> int:
@@ -89,7 +96,27 @@ class ReportServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Where a browser on this machine finds it."""
         host = "localhost" if self.host in ("0.0.0.0", "::") else self.host
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}/"
+        return (
+            f"http://{f'[{host}]' if ':' in host else host}:{self.port}/{f'?token={self.token}' if self.token else ''}"
+        )
+
+    @property
+    def cookie(self) -> str:
+        """The name of the token's cookie: browsers keep those of all ports of a host together."""
+        return f"stockpot-{self.port}"
+
+    def lets_in(self, path: str, cookies: str, authorization: str) -> bool:
+        """Whether a request has the token, in its address, its cookies or its `Authorization`; without a token anybody's."""
+        if not self.token:
+            return True
+        given = parse_qs(urlsplit(path).query).get("token", [])
+        try:
+            kept = SimpleCookie(cookies).get(self.cookie)
+        except CookieError:
+            kept = None
+        given += [kept.value] if kept is not None else []
+        given += [authorization.removeprefix("Bearer ")] if authorization.startswith("Bearer ") else []
+        return any(hmac.compare_digest(one.encode(), self.token.encode()) for one in given)
 
     def answers_to(self, header: str | None) -> bool:
         """Whether a Host header means this server.
@@ -137,6 +164,14 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.server.answers_to(self.headers.get("Host")):
             self._send(HTTPStatus.FORBIDDEN, "text/plain", b"this server does not go by that name\n")
             return
+        headers = self.headers
+        if not self.server.lets_in(self.path, headers.get("Cookie", ""), headers.get("Authorization", "")):
+            self._send(
+                HTTPStatus.UNAUTHORIZED,
+                "text/plain",
+                b"open the address that `stockpot report` printed: it has the token\n",
+            )
+            return
         path = self.path.partition("?")[0]
         try:
             if path == "/":
@@ -172,6 +207,10 @@ class _Handler(BaseHTTPRequestHandler):
                     self.send_header(name, value)
             for name, value in _ALWAYS.items():
                 self.send_header(name, value)
+            if self.server.token and status == HTTPStatus.OK:
+                self.send_header(
+                    "Set-Cookie", f"{self.server.cookie}={self.server.token}; HttpOnly; SameSite=Strict; Path=/"
+                )
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(body)

@@ -97,6 +97,38 @@ def test_a_named_host_takes_addresses_and_its_name_only(tmp_path: Path) -> None:
         server.server_close()
 
 
+def test_elsewhere_than_on_loopback_every_request_needs_the_token(tmp_path: Path) -> None:
+    server = ReportServer(simulated(tmp_path, trials=4, total=8, finish=False), "0.0.0.0")
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        assert server.token in server.url
+        for path in ("/", "/record.json", "/elsewhere"):
+            for headers in (
+                {},
+                {"Cookie": f"{server.cookie}=wrong"},
+                {"Authorization": "Bearer wrong"},
+                {"Cookie": "=;@"},
+            ):
+                status, _, body = ask(server, path, **headers)
+                assert (status, b"big" in body) == (401, False), (path, headers)
+            assert ask(server, f"{path}?token=wrong")[0] == 401
+            assert ask(server, path, Authorization=f"Bearer {server.token}")[0] in (200, 404)
+        status, headers, _ = ask(server, f"/?token={server.token}")
+        assert status == 200
+        cookie = headers["Set-Cookie"]
+        assert "HttpOnly" in cookie
+        assert "SameSite=Strict" in cookie
+        assert ask(server, "/record.json", Cookie=cookie.partition(";")[0])[0] == 200
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_on_loopback_nothing_is_asked_for(server: ReportServer) -> None:
+    status, headers, _ = ask(server, "/")
+    assert (status, server.token, "Set-Cookie" in headers) == (200, "", False)
+
+
 def heed_ctrl_c() -> None:
     """What a script runs in its background ignores SIGINT, and so do the processes that it starts."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -117,4 +149,5 @@ def test_the_command_ends_with_ctrl_c_and_warns_of_other_hosts(tmp_path: Path) -
         out, err = process.communicate(timeout=20)
         assert process.returncode == 0
         assert "ended" in out
-        assert ("no password" in err) == warned
+        assert ("no encryption" in err) == warned
+        assert ("?token=" in line) == warned
