@@ -32,6 +32,7 @@ class Demand:
         hours: wall time at most, for backends that want to know; None where nobody said.
         image: container image with Stockpot in it.
         ray: version of Ray that is wanted.
+        job: name of what the backend makes; the sweep's label where empty.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Demand:
     hours: float | None = None
     image: str | None = None
     ray: str = ""
+    job: str = ""
 
     @property
     def label(self) -> str:

@@ -12,23 +12,19 @@ import json
 import logging
 import os
 import shlex
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
+from cluster.backend import Asked, Errand, Job, JobState
 from cluster.base import ClusterError
 from cluster.token import read_token
 
 LARGEST_BYTES = 90 * 1024**2
 """Of what travels with a job; Ray's dashboard refuses 100 MiB."""
 REACH_SECONDS = 10.0
-POLL_SECONDS = 0.5
 
-JobState = Literal["waiting", "running", "succeeded", "failed", "stopped"]
 _STATES: dict[str, JobState] = {
     "PENDING": "waiting",
     "RUNNING": "running",
@@ -38,29 +34,7 @@ _STATES: dict[str, JobState] = {
 }
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job as the cluster knows it.
-
-    Attributes:
-        id: its name there.
-        state: how far it is.
-        message: what the cluster says of it.
-        status: exit status of its command, once it has ended by itself.
-    """
-
-    id: str
-    state: JobState
-    message: str = ""
-    status: int | None = None
-
-    @property
-    def over(self) -> bool:
-        """Whether it has ended."""
-        return self.state in ("succeeded", "failed", "stopped")
-
-
-class RayJobs:
+class RayJobs(Asked):
     """The jobs of one cluster.
 
     Args:
@@ -71,8 +45,10 @@ class RayJobs:
         ClusterError: if nobody answers, the token is not the cluster's, or it asks for none.
     """
 
+    inside = "auto"
+
     def __init__(self, address: str, *, insecure: bool = False) -> None:
-        self.address = address.rstrip("/")
+        self.address = self.place = address.rstrip("/")
         token = read_token(os.environ)
         refuse_open(self.address, token, insecure=insecure)
         try:
@@ -85,33 +61,21 @@ class RayJobs:
         except (ImportError, RuntimeError, ConnectionError) as error:
             raise ClusterError(f"can't use Ray Jobs at {self.address}: {_first(error)}") from error
 
-    def submit(self, words: Sequence[str], job: str, folder: Path | None, environment: Mapping[str, str]) -> str:
-        """Start a command on the head; returns the job's name.
-
-        Args:
-            words: the command; quoted here, so nothing in it is the shell's.
-            job: its name; one name is taken once.
-            folder: travels along, and is where the command runs.
-            environment: variables of the command, no secrets.
-
-        Raises:
-            ClusterError: if the cluster refuses it.
-        """
-        runtime: dict[str, Any] = {"env_vars": dict(environment)}
-        if folder is not None:
-            runtime["working_dir"] = str(folder)
+    def submit(self, errand: Errand) -> Job:
+        """Start a command on the head; see `Backend.submit`."""
+        runtime: dict[str, Any] = {"env_vars": dict(errand.environment)}
+        if errand.folder is not None:
+            runtime["working_dir"] = str(errand.folder)
         try:
-            name: str = self._client.submit_job(entrypoint=shlex.join(words), submission_id=job, runtime_env=runtime)
+            job: str = self._client.submit_job(
+                entrypoint=shlex.join(errand.words), submission_id=errand.name, runtime_env=runtime
+            )
         except (RuntimeError, ValueError) as error:
             raise ClusterError(f"{self.address} refuses the job: {_first(error)}") from error
-        return name
+        return Job(job, "waiting")
 
     def status(self, job: str) -> Job:
-        """How far a job is.
-
-        Raises:
-            ClusterError: if the cluster doesn't know it, or doesn't answer.
-        """
+        """See `Backend.status`."""
         try:
             info = self._client.get_job_info(job)
         except (RuntimeError, OSError) as error:
@@ -119,64 +83,36 @@ class RayJobs:
         return Job(job, _STATES[str(info.status.value)], info.message or "", info.driver_exit_code)
 
     def logs(self, job: str) -> str:
-        """What its command has printed so far.
-
-        Raises:
-            ClusterError: as `status`.
-        """
+        """See `Backend.logs`. Asked for again and again by `follow`: Ray's own stream may end while the job runs (ray#60665)."""
         try:
             text: str = self._client.get_job_logs(job)
         except (RuntimeError, OSError) as error:
             raise ClusterError(f"{self.address} has no log of the job {job}: {_first(error)}") from error
         return text
 
-    def follow(self, job: str, every: float = 1.0) -> Iterator[str]:
-        """What its command prints, as it comes, until it has ended.
-
-        The log is asked for again and again: Ray's own stream may end while the job runs (ray#60665).
-
-        Raises:
-            ClusterError: as `status`.
-        """
-        shown = 0
-        while True:
-            over = self.status(job).over
-            text = self.logs(job)
-            if len(text) > shown:
-                yield text[shown:]
-                shown = len(text)
-            if over:
-                return
-            time.sleep(every)
-
     def cancel(self, job: str) -> None:
-        """Ask a job to end; its driver has a moment to write what it knows.
-
-        Raises:
-            ClusterError: as `status`.
-        """
+        """See `Backend.cancel`."""
         try:
             self._client.stop_job(job)
         except (RuntimeError, OSError) as error:
             raise ClusterError(f"{self.address} does not stop the job {job}: {_first(error)}") from error
 
-    def result(self, job: str, seconds: float) -> Job:
-        """Wait for the end of a job.
+    def ask(self, errand: Errand, near: str, seconds: float) -> str:
+        """A short job on the head, wherever the other one is; see `Asked.ask`."""
+        job = self.submit(errand)
+        self.result(job.id, seconds)
+        return self.logs(job.id)
 
-        Raises:
-            ClusterError: as `status`, and where it has not ended in time.
-        """
-        until = time.monotonic() + seconds
-        while not (found := self.status(job)).over:
-            if time.monotonic() > until:
-                raise ClusterError(f"the job {job} has not ended after {seconds:g} s")
-            time.sleep(POLL_SECONDS)
-        return found
-
-
-def is_jobs_address(address: str | None) -> bool:
-    """Whether an address means Ray Jobs."""
-    return address is not None and address.startswith(("http://", "https://"))
+    def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
+        """A job on the head that goes on until it ends or nobody watches; see `Asked.attend`."""
+        job = self.submit(errand)
+        try:
+            for text in self.follow(job.id):
+                say(text)
+        except KeyboardInterrupt:
+            self.cancel(job.id)
+            raise
+        return self.status(job.id).status or 0
 
 
 def refuse_open(address: str, token: str | None, *, insecure: bool) -> None:

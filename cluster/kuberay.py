@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -27,13 +29,14 @@ RETRIES = 3
 TTL_SECONDS = 300
 
 
-def rayjob(demand: Demand, volume: str, operator: str = "kuberay-operator") -> str:
+def rayjob(demand: Demand, volume: str, operator: str = "kuberay-operator", words: Sequence[str] = ()) -> str:
     """A ConfigMap with the sweep file, the RayJob, and its NetworkPolicy, as YAML.
 
     Args:
         demand: what the sweep asks for.
         volume: name of a PersistentVolumeClaim that many nodes can write: data and `storage` lie on it.
         operator: namespace of the KubeRay operator, which asks the head how the job is.
+        words: the command; empty runs the sweep, or goes on with it.
 
     Raises:
         ClusterError: if there is no image, or the file is too large for a ConfigMap.
@@ -46,9 +49,51 @@ def rayjob(demand: Demand, volume: str, operator: str = "kuberay-operator") -> s
     ]
     if demand.secrets:
         literals = " ".join(f'--from-literal={name}="${name}"' for name in demand.secrets)
-        notes.append(f"# Before: kubectl create secret generic {_secret(demand)} {literals}")
-    parts = [_config_map(demand), _job(demand, volume), _policy(demand, operator)]
+        notes.append(f"# Before: kubectl create secret generic {secret_name(demand)} {literals}")
+    parts = [_config_map(demand)] if demand.text else []
+    return _written(notes, [*parts, _job(demand, volume, words), _policy(demand, operator)])
+
+
+def raycluster(demand: Demand, volume: str, operator: str = "kuberay-operator") -> str:
+    """A RayCluster that stays, for sweeps that come as Ray Jobs, and its NetworkPolicy, as YAML.
+
+    Args:
+        demand: what a sweep asks for; its file is not part of it.
+        volume: as of `rayjob`.
+        operator: as of `rayjob`.
+
+    Raises:
+        ClusterError: if there is no image.
+    """
+    name = _name(demand)
+    standing = replace(demand, text="")
+    head = f"kubectl get secret {name} -o jsonpath={{.data.auth_token}} | base64 -d"
+    notes = [
+        f"# A cluster of {demand.nodes} x {demand.cpus} CPUs + {demand.gpus} GPUs that stays until: kubectl delete raycluster {name}",
+        f"# Its token: (umask 077; {head} > ~/.stockpot/ray-token)",
+        f"# Its door: kubectl port-forward service/{name}-head-svc 8265",
+        f"# A sweep: stockpot submit SWEEP.yaml --address http://127.0.0.1:8265 --set storage={MOUNT}/stockpot-runs --detach",
+    ]
+    cluster = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayCluster",
+        "metadata": {"name": name},
+        "spec": _cluster(standing, volume),
+    }
+    return _written(notes, [cluster, _policy(standing, operator)])
+
+
+def secret_name(demand: Demand) -> str:
+    """The Secret with what the sweep names, the same for all its jobs."""
+    return f"{demand.label}-secrets"
+
+
+def _written(notes: Sequence[str], parts: Sequence[dict[str, Any]]) -> str:
     return "\n".join(notes) + "\n" + yaml.dump_all(parts, Dumper=_Plain, sort_keys=False, width=120, allow_unicode=True)
+
+
+def _name(demand: Demand) -> str:
+    return demand.job or demand.label
 
 
 class _Plain(yaml.SafeDumper):
@@ -69,14 +114,14 @@ def _config_map(demand: Demand) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": {"name": f"{demand.label}-sweep"},
+        "metadata": {"name": f"{_name(demand)}-sweep"},
         "data": {demand.file: demand.text},
     }
 
 
-def _job(demand: Demand, volume: str) -> dict[str, Any]:
-    command = demand.command(f"{MOUNT}/{demand.file}", "auto")
-    if not demand.names_storage:
+def _job(demand: Demand, volume: str, words: Sequence[str]) -> dict[str, Any]:
+    command = list(words) or demand.command(f"{MOUNT}/{demand.file}", "auto")
+    if not words and not demand.names_storage:
         command += ["--set", f"storage={MOUNT}/stockpot-runs"]
     spec: dict[str, Any] = {
         "entrypoint": shlex.join(command),
@@ -87,7 +132,18 @@ def _job(demand: Demand, volume: str) -> dict[str, Any]:
     }
     if demand.hours is not None:
         spec["activeDeadlineSeconds"] = math.ceil(demand.hours * 3600)
-    spec["rayClusterSpec"] = {
+    spec["rayClusterSpec"] = _cluster(demand, volume)
+    return {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": _name(demand)},
+        "spec": spec,
+    }
+
+
+def _cluster(demand: Demand, volume: str) -> dict[str, Any]:
+    """A RayCluster's spec: a head that holds no trial, and the machines."""
+    return {
         "rayVersion": demand.ray,
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
@@ -107,12 +163,6 @@ def _job(demand: Demand, volume: str) -> dict[str, Any]:
             }
         ],
     }
-    return {
-        "apiVersion": "ray.io/v1",
-        "kind": "RayJob",
-        "metadata": {"name": demand.label},
-        "spec": spec,
-    }
 
 
 def _pod(
@@ -125,25 +175,24 @@ def _pod(
         "name": name,
         "image": wanted_image(demand),
         "resources": {"limits": has, "requests": has},
-        "volumeMounts": [
-            {"name": "volume", "mountPath": MOUNT},
-            {"name": "sweep", "mountPath": f"{MOUNT}/{demand.file}", "subPath": demand.file, "readOnly": True},
-        ],
+        "volumeMounts": [{"name": "volume", "mountPath": MOUNT}],
     }
+    volumes: list[dict[str, Any]] = [{"name": "volume", "persistentVolumeClaim": {"claimName": volume}}]
+    if demand.text:
+        place = {"name": "sweep", "mountPath": f"{MOUNT}/{demand.file}", "subPath": demand.file, "readOnly": True}
+        container["volumeMounts"].append(place)
+        volumes.append({"name": "sweep", "configMap": {"name": f"{_name(demand)}-sweep"}})
     container["env"] = [{"name": name, "value": value} for name, value in HEALTH.items()]
     if head:
         container["env"] += [
-            {"name": name, "valueFrom": {"secretKeyRef": {"name": _secret(demand), "key": name}}}
+            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name(demand), "key": name}}}
             for name in demand.secrets
         ]
     return {
         "metadata": {"labels": _labels(demand)},
         "spec": {
             "containers": [container],
-            "volumes": [
-                {"name": "volume", "persistentVolumeClaim": {"claimName": volume}},
-                {"name": "sweep", "configMap": {"name": f"{demand.label}-sweep"}},
-            ],
+            "volumes": volumes,
         },
     }
 
@@ -153,14 +202,14 @@ def _policy(demand: Demand, operator: str) -> dict[str, Any]:
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": {"name": demand.label},
+        "metadata": {"name": _name(demand)},
         "spec": {
             "podSelector": {"matchLabels": _labels(demand)},
             "policyTypes": ["Ingress"],
             "ingress": [
                 {"from": [{"podSelector": {"matchLabels": _labels(demand)}}]},
                 {
-                    "from": [{"podSelector": {"matchLabels": {"batch.kubernetes.io/job-name": demand.label}}}],
+                    "from": [{"podSelector": {"matchLabels": {"batch.kubernetes.io/job-name": _name(demand)}}}],
                     "ports": [{"protocol": "TCP", "port": 8265}],
                 },
                 {
@@ -173,8 +222,4 @@ def _policy(demand: Demand, operator: str) -> dict[str, Any]:
 
 
 def _labels(demand: Demand) -> dict[str, str]:
-    return {"stockpot/sweep": demand.label}
-
-
-def _secret(demand: Demand) -> str:
-    return f"{demand.label}-secrets"
+    return {"stockpot/sweep": _name(demand)}

@@ -44,6 +44,12 @@ class Process:
         return bool(fields) and fields[_STATE] != "Z" and int(fields[_BEGAN]) == self.began
 
 
+def process(pid: int) -> Process:
+    """The process that has an id now; one that has ended never was alive."""
+    fields = _stat(pid)
+    return Process(pid, int(fields[_BEGAN]) if fields else 0)
+
+
 def below(root: int) -> list[Process]:
     """Every process that `root` started, and those that they did."""
     children = _grouped(_PARENT)

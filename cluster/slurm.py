@@ -13,21 +13,23 @@ from __future__ import annotations
 import math
 import re
 import shlex
+from collections.abc import Sequence
 
+from cluster.backend import ADDRESS
 from cluster.base import HEALTH, ClusterError
 from cluster.demand import Demand
 
-_ADDRESS = "\0"
 TOLD_SECONDS = 120
 """How long before its time is up the driver is told, so that running trials reach their next report."""
 
 
-def sbatch(demand: Demand, partition: str | None = None) -> str:
+def sbatch(demand: Demand, partition: str | None = None, words: Sequence[str] = ()) -> str:
     """The batch script.
 
     Args:
         demand: what the sweep asks for.
         partition: Slurm's; its default where None.
+        words: the command, with `ADDRESS` for the cluster's; empty runs the sweep, or goes on with it.
 
     Raises:
         ClusterError: if a name can't stand in the script's head.
@@ -46,7 +48,7 @@ def sbatch(demand: Demand, partition: str | None = None) -> str:
         "signal": f"B:TERM@{TOLD_SECONDS}",
         "requeue": "",
         "open-mode": "append",
-        "output": f"{demand.label}-%j.log",
+        "output": log_name(demand, "%j"),
     }
     head = "\n".join(
         f"#SBATCH --{key}" + (f"={value}" if value != "" else "") for key, value in asked.items() if value is not None
@@ -59,14 +61,19 @@ def sbatch(demand: Demand, partition: str | None = None) -> str:
         "FOLDER": shlex.quote(demand.folder),
         "LABEL": demand.label,
         "GPUS": str(demand.gpus),
-        "COMMAND": " ".join('"$address"' if word is None else shlex.quote(word) for word in _words(demand)),
+        "COMMAND": " ".join('"$address"' if word is None else shlex.quote(word) for word in _words(demand, words)),
     }
     return re.sub("@([A-Z]+)@", lambda mark: values[mark[1]], _SCRIPT)
 
 
-def _words(demand: Demand) -> list[str | None]:
+def log_name(demand: Demand, job: str) -> str:
+    """Name of the file beside the sweep file that a job prints into."""
+    return f"{demand.label}-{job}.log"
+
+
+def _words(demand: Demand, words: Sequence[str]) -> list[str | None]:
     """The command; None where the address comes, which the script finds out."""
-    return [None if word == _ADDRESS else word for word in demand.command(demand.file, _ADDRESS)]
+    return [None if word == ADDRESS else word for word in words or demand.command(demand.file, ADDRESS)]
 
 
 def _clock(hours: float) -> str:

@@ -15,6 +15,7 @@ from sweeps.options import (
     add_insecure,
     add_jobs,
     add_json,
+    add_machines,
     add_name,
     add_storage,
     count,
@@ -149,9 +150,12 @@ def _add_running(add: Add) -> None:
         help="go on with the sweep where it is there already, for scripts that restart",
     )
     add_address(
-        submit, "a Ray cluster: host:port of its head, or http://HEAD:8265 for Ray Jobs; default: Ray started here"
+        submit,
+        "a Ray cluster: host:port of its head, or http://HEAD:8265 for Ray Jobs; or slurm://[PARTITION] or "
+        "kuberay://[NAMESPACE], which raise one; default: Ray started here",
     )
     add_jobs(submit)
+    add_machines(submit)
     add_json(submit, "print one JSON object at the end; progress goes to stderr")
     resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
     add_name(resume)
@@ -196,6 +200,7 @@ def _add_reading(add: Add) -> None:
     add_name(logs)
     add_insecure(logs)
     logs.add_argument("trial", nargs="?", metavar="TRIAL", help="a trial's name, its beginning or its number")
+    logs.add_argument("--job", action="store_true", help="what the job that drives it printed, where one does")
     logs.add_argument("-n", "--lines", type=positive, default=40, help="lines of a log shown (default 40)")
     logs.add_argument("-f", "--follow", action="store_true", help="go on showing what is added, while a driver runs")
     logs.add_argument(
@@ -370,13 +375,10 @@ def _add_cluster(add: Add) -> None:
     manifest = verbs.add_parser("manifest", help=about, description=about[0].upper() + about[1:] + ".")
     manifest.add_argument("backend", metavar="|".join(MANIFESTS), help="whose manifest")
     add_file(manifest)
-    for name, unit in (("nodes", "machines"), ("cpus", "CPU threads of each"), ("gpus", "GPUs of each")):
-        manifest.add_argument(
-            f"--{name}", type=positive if name != "gpus" else count, metavar="N", help=f"{unit} (default: fitting)"
-        )
-    manifest.add_argument("--memory-gb", type=positive, metavar="N", help="memory of each")
-    manifest.add_argument("--image", metavar="IMAGE", help="kuberay: container image with Stockpot in it")
-    manifest.add_argument("--volume", metavar="CLAIM", help="kuberay: volume claim with data and storage")
+    add_machines(manifest)
+    manifest.add_argument(
+        "--standing", action="store_true", help="kuberay: a RayCluster that stays, for sweeps by --address http://..."
+    )
     manifest.add_argument("--partition", metavar="P", help="slurm: partition (default: the cluster's)")
     manifest.add_argument("--hosts", metavar="A,B,...", help="ray-up: your own machines, the head first")
     manifest.add_argument("--user", metavar="U", help="ray-up: who logs in (default: you, or ubuntu on AWS)")

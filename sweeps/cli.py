@@ -89,6 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     """Run the command here, or on the cluster that a sweep was submitted to."""
+    if arguments.command == "logs" and arguments.job:
+        from sweeps.commands.jobs import job_log
+
+        return job_log(arguments)
     if arguments.command in ASKED:
         from sweeps.notes import NOTES
 

@@ -1,9 +1,10 @@
-"""Which sweeps were submitted to a cluster from here: one small file each under `~/.stockpot/detached/`."""
+"""Which sweeps were submitted to a backend from here: one small file each under `~/.stockpot/detached/`."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,21 @@ NOTES = Path("~/.stockpot/detached")
 
 @dataclass(frozen=True)
 class Note:
-    """A sweep that was submitted to a cluster from here.
+    """A sweep that was submitted to a backend from here.
 
     Attributes:
         name: the sweep's.
-        address: `http://host:port` of the cluster's dashboard.
+        address: the backend's; empty is this machine.
         storage: folder of sweeps there.
         job: the newest job that drives it.
+        machines: what a backend that raises clusters was asked for (`sweeps.commands.backends.Machines`).
     """
 
     name: str
     address: str
     storage: str
     job: str
+    machines: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_note(name: str) -> Note | None:

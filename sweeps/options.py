@@ -77,13 +77,26 @@ def add_address(
 
 def add_jobs(command: argparse.ArgumentParser) -> None:
     """`--detach` and `--insecure`."""
-    command.add_argument("--detach", action="store_true", help="Ray Jobs: return at once; the sweep goes on there")
+    command.add_argument(
+        "--detach", action="store_true", help="return once the sweep runs, or waits in a queue; it goes on without us"
+    )
     add_insecure(command)
 
 
 def add_insecure(command: argparse.ArgumentParser) -> None:
     """`--insecure`."""
     command.add_argument("--insecure", action="store_true", help="Ray Jobs: also where the cluster lets everybody in")
+
+
+def add_machines(command: argparse.ArgumentParser) -> None:
+    """What machines are asked for, where a cluster is raised for the sweep."""
+    for name, unit in (("nodes", "machines"), ("cpus", "CPU threads of each"), ("gpus", "GPUs of each")):
+        command.add_argument(
+            f"--{name}", type=positive if name != "gpus" else count, metavar="N", help=f"{unit} (default: fitting)"
+        )
+    command.add_argument("--memory-gb", type=positive, metavar="N", help="memory of each")
+    command.add_argument("--image", metavar="IMAGE", help="kuberay: container image with Stockpot in it")
+    command.add_argument("--volume", metavar="CLAIM", help="kuberay: volume claim with data and storage")
 
 
 def add_json(command: argparse.ArgumentParser, text: str = "print JSON") -> None:

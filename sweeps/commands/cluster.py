@@ -155,17 +155,29 @@ def manifest(arguments: argparse.Namespace) -> int:
 
 def demand_of(arguments: argparse.Namespace) -> Demand:
     """The sweep's wishes, from its file, with what the command line says of machines."""
+    from sweeps.load import load_file
+
+    file = sweep_file(arguments)
+    return demand_for(load_file(file, arguments.sets), arguments, file, file.read_text(encoding="utf-8"))
+
+
+def demand_for(loaded: LoadedSweep, arguments: argparse.Namespace, file: Path, text: str) -> Demand:
+    """The sweep's wishes.
+
+    Args:
+        loaded: the sweep.
+        arguments: what the command line says of machines.
+        file: the sweep file; a job runs in its folder.
+        text: its content; empty where a sweep goes on, which needs no file.
+    """
     from importlib.metadata import version
 
     from cluster.demand import Demand
-    from sweeps.load import load_file
     from sweeps.yaml_source import read
 
-    file = sweep_file(arguments)
-    loaded = load_file(file, arguments.sets)
-    cpus, gpus, nodes = machines_of(loaded, arguments.cpus, arguments.gpus, arguments.nodes)
-    text = file.read_text(encoding="utf-8")
-    written = read(text.encode()).data
+    given = vars(arguments)
+    cpus, gpus, nodes = machines_of(loaded, given.get("cpus"), given.get("gpus"), given.get("nodes"))
+    written, sets = read(text.encode()).data or {}, tuple(given.get("sets") or ())
     references = (_SECRET.match(value) for value in loaded.spec.env.values())
     return Demand(
         name=loaded.spec.name,
@@ -175,12 +187,12 @@ def demand_of(arguments: argparse.Namespace) -> Demand:
         file=file.name,
         text=text,
         folder=os.path.abspath(file.parent),
-        memory_gb=arguments.memory_gb,
-        names_storage="storage" in written or any(text.startswith("storage=") for text in arguments.sets),
-        sets=tuple(arguments.sets),
+        memory_gb=given.get("memory_gb"),
+        names_storage="storage" in written or any(one.startswith("storage=") for one in sets),
+        sets=sets,
         secrets=tuple(found[1] for found in references if found),
         hours=None if loaded.spec.budget.hours is None else loaded.spec.budget.hours + 1.0,
-        image=arguments.image,
+        image=given.get("image"),
         ray=version("ray"),
     )
 
@@ -223,13 +235,13 @@ def machines_of(loaded: LoadedSweep, cpus: int | None, gpus: int | None, nodes: 
 
 def _write(arguments: argparse.Namespace, demand: Demand) -> str:
     if arguments.backend == "kuberay":
-        from cluster.kuberay import rayjob
+        from cluster.kuberay import raycluster, rayjob
 
         if arguments.volume is None:
             raise UsageError(
                 "--volume: name the volume claim that holds data and storage; many nodes must be able to write it"
             )
-        return rayjob(demand, arguments.volume)
+        return raycluster(demand, arguments.volume) if arguments.standing else rayjob(demand, arguments.volume)
     if arguments.backend == "slurm":
         from cluster.slurm import sbatch
 
@@ -248,7 +260,7 @@ def _write(arguments: argparse.Namespace, demand: Demand) -> str:
 
 
 _OWN = {
-    "kuberay": ("image", "volume"),
+    "kuberay": ("image", "volume", "standing"),
     "slurm": ("partition",),
     "ray-up": ("hosts", "user", "region", "instance", "install"),
 }
@@ -257,7 +269,7 @@ _OWN = {
 
 def _refuse_foreign(arguments: argparse.Namespace) -> None:
     for backend, names in _OWN.items():
-        given = [name for name in names if getattr(arguments, name) is not None]
+        given = [name for name in names if getattr(arguments, name) not in (None, False)]
         if backend != arguments.backend and given:
             raise UsageError(
                 f"--{given[0]} is of {backend}'s manifest and means nothing to {arguments.backend}; delete it"

@@ -139,6 +139,11 @@ def status(arguments: argparse.Namespace) -> int:
 
         return watch(paths, arguments.interval, arguments.json)
     shot = read_snapshot(paths)
+    if shot["driver"] is None:
+        from sweeps.commands.jobs import job_record, open_job
+
+        queued = open_job(paths)
+        shot["job"] = None if queued is None else job_record(*queued)
     print(json.dumps(shot, indent=2, allow_nan=False) if arguments.json else describe(shot, paths))
     return 0
 
@@ -167,6 +172,10 @@ def describe(shot: Mapping[str, Any], paths: SweepPaths) -> str:
     if priority["priority"] or priority["before"] is not None:
         lines.append(f"  priority {describe_priority(**priority)}")
     lines.append(f"  driver   {_driver(shot)}")
+    if shot.get("job"):
+        from sweeps.commands.jobs import in_words
+
+        lines.append(f"  job      {in_words(shot['job'])}")
     if driver is not None:
         lines.append(f"  devices  {_devices(shot)}")
     heard = shot["reported_at"]

@@ -176,8 +176,11 @@ def go_on(paths: SweepPaths, address: str | None = None) -> str:
         address: of its last driver's cluster; None where it had a Ray of its own.
     """
     word, note = word_for(paths), read_note(paths.name)
-    if note is not None and word != paths.name and SweepPaths.of(note.storage, note.name).place == paths.place:
-        return f"stockpot resume {paths.name}"
+    if note is not None and SweepPaths.of(note.storage, note.name).place == paths.place:
+        if "://" in note.address:  # its driver's cluster was the job's own, or is reached through the job's door
+            return f"stockpot resume {paths.name}"
+        if word != paths.name:
+            word = paths.name
     return f"stockpot resume {word}" + (f" --address {address}" if address else "")
 
 

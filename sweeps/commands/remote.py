@@ -1,7 +1,7 @@
-"""Sweeps that run elsewhere: submitted as a Ray job, and read, stopped and resumed from here.
+"""Sweeps whose driver runs in another process: submitted to a backend, and read, stopped and resumed from here.
 
 What was submitted is noted in `~/.stockpot/detached/`, so that NAME is enough afterwards. A command about such a sweep reads its
-storage where this machine sees it, and else runs as a short job on the cluster's head.
+storage where this machine sees it, and else is run where the sweep is.
 """
 
 from __future__ import annotations
@@ -13,18 +13,36 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cluster.jobs import Job, RayJobs
+from cluster.backend import Asked, Backend, Errand
 from sweeps.arguments import MISTAKE
 from sweeps.away import VERSIONS, read_answer, versions
+from sweeps.commands.backends import (
+    KUBERAY,
+    RAISING,
+    SLURM,
+    machines_of_file,
+    machines_of_sweep,
+    noted_backend,
+    open_backend,
+    refuse_foreign,
+)
+from sweeps.commands.jobs import last_words, not_begun, say, told_last
 from sweeps.commands.places import UsageError, holds_sweep, sweep_file
 from sweeps.notes import Note, read_note, write_note
 from sweeps.paths import SweepPaths, is_remote
 
+if TYPE_CHECKING:
+    from sweeps.load import LoadedSweep
+
 ASK_SECONDS = 120.0
 START_SECONDS, REFUSAL_SECONDS, POLL_SECONDS = 30.0, 3.0, 0.5
 """A job is watched until it has run so long, or for so long in all, before `--detach` returns."""
+OWN_SECONDS = 60.0
+"""A process of this machine is watched until the sweep has begun, or for so long."""
 NOT_YET = "there is no sweep"
 """What a command says of a sweep whose folder is not there."""
 FOLLOWING = ("watch", "follow")
@@ -32,42 +50,78 @@ FOLLOWING = ("watch", "follow")
 
 
 def submit(arguments: argparse.Namespace) -> int:
-    """Ship a sweep and start it as a Ray job; return at once with `--detach`, else follow it."""
+    """Hand a sweep to a backend; return at once with `--detach`, else follow it."""
     from sweeps.load import load_file
+
+    refuse_foreign(arguments)
+    file, address = sweep_file(arguments), arguments.address or ""
+    loaded = load_file(file, arguments.sets, fetch=False)
+    own = [] if address.startswith(("http", KUBERAY)) else [loaded.paths]  # what is written here, or seen from here
+    for paths in own:
+        _refuse_used(paths, arguments.or_resume)
+    machines = machines_of_file(arguments) if address.startswith(RAISING) else None
+    backend = open_backend(address, machines, insecure=arguments.insecure)
+    storage = _storage_of(loaded, address, file, arguments.sets)
+    if isinstance(backend, Asked):
+        _warn_unreadable(storage, backend.place, loaded.spec.name)
+    with tempfile.TemporaryDirectory(prefix="stockpot-") as folder:
+        errand = _errand(arguments, loaded, storage, backend, Path(folder))
+        job = backend.submit(errand)
+    note = Note(loaded.spec.name, address, storage, job.id, machines.record() if machines else {})
+    write_note(note)
+    _refuse_early_end(backend, job.id, own)
+    return _submitted(note, backend, arguments)
+
+
+def _errand(
+    arguments: argparse.Namespace, loaded: LoadedSweep, storage: str, backend: Backend, travelling: Path
+) -> Errand:
+    """The command that drives the sweep on a backend.
+
+    Args:
+        arguments: as parsed.
+        loaded: the sweep.
+        storage: as the backend's machines see it.
+        backend: where it is to run.
+        travelling: an empty folder, for what travels along.
+    """
+    name, address, file = _job_name(loaded.spec.name), arguments.address or "", sweep_file(arguments)
+    restarts = ["--or-resume"] if arguments.or_resume else []
+    if address.startswith(RAISING):
+        return Errand(name, ())
+    if not address.startswith("http"):
+        words = [*_own_words("submit"), os.path.abspath(file), *restarts, *_sets(arguments.sets)]
+        return Errand(name, [*words, *_at(address, arguments)])
+    from sweeps.shipping import stage
     from sweeps.yaml_source import read
 
-    file = sweep_file(arguments)
-    loaded = load_file(file, arguments.sets, fetch=False)
-    storage = _storage_of(loaded.spec.storage, file, arguments.sets)
-    jobs = RayJobs(arguments.address, insecure=arguments.insecure)
-    _warn_unreadable(storage, arguments.address, loaded.spec.name)
-    from sweeps.shipping import stage
-
-    with tempfile.TemporaryDirectory(prefix="stockpot-") as own:
-        place = stage(file, read(file.read_bytes()).data, Path(own))
-        words = ["python", "-m", "sweeps.away", "submit", f"--storage={storage}", f"--file={place}", "--"]
-        words += [*(["--or-resume"] if arguments.or_resume else ()), *_sets(arguments.sets)]
-        job = jobs.submit(words, _job_name(loaded.spec.name), Path(own), _environment())
-    note = Note(loaded.spec.name, arguments.address, storage, job)
-    write_note(note)
-    _refuse_early_end(jobs, job)
-    return _submitted(note, jobs, arguments)
+    place = stage(file, read(file.read_bytes()).data, travelling)
+    words = ["python", "-m", "sweeps.away", "submit", f"--storage={storage}", f"--file={place}", "--"]
+    return Errand(name, [*words, *restarts, *_sets(arguments.sets)], travelling, _environment())
 
 
 def resume(arguments: argparse.Namespace, note: Note) -> int:
-    """Go on with a sweep on its cluster, as a new job."""
-    jobs = RayJobs(note.address, insecure=arguments.insecure)
-    words = ["stockpot", "resume", f"{note.storage}/{note.name}", "--address", "auto"]
-    words += [word for text in arguments.budget for word in ("--budget", text)]
-    words += [] if arguments.priority is None else ["--priority", str(arguments.priority)]
-    job = jobs.submit(words, _job_name(note.name), None, _environment())
-    note = Note(note.name, note.address, note.storage, job)
+    """Go on with a sweep where it ran, or at another address, as a new job."""
+    refuse_foreign(arguments)
+    paths = SweepPaths.of(note.storage, note.name)
+    if note.address.startswith(RAISING) and not note.machines:
+        note = replace(note, machines=machines_of_sweep(arguments, note).record())
+    backend = noted_backend(note, insecure=arguments.insecure)
+    rest = [word for text in arguments.budget for word in ("--budget", text)]
+    rest += [] if arguments.priority is None else ["--priority", str(arguments.priority)]
+    if isinstance(backend, Asked) or note.address.startswith(SLURM):
+        words = ["stockpot", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside), *rest]
+    else:
+        words = [*_own_words("resume"), f"{note.storage}/{note.name}", *_at(note.address, arguments), *rest]
+    job = backend.submit(Errand(_job_name(note.name), words, None, _environment()))
+    note = replace(note, job=job.id)
     write_note(note)
-    return _submitted(note, jobs, arguments)
+    _refuse_early_end(backend, job.id, [] if isinstance(backend, Asked) else [paths])
+    return _submitted(note, backend, arguments)
 
 
 def elsewhere(arguments: argparse.Namespace) -> Note | None:
-    """The note of the one sweep that a command is about, where its files lie on a cluster and can't be seen from here."""
+    """The note of the one sweep that a command is about, where its files can't be seen from here, or are not there yet."""
     names = [getattr(arguments, "name", None)] if hasattr(arguments, "name") else list(getattr(arguments, "names", ()))
     if len(names) != 1 or not isinstance(names[0], str):
         return None
@@ -78,7 +132,7 @@ def elsewhere(arguments: argparse.Namespace) -> Note | None:
 
 
 def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
-    """Run a command about a sweep on its cluster's head, and print what it printed.
+    """Run a command about a sweep where the sweep is, and print what it printed.
 
     Args:
         note: of the sweep.
@@ -86,105 +140,117 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
         words: as given.
 
     Raises:
-        UsageError: if the cluster could not answer.
+        UsageError: if nobody there could answer.
     """
+    backend = noted_backend(note, insecure=arguments.insecure)
+    job = backend.status(note.job)
+    if not isinstance(backend, Asked) or (note.address.startswith(KUBERAY) and job.state == "waiting"):
+        return not_begun(note, backend, job, arguments)
     there = [f"{note.storage}/{note.name}" if word == note.name else word for word in words]
-    jobs = RayJobs(note.address, insecure=arguments.insecure)
-    print(f"asking {note.address} (a short job there)", file=sys.stderr)
+    print(f"asking {backend.place} (a short job there)", file=sys.stderr)
     name = _job_name(f"{note.name}-ask")
     if any(getattr(arguments, flag, False) for flag in FOLLOWING):
-        return _follow(jobs, jobs.submit(["stockpot", *there], name, None, _environment()))
-    job = jobs.submit(["python", "-m", "sweeps.away", "ask", "--", *there], name, None, _environment())
-    done = jobs.result(job, ASK_SECONDS)
-    found = read_answer(jobs.logs(job))
+        return backend.attend(Errand(name, ["stockpot", *there], None, _environment()), note.job, say)
+    errand = Errand(name, ["python", "-m", "sweeps.away", "ask", "--", *there], None, _environment())
+    log = backend.ask(errand, note.job, ASK_SECONDS)
+    found = read_answer(log)
     if found is None:
-        raise UsageError(f"the cluster could not answer: {_last(jobs, done)}")
+        raise UsageError(f"{backend.place} could not answer: {told_last(log) or 'it said nothing'}")
     status, out, errors = found
     sys.stdout.write(out)
     sys.stderr.write(errors)
-    driver = jobs.status(note.job) if status == MISTAKE else None
+    driver = backend.status(note.job) if status == MISTAKE else None
     if driver is not None and driver.state == "failed":
-        print(f"stockpot: its job {note.job} failed: {_last(jobs, driver)}", file=sys.stderr)
+        print(f"stockpot: its job {note.job} failed: {last_words(backend, driver)}", file=sys.stderr)
     elif driver is not None and not driver.over and NOT_YET in errors:
         print(f"stockpot: its job {note.job} is only just beginning; ask again in a moment", file=sys.stderr)
+    if arguments.command == "stop" and status == 0 and note.address.startswith(KUBERAY):
+        backend.cancel(note.job)  # it would be answered with a new cluster
     return status
 
 
-def _follow(jobs: RayJobs, job: str) -> int:
-    """Show what a job prints until it ends, or end it on Ctrl-C."""
-    try:
-        for text in jobs.follow(job):
-            sys.stdout.write(text)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        jobs.cancel(job)
-        return 130
-    return jobs.status(job).status or 0
-
-
-def _submitted(note: Note, jobs: RayJobs, arguments: argparse.Namespace) -> int:
+def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace) -> int:
     told = {"name": note.name, "address": note.address, "job": note.job, "folder": f"{note.storage}/{note.name}"}
     if arguments.detach:
         if arguments.json:
             print(json.dumps(told, indent=2))
         else:
-            print(f"{note.name} runs on {note.address} as the job {note.job}, in {told['folder']}")
+            print(f"{note.name} runs on {backend.place} as the job {note.job}, in {told['folder']}")
             print(f"  stockpot status {note.name}")
         return 0
-    print(f"{note.name} runs on {note.address} as the job {note.job}; Ctrl-C leaves it running", file=sys.stderr)
+    print(f"{note.name} runs on {backend.place} as the job {note.job}; Ctrl-C leaves it running", file=sys.stderr)
     try:
-        for text in jobs.follow(note.job):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        for text in backend.follow(note.job):
+            say(text)
     except KeyboardInterrupt:
         print(f"\nit goes on without us: stockpot status {note.name}, stockpot stop {note.name}", file=sys.stderr)
         return 130
-    done = jobs.status(note.job)
+    done = backend.status(note.job)
     return done.status if done.status is not None else int(done.state != "succeeded")
 
 
-def _refuse_early_end(jobs: RayJobs, job: str) -> None:
-    """Wait until the job has run for a moment: what the cluster refuses at once is told at once.
+def _refuse_early_end(backend: Backend, job: str, own: Sequence[SweepPaths]) -> None:
+    """Wait until the job has run for a moment, or the sweep that is seen from here has begun: a refusal is told at once.
 
     Raises:
         UsageError: with what the job said.
     """
-    until, running = time.monotonic() + START_SECONDS, 0.0
-    while time.monotonic() < until and running < REFUSAL_SECONDS:
-        found = jobs.status(job)
+    began = time.monotonic()
+    until, running = began + (START_SECONDS if not own else OWN_SECONDS), 0.0
+    while time.monotonic() < until:
+        found = backend.status(job)
         if found.state == "failed":
-            raise UsageError(f"the cluster did not start it: {_last(jobs, found)}")
-        if found.over:
+            raise UsageError(f"{backend.place} did not start it: {last_words(backend, found)}")
+        if found.over or (not own and running >= REFUSAL_SECONDS):
             return
+        if running >= REFUSAL_SECONDS and any(_driven(paths) for paths in own):
+            return
+        if found.state == "waiting" and own and time.monotonic() - began > REFUSAL_SECONDS:
+            return  # a queue is waited for by nobody
         time.sleep(POLL_SECONDS)
         running += POLL_SECONDS if found.state == "running" else 0.0
 
 
-def _last(jobs: RayJobs, job: Job) -> str:
-    lines = [line for line in jobs.logs(job.id).splitlines() if line.strip()]
-    told = [line.removeprefix("stockpot: ") for line in lines if line.startswith("stockpot: ")]
-    return (told or lines or [job.message])[-1]
+def _driven(paths: SweepPaths) -> bool:
+    from sweeps.driving import holder_of
+
+    return holds_sweep(paths) and holder_of(paths) is not None
 
 
-def _storage_of(storage: str, file: Path, sets: list[str]) -> str:
-    """The storage as the cluster's nodes see it.
+def _refuse_used(paths: SweepPaths, or_resume: bool) -> None:
+    """Raise where a sweep of this name is there and is not to be gone on with.
 
     Raises:
-        UsageError: if it is relative, which means nothing there.
+        LedgerError: naming what to do.
     """
+    from sweeps.driver import refuse_used_name
+
+    if not or_resume:
+        refuse_used_name(paths)
+
+
+def _storage_of(loaded: LoadedSweep, address: str, file: Path, sets: list[str]) -> str:
+    """The storage as the backend's machines see it.
+
+    Raises:
+        UsageError: if it is relative, which means nothing on a cluster that only the data travel to.
+    """
+    from cluster.kuberay import MOUNT
     from sweeps.yaml_source import read
 
+    if not address.startswith(("http", KUBERAY)) or loaded.paths.url:
+        return loaded.spec.storage if loaded.paths.url else str(loaded.paths.root.parent)
     written = next((text.partition("=")[2] for text in reversed(sets) if text.startswith("storage=")), None)
     if written is None:
         written = (read(file.read_bytes()).data or {}).get("storage")
-    if isinstance(written, str) and is_remote(written):
-        return storage
+    if address.startswith(KUBERAY):
+        return os.path.normpath(os.path.join(MOUNT, str(written or "stockpot-runs")))
     if not isinstance(written, str) or not written.startswith("/"):
         raise UsageError(
             "storage: a sweep on a cluster needs an absolute folder that all its nodes see, or remote storage: storage: /shared/stockpot-runs or "
             "s3://bucket/prefix in the file, or --set storage=/shared/stockpot-runs"
         )
-    return os.path.normpath(storage)
+    return os.path.normpath(loaded.spec.storage)
 
 
 def _warn_unreadable(storage: str, address: str, name: str) -> None:
@@ -208,6 +274,15 @@ def unreadable(storage: str) -> str | None:
     except StorageError as error:
         return f" ({error.kind}: {error})"
     return None
+
+
+def _own_words(command: str) -> list[str]:
+    """The words before a command of ours on this machine. `-P`: no folder here is to be taken for a package of ours."""
+    return [sys.executable, "-P", "-m", "sweeps.cli", command]
+
+
+def _at(address: str, arguments: argparse.Namespace) -> list[str]:
+    return [*(["--address", address] if address else ()), *(["--insecure"] if arguments.insecure else ())]
 
 
 def _sets(sets: Sequence[str]) -> list[str]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sweeps.commands.places import UsageError, find_sweep, go_on, holds_sweep, sweep_file, word_for
+from sweeps.notes import Note
 from sweeps.paths import SweepPaths, is_remote
 
 if TYPE_CHECKING:
@@ -22,14 +23,15 @@ INTERRUPTED = 130
 
 def submit(arguments: argparse.Namespace) -> int:
     """Run a sweep from its file to the leaderboard and the soup's verdict."""
-    from cluster.jobs import is_jobs_address
+    from sweeps.commands.backends import is_elsewhere, refuse_foreign
     from sweeps.data import check_data
     from sweeps.load import load_file
 
-    if is_jobs_address(arguments.address):
-        from sweeps.commands.remote import submit as ship
+    if is_elsewhere(arguments.address, detach=arguments.detach):
+        from sweeps.commands.remote import submit as hand_over
 
-        return ship(arguments)
+        return hand_over(arguments)
+    refuse_foreign(arguments)
     _refuse_jobs_flags(arguments)
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=True)
     if arguments.or_resume and (holds_sweep(loaded.paths) or _in_storage(loaded.paths)):
@@ -54,28 +56,41 @@ def _refuse_jobs_flags(arguments: argparse.Namespace) -> None:
     Raises:
         UsageError: naming it.
     """
-    if arguments.detach or arguments.insecure:
-        flag = "--detach" if arguments.detach else "--insecure"
+    if arguments.insecure:
         raise UsageError(
-            f"{flag} is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
+            "--insecure is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
         )
 
 
 def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep whose driver was interrupted, stopped or killed, or with a finished one that is given more."""
-    from cluster.jobs import is_jobs_address
     from sweeps.budget import read_settings
-    from sweeps.notes import read_note
+    from sweeps.commands.backends import is_elsewhere
 
-    here = is_remote(arguments.name) or holds_sweep(SweepPaths.of(arguments.storage, arguments.name))
-    note = None if here else read_note(arguments.name)
-    if note is not None and (arguments.address is None or is_jobs_address(arguments.address)):
-        from sweeps.commands.remote import resume as go_on
+    note = _noted(arguments)
+    address = arguments.address or (note.address if note is not None else "")
+    if is_elsewhere(address, detach=arguments.detach):
+        from sweeps.commands.remote import resume as go_on_there
 
-        return go_on(arguments, replace(note, address=arguments.address or note.address))
+        if note is None:
+            paths = find_sweep(arguments.name, arguments.storage, writing=True)
+            note = Note(paths.name, address, paths.place.removesuffix(f"/{paths.name}"), "")
+        machines = note.machines if note.address == address else {}
+        return go_on_there(arguments, replace(note, address=address, machines=machines))
     _refuse_jobs_flags(arguments)
     paths = find_sweep(arguments.name, arguments.storage, writing=True)
     return _go_on(arguments, paths, read_settings(arguments.budget), arguments.priority)
+
+
+def _noted(arguments: argparse.Namespace) -> Note | None:
+    """The note of the sweep that is meant; None where another one of its name lies here."""
+    from sweeps.commands.jobs import note_of
+    from sweeps.notes import read_note
+
+    if is_remote(arguments.name):
+        return None
+    here = SweepPaths.of(arguments.storage, arguments.name)
+    return note_of(here) if holds_sweep(here) else read_note(arguments.name)
 
 
 def _go_on(
@@ -135,6 +150,14 @@ def stop(arguments: argparse.Namespace) -> int:
     word = word_for(paths)
     holder = holder_of(paths)
     if holder is None:
+        from sweeps.commands.jobs import open_job
+
+        queued = open_job(paths)
+        if queued is not None:
+            _, backend, job = queued
+            backend.cancel(job.id)
+            print(f"no driver is running {paths.name} yet; its job {job.id} ({backend.place}) is cancelled")
+            return 0
         print(f"no driver is running {paths.name}; there is nothing to stop (stockpot status {word})")
         return 0
     ask_to_stop(paths, arguments.grace)

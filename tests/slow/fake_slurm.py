@@ -35,16 +35,14 @@ def jobs() -> Path:
 
 
 def sbatch(words: list[str]) -> int:
-    """`sbatch [--parsable] SCRIPT`."""
-    script = Path(words[-1])
-    asked = dict(
-        line[10:].partition("=")[::2] for line in script.read_text().splitlines() if line.startswith("#SBATCH --")
-    )
+    """`sbatch [--parsable] [--export=ALL] [SCRIPT]`, which is else read from standard input."""
+    script = sys.stdin.read() if words[-1].startswith("--") else Path(words[-1]).read_text()
+    asked = dict(line[10:].partition("=")[::2] for line in script.splitlines() if line.startswith("#SBATCH --"))
     number = 1 + max((int(path.name) for path in jobs().glob("[0-9]*")), default=100)
     home = jobs() / str(number)
     home.mkdir(parents=True)
     (home / "asked.json").write_text(json.dumps(asked))
-    (home / "script.sh").write_text(script.read_text())
+    (home / "script.sh").write_text(script)
     subprocess.Popen(
         [sys.executable, __file__, "_run", str(number)], start_new_session=True, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -101,11 +99,11 @@ def state(home: Path) -> str:
 
 
 def squeue(words: list[str]) -> int:
-    """`squeue --noheader --format=%T --jobs=N`: nothing for a job that has ended."""
+    """`squeue --noheader --format=%T|%r --jobs=N`, or with another format of these two: nothing for a job that has ended."""
     number = next(re.findall(r"--jobs=(\d+)", word)[0] for word in words if word.startswith("--jobs="))
-    told = state(jobs() / number)
+    told, form = state(jobs() / number), next(word for word in words if word.startswith("--format=")).partition("=")[2]
     if told in ("RUNNING", "PENDING"):
-        print(told)
+        print(form.replace("%T", told).replace("%r", "Priority" if told == "PENDING" else "None"))
     return 0
 
 

@@ -25,6 +25,7 @@ CONFIG = {"type": "custom", "import_path": "m:P", "total": 4}
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     return tmp_path
 
 
@@ -94,7 +95,9 @@ def files(folder: Path) -> list[Path]:
         (["compare", "quickstart", "./stockpot-runs/quickstart"], "the same sweep is named twice"),
         (["show", "quickstart", "--top", "0"], "argument --top: must be a whole number from 1 up, but got 0"),
         (["show", ""], "an empty NAME"),
-        (["resume", "quickstart", "--detach"], "--detach is for Ray Jobs: --address http://HEAD:8265"),
+        (["submit", "s.yaml", "--gpus", "1"], "--gpus is for clusters that are raised for a sweep: --address slurm://"),
+        (["submit", "s.yaml", "--address", "slurm://", "--volume", "v"], "--volume is for --address kuberay://"),
+        (["logs", "quickstart", "--job"], "it has no job"),
         (["resume", "quickstart", "--priority", "high"], "argument --priority: invalid int value: 'high'"),
     ],
 )

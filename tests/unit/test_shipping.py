@@ -6,15 +6,16 @@ import argparse
 import base64
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.backend import Asked, Errand, Job
 from cluster.base import ClusterError
-from cluster.jobs import Job, is_jobs_address, refuse_open
+from cluster.jobs import refuse_open
 from sweeps import away, shipping
 from sweeps.commands import remote
 from sweeps.commands.places import UsageError
@@ -162,39 +163,42 @@ def test_a_cluster_that_lets_everybody_in_is_refused(dashboard: tuple[str, str])
         refuse_open(address, None, insecure=False)
 
 
-def test_addresses_of_jobs_are_told_from_heads() -> None:
-    assert is_jobs_address("http://head:8265")
-    assert is_jobs_address("https://head")
-    assert not any(map(is_jobs_address, (None, "auto", "head:6379", "ray://head:10001")))
-
-
-class Jobs:
+class Jobs(Asked):
     """A cluster whose jobs of sweeps are as they are, and whose other jobs say that there is no such sweep."""
 
-    def __init__(self, address: str, insecure: bool) -> None: ...
+    place, inside = "http://head:1", "auto"
 
-    def submit(self, words: Sequence[str], *others: Any) -> str:
-        told = {"status": 2, "out": "", "errors": f"stockpot: {remote.NOT_YET} 'det'\n"}
-        self.said = away.MARK + base64.b64encode(json.dumps(told).encode()).decode()
-        return "ask"
-
-    def result(self, job: str, seconds: float) -> Job:
-        return Job(job, "succeeded")
+    def submit(self, errand: Errand) -> Job:
+        raise AssertionError
 
     def status(self, job: str) -> Job:
         return Job(job, job)  # type: ignore[arg-type]
 
     def logs(self, job: str) -> str:
-        return self.said
+        return f"job {job}"
+
+    def cancel(self, job: str) -> None:
+        raise AssertionError
+
+    def ask(self, errand: Errand, near: str, seconds: float) -> str:
+        told = {"status": 2, "out": "", "errors": f"stockpot: {remote.NOT_YET} 'det'\n"}
+        return away.MARK + base64.b64encode(json.dumps(told).encode()).decode()
+
+    def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
+        raise AssertionError
 
 
 @pytest.mark.parametrize(
-    ("state", "told"), [("running", "job running is only just beginning"), ("failed", "job failed failed")]
+    ("state", "told"),
+    [("running", "job running is only just beginning"), ("failed", "its job failed failed: job failed")],
 )
 def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
     state: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(remote, "RayJobs", Jobs)
-    note, arguments = Note("det", "http://head:1", "/there", state), argparse.Namespace(insecure=False)
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: Jobs())
+    note, arguments = (
+        Note("det", "http://head:1", "/there", state),
+        argparse.Namespace(insecure=False, command="status"),
+    )
     assert remote.ask(note, arguments, ["status", "det"]) == 2
     assert told in capsys.readouterr().err

@@ -1,0 +1,107 @@
+"""What the job that drives a sweep says of itself: while it waits in a queue, before there is a ledger, and after it failed."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from typing import Any
+
+from cluster.backend import Backend, Job, last_line
+from cluster.base import ClusterError
+from sweeps.commands.backends import noted_backend
+from sweeps.commands.places import UsageError
+from sweeps.notes import Note, read_note
+from sweeps.paths import SweepPaths
+
+STATES = {"waiting": "waits", "running": "runs", "succeeded": "has ended", "failed": "failed", "stopped": "was stopped"}
+
+
+def not_begun(note: Note, backend: Backend, job: Job, arguments: argparse.Namespace) -> int:
+    """What there is to say of a sweep that has a job and no ledger yet.
+
+    Raises:
+        UsageError: if the job has ended without one.
+    """
+    if job.over:
+        raise UsageError(
+            f"{note.name} never began: its job {job.id} ({backend.place}) {STATES[job.state]}: {last_words(backend, job)}"
+        )
+    if arguments.command == "stop":
+        backend.cancel(job.id)
+        print(f"{note.name} had not begun; its job {job.id} ({backend.place}) is cancelled")
+        return 0
+    if getattr(arguments, "json", False):
+        print(json.dumps({"name": note.name, "state": "waiting", "job": job_record(note, backend, job)}, indent=2))
+        return 0
+    print(f"{note.name}: not begun")
+    print(f"  job      {in_words(job_record(note, backend, job))}")
+    if arguments.command == "logs":
+        print(backend.logs(job.id), end="")
+    return 0
+
+
+def job_record(note: Note, backend: Backend, job: Job) -> dict[str, Any]:
+    """A job as `status --json` has it."""
+    return {"id": job.id, "place": backend.place, "address": note.address, "state": job.state, "message": job.message}
+
+
+def in_words(record: dict[str, Any]) -> str:
+    """A job as `status` prints it."""
+    why = f" ({record['message']})" if record["message"] else ""
+    return f"{record['id']} on {record['place']} {STATES[record['state']]}{why}"
+
+
+def open_job(paths: SweepPaths) -> tuple[Note, Backend, Job] | None:
+    """The job that is to drive a sweep and has not ended; None where there is none, or nobody can tell."""
+    note = note_of(paths)
+    if note is None or not note.job:
+        return None
+    with contextlib.suppress(ClusterError, UsageError):
+        backend = noted_backend(note, insecure=True)  # reads alone
+        job = backend.status(note.job)
+        return None if job.over else (note, backend, job)
+    return None
+
+
+def note_of(paths: SweepPaths) -> Note | None:
+    """The note of a sweep that lies here; None where it was not submitted to a backend from here."""
+    note = read_note(paths.name)
+    return note if note is not None and SweepPaths.of(note.storage, note.name).place == paths.place else None
+
+
+def job_log(arguments: argparse.Namespace) -> int:
+    """What the newest job of a sweep has printed.
+
+    Raises:
+        UsageError: if there is none.
+    """
+    note = read_note(arguments.name.rstrip("/").rpartition("/")[2])
+    if note is None:
+        raise UsageError(f"'{arguments.name}' was not submitted from here with --detach or to a backend: it has no job")
+    backend = noted_backend(note, insecure=arguments.insecure)
+    if not arguments.follow:
+        lines = backend.logs(note.job).splitlines()
+        print("\n".join(lines[-arguments.lines :]))
+        return 0
+    for text in backend.follow(note.job):
+        say(text)
+    return 0
+
+
+def last_words(backend: Backend, job: Job) -> str:
+    """Why a job ended, as far as it said."""
+    return told_last(backend.logs(job.id)) or job.message
+
+
+def told_last(log: str) -> str:
+    """What Stockpot said last in a log, else the last line of it."""
+    told = [line.removeprefix("stockpot: ") for line in log.splitlines() if line.startswith("stockpot: ")]
+    return told[-1] if told else last_line(log)
+
+
+def say(text: str) -> None:
+    """Print at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

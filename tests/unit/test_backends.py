@@ -1,0 +1,206 @@
+"""Backends: which one an address means, processes of this machine, and Slurm's and KubeRay's words for how a job is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.backend import Errand, Job
+from cluster.background import Background
+from cluster.base import ClusterError
+from cluster.demand import Demand
+from cluster.kuberay_jobs import KubeRayJobs
+from cluster.slurm_jobs import SlurmJobs
+from sweeps.commands.backends import Machines, is_elsewhere, noted_backend
+from sweeps.notes import Note
+
+DEMAND = Demand(
+    "two", 2, 4, 1, "two.yaml", "name: two\n", "/home/me", sets=("a=1",), secrets=("A_TOKEN",), image="mine"
+)
+SECONDS = 20.0
+
+
+@pytest.mark.parametrize(
+    ("address", "detach", "elsewhere"),
+    [
+        (None, False, False),
+        (None, True, True),
+        ("auto", False, False),
+        ("head:6379", False, False),
+        ("head:6379", True, True),
+        ("http://head:8265", False, True),
+        ("https://head", False, True),
+        ("slurm://", False, True),
+        ("slurm://gpu", False, True),
+        ("kuberay://team", False, True),
+        ("ray://head:10001", False, False),
+    ],
+)
+def test_where_the_driver_runs(address: str | None, detach: bool, elsewhere: bool) -> None:
+    assert is_elsewhere(address, detach=detach) is elsewhere
+
+
+def python(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_a_process_in_the_background_is_followed_to_its_end(tmp_path: Path) -> None:
+    here = Background(home=tmp_path)
+    words = python("import os, sys; print('said', os.environ['GIVEN'], sys.argv[1:]); sys.exit(3)")
+    job = here.submit(Errand("one", [*words, "a b", "$(touch x)"], environment={"GIVEN": "it"}))
+    assert job.id == "one"
+    ended = here.result("one", SECONDS)
+    assert ended == Job("one", "failed", "exit status 3", 3)
+    assert here.logs("one") == "said it ['a b', '$(touch x)']\n"
+    assert "".join(here.follow("one")) == here.logs("one")
+    here.cancel("one")
+    assert here.status("one") == ended, "one that has ended is left alone"
+
+
+def test_a_process_in_the_background_gets_ctrl_c(tmp_path: Path) -> None:
+    here = Background(home=tmp_path)
+    text = (
+        "import sys, time\ntry:\n print('ready', flush=True); time.sleep(60)\nexcept KeyboardInterrupt:\n sys.exit(130)"
+    )
+    here.submit(Errand("two", python(text)))
+    until = time.monotonic() + SECONDS
+    while "ready" not in here.logs("two"):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert here.status("two") == Job("two", "running")
+    here.cancel("two")
+    assert here.result("two", SECONDS) == Job("two", "stopped", "exit status 130", 130)
+
+
+def test_a_process_in_the_background_that_was_killed_with_its_keeper_has_failed(tmp_path: Path) -> None:
+    here = Background(home=tmp_path)
+    here.submit(Errand("three", python("import time; time.sleep(60)")))
+    (command, _), (keeper, _) = json.loads((tmp_path / "three" / "running.json").read_text())
+    os.kill(keeper, signal.SIGKILL)
+    assert not here.status("three").over, "the command itself still runs"
+    os.kill(command, signal.SIGKILL)
+    ended = here.result("three", SECONDS)
+    assert (ended.state, ended.message) == ("failed", "it was killed, or the machine went down")
+
+
+def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
+    here = Background(home=tmp_path)
+    with pytest.raises(ClusterError, match="could not be started: No such file"):
+        here.submit(Errand("four", ["/nowhere/program"]))
+    with pytest.raises(ClusterError, match="no name of a job"):
+        here.submit(Errand("../five", ["true"]))
+    here.submit(Errand("six", ["true"]))
+    with pytest.raises(ClusterError, match="can't keep the job"):
+        here.submit(Errand("six", ["true"]))
+    with pytest.raises(ClusterError, match="there is no job seven"):
+        here.status("seven")
+
+
+def program(folder: Path, name: str, text: str) -> None:
+    file = folder / name
+    file.write_text(f'#!/bin/sh\necho {name} "$@" >> {folder}/calls\n{text}\n')
+    file.chmod(0o755)
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("squeue", "sacct", "expected"),
+    [
+        ("PENDING|Priority", "", Job("7", "waiting", "PENDING: Priority")),
+        ("RUNNING|None", "", Job("7", "running", "RUNNING")),
+        ("COMPLETING|None", "", Job("7", "running", "COMPLETING")),
+        ("", "COMPLETED|0:0", Job("7", "succeeded", "COMPLETED", 0)),
+        ("", "FAILED|1:0", Job("7", "failed", "FAILED", 1)),
+        ("", "FAILED|130:0", Job("7", "stopped", "FAILED", 130)),
+        ("", "CANCELLED by 1000|0:15", Job("7", "stopped", "CANCELLED by 1000", 0)),
+        ("", "TIMEOUT|0:0", Job("7", "failed", "TIMEOUT", 0)),
+        ("", "NODE_FAIL|1:0", Job("7", "failed", "NODE_FAIL", 1)),
+        ("error", "OUT_OF_MEMORY|0:125", Job("7", "failed", "OUT_OF_MEMORY", 0)),
+    ],
+)
+def test_slurms_words(squeue: str, sacct: str, expected: Job, path: Path) -> None:
+    gone = "echo slurm_load_jobs error: Invalid job id specified >&2; exit 1"
+    program(path, "squeue", gone if squeue == "error" else f"[ -z '{squeue}' ] || echo '{squeue}'")
+    program(path, "sacct", f"echo '{sacct}'")
+    assert SlurmJobs(DEMAND).status("7") == expected
+
+
+def test_slurm_says_why_it_refuses(tmp_path: Path, path: Path) -> None:
+    demand = Demand("two", 2, 4, 1, "two.yaml", "", str(tmp_path))
+    program(path, "sbatch", "cat > script; echo sbatch: error: invalid partition specified: gpuu >&2; exit 1")
+    with pytest.raises(ClusterError, match="sbatch: sbatch: error: invalid partition specified: gpuu"):
+        SlurmJobs(demand, "gpuu").submit(Errand("x", ()))
+    assert "#SBATCH --partition=gpuu" in (tmp_path / "script").read_text()
+    program(path, "sbatch", "cat > /dev/null; echo '12;far'")
+    assert SlurmJobs(demand).submit(Errand("x", ())) == Job("12", "waiting")
+    program(path, "squeue", "")
+    program(path, "sacct", "")
+    with pytest.raises(ClusterError, match="Slurm knows no job 12"):
+        SlurmJobs(demand).status("12")
+
+
+def test_without_slurm_the_message_says_where_to_call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ClusterError, match="sacct is not on the PATH: call this on a machine of Slurm"):
+        SlurmJobs(DEMAND).status("7")
+
+
+@pytest.mark.parametrize(
+    ("deployed", "ran", "expected"),
+    [
+        ("", "", "waiting"),
+        ("Initializing", "", "waiting"),
+        ("Waiting", "", "waiting"),
+        ("Retrying", "FAILED", "waiting"),
+        ("Running", "PENDING", "running"),
+        ("Running", "RUNNING", "running"),
+        ("Complete", "SUCCEEDED", "succeeded"),
+        ("Failed", "FAILED", "failed"),
+        ("ValidationFailed", "", "failed"),
+        ("Suspended", "", "stopped"),
+        ("Complete", "STOPPED", "stopped"),
+    ],
+)
+def test_kuberays_words(deployed: str, ran: str, expected: str, path: Path) -> None:
+    status = {"jobDeploymentStatus": deployed, "jobStatus": ran, "message": "why"}
+    program(path, "kubectl", f"echo '{json.dumps({'status': status})}'")
+    found = KubeRayJobs(DEMAND, "data").status("two-1")
+    assert found.state == expected
+    assert found.message.endswith("why")
+
+
+def test_kuberay_asks_for_secrets_before_a_job(path: Path) -> None:
+    program(path, "kubectl", "")
+    with pytest.raises(ClusterError) as refused:
+        KubeRayJobs(DEMAND, "data", "team").submit(Errand("x", ()))
+    assert "the Secret two-secrets lacks A_TOKEN" in str(refused.value)
+    assert "kubectl --namespace team create secret generic two-secrets --from-literal=A_TOKEN=" in str(refused.value)
+    assert "apply" not in (path / "calls").read_text()
+    program(
+        path, "kubectl", """case "$*" in *secret*) echo '{"data": {"A_TOKEN": "eA=="}}';; *) cat > applied;; esac"""
+    )
+
+
+def test_a_note_opens_the_same_backend_again() -> None:
+    record = json.loads(json.dumps(Machines(DEMAND, "data").record()))
+    again = Machines.of(record)
+    assert again is not None
+    assert again.volume == "data"
+    assert (again.demand.text, again.demand.sets, again.demand.secrets) == ("", ("a=1",), ("A_TOKEN",))
+    assert isinstance(noted_backend(Note("two", "slurm://gpu", "/s", "7", record)), SlurmJobs)
+    assert noted_backend(Note("two", "kuberay://team", "/s", "7", record)).place == "KubeRay in team"
+    assert noted_backend(Note("two", "", "/s", "7")).inside is None
+    assert noted_backend(Note("two", "head:1", "/s", "7")).inside == "head:1"
