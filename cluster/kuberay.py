@@ -148,7 +148,7 @@ def _cluster(demand: Demand, volume: str) -> dict[str, Any]:
         "authOptions": {"mode": "token"},
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "disable-usage-stats": "true"},
-            "template": _pod(demand, volume, "ray-head", HEAD_CPUS, 0, HEAD_MEMORY_GB, head=True),
+            "template": _pod(demand, volume, "ray-head", HEAD_CPUS, 0, HEAD_MEMORY_GB),
         },
         "workerGroupSpecs": [
             {
@@ -165,9 +165,7 @@ def _cluster(demand: Demand, volume: str) -> dict[str, Any]:
     }
 
 
-def _pod(
-    demand: Demand, volume: str, name: str, cpus: int, gpus: int, memory_gb: int, *, head: bool = False
-) -> dict[str, Any]:
+def _pod(demand: Demand, volume: str, name: str, cpus: int, gpus: int, memory_gb: int) -> dict[str, Any]:
     has: dict[str, Any] = {"cpu": str(cpus), "memory": f"{memory_gb}Gi"}
     if gpus:
         has["nvidia.com/gpu"] = str(gpus)
@@ -183,11 +181,10 @@ def _pod(
         container["volumeMounts"].append(place)
         volumes.append({"name": "sweep", "configMap": {"name": f"{_name(demand)}-sweep"}})
     container["env"] = [{"name": name, "value": value} for name, value in HEALTH.items()]
-    if head:
-        container["env"] += [
-            {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name(demand), "key": name}}}
-            for name in demand.secrets
-        ]
+    container["env"] += [  # trials read them on the workers, the driver and its trackers on the head
+        {"name": name, "valueFrom": {"secretKeyRef": {"name": secret_name(demand), "key": name}}}
+        for name in demand.secrets
+    ]
     return {
         "metadata": {"labels": _labels(demand)},
         "spec": {

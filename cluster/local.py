@@ -19,12 +19,12 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError, Node
-from cluster.machine import Machine, this_machine
+from cluster.machine import Machine, this_machine, unset
 from cluster.processes import await_end, below
 from cluster.token import token_settings, write_private
 
@@ -77,22 +77,26 @@ class RayCluster:
             ClusterError: when a node does not answer in time, or can't import this package.
         """
         import ray
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        ask = ray.remote(num_cpus=0, max_retries=0)(this_machine)
         alive = [node for node in ray.nodes() if node["Alive"]]
-        asked = [
-            ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                hidden_gpus=True
-            )
-            for node in alive
-        ]
-        try:
-            found: list[Machine] = ray.get(asked, timeout=seconds)
-        except ray.exceptions.RayError as error:
-            first = str(error).strip().splitlines() or [type(error).__name__]
-            raise ClusterError(f"a node of the cluster does not say what it has: {first[-1]}") from error
+        found: list[Machine] = _ask(alive, seconds, this_machine, hidden_gpus=True)
         return tuple(zip(self.nodes, found, strict=True))
+
+    def refuse_unset(self, names: Sequence[str], seconds: float = 60.0) -> None:
+        """Raise where a living node that can hold trials lacks environment variables; nodes are asked for names, not for values.
+
+        Raises:
+            ClusterError: saying which are missing where, or that a node does not answer in time.
+        """
+        import ray
+
+        if not names:
+            return
+        alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        lacking = _ask(alive, seconds, unset, names=list(names))
+        if any(lacking):
+            addresses = [str(node["NodeManagerAddress"]) for node in alive]
+            raise ClusterError(_unset_told(list(zip(addresses, lacking, strict=True))))
 
     def close(self) -> None:
         """Disconnect; embedded Ray ends with all its processes, and the folder goes. Any number of times."""
@@ -108,6 +112,50 @@ class RayCluster:
         _reread_environment()
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
+
+
+def _ask(
+    nodes: Sequence[Mapping[str, Any]], seconds: float, function: Callable[..., Any], **arguments: Any
+) -> list[Any]:
+    """What a function returns on each node, in a task that takes no resources.
+
+    Raises:
+        ClusterError: when a node does not answer in time, or can't import this package.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(function)
+    pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
+    asked = [task.options(scheduling_strategy=pin).remote(**arguments) for pin in pins]
+    try:
+        found: list[Any] = ray.get(asked, timeout=seconds)
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().splitlines() or [type(error).__name__]
+        raise ClusterError(f"a node of the cluster does not say what it has: {first[-1]}") from error
+    return found
+
+
+def _unset_told(lacking: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """What nodes lack in their environments, and the mend; those that lack the same are named together.
+
+    Args:
+        lacking: addresses of nodes, each with the names.
+    """
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for address, names in lacking:
+        where = alike.setdefault(tuple(names), [])
+        where += [] if address in where else [address]
+    lines = []
+    for names, where in alike.items():
+        are, them = ("are", "them") if len(names) > 1 else ("is", "it")
+        nodes, their = ("nodes", "their") if len(where) > 1 else ("node", "its")
+        if names:
+            lines.append(
+                f"{nodes} {', '.join(where)}: {', '.join(names)} {are} not in the environment {their} Ray was started in; export "
+                f"{them} there and start the {nodes} again"
+            )
+    return "\n".join(lines)
 
 
 def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:

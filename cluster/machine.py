@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,11 @@ class Machine:
     memory: int | None
     free: int | None
     gpus: tuple[int, ...] = ()
+
+
+def unset(names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the environment variables that this process has not; no value is looked at."""
+    return tuple(name for name in names if name not in os.environ)
 
 
 def this_machine(

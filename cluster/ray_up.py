@@ -1,7 +1,8 @@
 """A sweep's machines as a file for Ray's own cluster launcher (`ray up`): machines of yours over SSH, or AWS instances.
 
 The token is a file of yours that the launcher copies to every node, and each start command says that it counts; the dashboard
-stays on the head's loopback. On machines of your own nothing is ended by name: `ray stop` would end what others run there.
+stays on the head's loopback. Secrets that the sweep names are a file of yours as well, read where a node starts; none stands in
+the launcher's. On machines of your own nothing is ended by name: `ray stop` would end what others run there.
 
 Source: Ray 2.60's schema of the file (`ray/autoscaler/ray-schema.json`).
 """
@@ -55,6 +56,7 @@ def autoscaler(
     if not hosts and not (region and instance):
         raise ClusterError("ray-up: AWS needs both --region and --instance")
     own = bool(hosts)
+    private = [TOKEN, *([_environment(demand)] if demand.secrets else [])]
     body: dict[str, Any] = {
         "cluster_name": demand.label,
         "max_workers": max(0, len(hosts) - 1) if own else demand.nodes,
@@ -64,8 +66,8 @@ def autoscaler(
             else {"type": "aws", "region": region, "cache_stopped_nodes": False}
         ),
         "auth": {"ssh_user": user},
-        "file_mounts": {TOKEN: TOKEN},
-        "setup_commands": [f"chmod 600 {TOKEN}", install],
+        "file_mounts": {file: file for file in private},
+        "setup_commands": [*(f"chmod 600 {file}" for file in private), install],
         "head_start_ray_commands": [_start(demand, head=True, own=own)],
         "worker_start_ray_commands": [_start(demand, head=False, own=own)],
     }
@@ -76,12 +78,33 @@ def autoscaler(
     notes = [
         f"# {demand.name}: before the first `ray up`, a token that only you can read, where you have none yet:",
         f"#   install -d -m 700 ~/.stockpot; [ -e {TOKEN} ] || (umask 077; {_MAKE} > {TOKEN})",
+        *_make_environment(demand),
         f"# Then, with this file as {FILE}: ray up {FILE}; ray attach {FILE}, and on the head, beside {demand.file}:",
-        *(f"#   export {name}=..." for name in demand.secrets),
-        f"#   RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} {command}",
+        f"#   {_sourced(demand)}RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} {command}",
         "# Every node must see the sweep's folder, its data and models at the same paths (docs/guides/deploying.md).",
     ]
     return "\n".join(notes) + "\n" + yaml.safe_dump(body, sort_keys=False, width=160)
+
+
+def _environment(demand: Demand) -> str:
+    """The file with the secrets, here and on every node."""
+    return f"~/.stockpot/{demand.label}.env"
+
+
+def _make_environment(demand: Demand) -> list[str]:
+    """Lines that say how the file with the secrets is made from a shell that has them; none where the sweep names none."""
+    if not demand.secrets:
+        return []
+    code = 'import os, shlex, sys; [print(f"export {name}={shlex.quote(os.environ[name])}") for name in sys.argv[1:]]'
+    return [
+        f"# and its secrets, from the environment of this shell ({', '.join(demand.secrets)}); every node reads them where Ray starts:",
+        f"#   (umask 077; python -c {shlex.quote(code)} {' '.join(demand.secrets)} > {_environment(demand)})",
+    ]
+
+
+def _sourced(demand: Demand) -> str:
+    """What a command begins with that needs the secrets."""
+    return f". {_environment(demand)} && " if demand.secrets else ""
 
 
 def _instances(demand: Demand, instance: str) -> dict[str, Any]:
@@ -100,6 +123,7 @@ def _instances(demand: Demand, instance: str) -> dict[str, Any]:
 def _start(demand: Demand, *, head: bool, own: bool) -> str:
     """One start command; on machines of your own the head holds trials too."""
     words = [f"{name}={value}" for name, value in HEALTH.items()]
+    words[0] = _sourced(demand) + words[0]
     words.append(f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} ray start --disable-usage-stats")
     if head:
         words.append(

@@ -32,9 +32,10 @@ from sweeps.loop import Loop, Pending
 from sweeps.paths import SweepPaths, cache_dir, is_remote
 from sweeps.residents import Residents
 from sweeps.runner import TUNE_ENVIRONMENT, LeaseController
+from sweeps.secret_values import know, names_of, refuse_absent, values_of
 from sweeps.stopping import GRACE_SECONDS, take_request
 from sweeps.trial import Lease
-from sweeps.worker import CallWorker, Setup, make_task, worker_environment
+from sweeps.worker import CallWorker, Setup, make_task
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -65,7 +66,8 @@ class RayBackend:
         on_hang: told why, from a thread of its own, when this process is to be ended because it hangs in a call of Ray's.
 
     Raises:
-        ClusterError: when the cluster can't be reached, or can never run one trial.
+        ClusterError: when the cluster can't be reached, can never run one trial, or has nodes without what `env` names.
+        UserError: when `env` names what is not in this process's environment, which that of Ray started here is.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class RayBackend:
         self._callers = Callers(self._new_caller, lambda: self.slots, self._check_call)
         self._spared: dict[str, float] = {}
         self._meters = Meters()
-        env = worker_environment(loaded.spec.env)
+        if address is None:
+            refuse_absent(loaded.spec.env)  # Ray that is started here has this process's environment
+        know(values_of(loaded.spec.env))
         os.environ.update(TUNE_ENVIRONMENT)
         self._cluster: RayCluster = connect(address)
         self._watch = HeadWatch(self._cluster.head, self._give_up)
@@ -94,7 +98,9 @@ class RayBackend:
         self._sharing = None if self._cluster.embedded else self._share(loaded.spec)
         self._held_at = math.inf
         try:
-            self._setup, self.placement = self._prepare(env)
+            if not self._cluster.embedded:
+                self._cluster.refuse_unset(names_of(loaded.spec.env))
+            self._setup, self.placement = self._prepare()
         except BaseException:
             self._end_watching()
             self._cluster.close()
@@ -107,11 +113,11 @@ class RayBackend:
         """Tell the cluster's other drivers of this one; resident models wait for their places from the start."""
         return Sharing(Claim(spec.name, spec.priority, waiting=asks_models(spec.pipeline)), lambda: self._cluster.nodes)
 
-    def _prepare(self, env: Mapping[str, str]) -> tuple[Setup, Placement]:
+    def _prepare(self) -> tuple[Setup, Placement]:
         """What workers are told and get; resident models are started first, where the pipeline asks them."""
         spec, nodes = self._loaded.spec, self._cluster.nodes
         beat_seconds = min(BEAT_SECONDS, self._loaded.spec.stall_after / 4)
-        setup = Setup(Devices(), str(self._loaded.folder), env, str(cache_dir()), beat_seconds=beat_seconds)
+        setup = Setup(Devices(), str(self._loaded.folder), spec.env, str(cache_dir()), beat_seconds=beat_seconds)
         if not asks_models(spec.pipeline):
             wanted = spec.resources
             placement = place(nodes, wanted.cpus, wanted.gpus_each, spec.max_concurrent_trials, wanted.together)

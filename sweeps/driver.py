@@ -31,6 +31,7 @@ from sweeps.loop import Backend, CallFailed
 from sweeps.paths import SweepPaths
 from sweeps.progress import snapshot
 from sweeps.records import write_resolved
+from sweeps.secret_values import masked
 from sweeps.shown import Shown
 from sweeps.state import SweepState
 from sweeps.tracking import Tracking
@@ -307,7 +308,7 @@ class _Drive:
             end, status = {"reason": "aborted", "why": failed.failure.message}, FAILED
             self._say(f"failed: {failed.failure.message} (see {self._paths.log('calls')}); mend it, then resume")
         except Exception as error:
-            end["why"] = f"{type(error).__name__}: {error}"
+            end["why"] = masked(f"{type(error).__name__}: {error}")
             raise
         finally:
             with held():

@@ -125,11 +125,15 @@ def warnings_here(loaded: LoadedSweep) -> list[str]:
     return found
 
 
-def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
+def machines(address: str | None, names: Sequence[str] = ()) -> tuple[tuple[Node, Machine], ...]:
     """The nodes of a Ray cluster, or this machine.
 
+    Args:
+        address: the cluster's; None for this machine.
+        names: environment variables that the cluster's nodes must have.
+
     Raises:
-        ClusterError: when the cluster can't be reached.
+        ClusterError: when the cluster can't be reached, or its nodes lack a variable.
     """
     if address is None:
         found = this_machine()
@@ -138,6 +142,7 @@ def machines(address: str | None) -> tuple[tuple[Node, Machine], ...]:
 
     cluster = connect(address)
     try:
+        cluster.refuse_unset(names)
         return cluster.machines()
     finally:
         cluster.close()

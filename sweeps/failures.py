@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from sweeps.secret_values import masked
+
 if TYPE_CHECKING:
     from sweeps.spec import OnFailure
 
@@ -67,15 +69,16 @@ def classify(error: BaseException) -> Failure:
 
     Reads `pipelines.stage`'s own classes, torch's and Python's out-of-memory errors by name (without importing torch),
     and Ray's actor deaths; errors in names, types and imports are the user's code; everything else is `unknown`.
+    Message and traceback are without the secrets that this process knows: a failure travels into the ledger.
     """
     told = getattr(error, "failure", None)
     if isinstance(told, Failure):  # another worker's
         return told
     names = {cls.__name__ for cls in type(error).__mro__}
-    text = "".join(tb.format_exception(error))
-    lines = str(error).strip().splitlines()
+    said = str(error)
+    lines = masked(said).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
-    low = str(error).lower()
+    low = said.lower()
     kind: FailureKind = "unknown"
     if "UserError" in names:
         kind, message = "user", lines[0] if lines else message
@@ -85,14 +88,14 @@ def classify(error: BaseException) -> Failure:
         names & {"OutOfMemory", "OutOfMemoryError", "MemoryError"}
         or ("RuntimeError" in names and ("out of memory" in low or "can't allocate memory" in low))
         or getattr(error, "errno", None) == errno.ENOMEM
-        or "NODE_OUT_OF_MEMORY" in str(error)  # Ray ended the worker, as its node had hardly any left
+        or "NODE_OUT_OF_MEMORY" in said  # Ray ended the worker, as its node had hardly any left
     ):
         kind = "oom"
     elif names & _LOST:
         kind = "node"
     elif names & {"ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "NameError", "KeyError"}:
         kind = "user"
-    return Failure(kind, message[:500], text)
+    return Failure(kind, message[:500], masked("".join(tb.format_exception(error))))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from evaluators.base import Report
 from pipelines.pulse import listened
 from pipelines.stage import Task
 from sweeps.failures import Failure, classify
+from sweeps.secret_values import cleaned
 from sweeps.trial_log import named
 
 END_SECONDS = 30.0
@@ -114,7 +115,7 @@ class LeaseThread:
         if not isinstance(report, Report):
             raise TypeError(f"report() takes an evaluators.base.Report, but got {type(report).__name__}")
         if not self._stopped:
-            self._met.put(Met("reported", report=report))
+            self._met.put(Met("reported", report=cleaned(report)))
             self._go.acquire()
         if self._stopped:
             raise SystemExit

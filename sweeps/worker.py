@@ -11,7 +11,7 @@ import ctypes
 import gc
 import importlib
 import os
-import re
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,6 +25,7 @@ from pipelines.custom import add_folder
 from pipelines.stage import Devices, EvaluationJob, ModelSource, Pipeline, Services, Task, UserError
 from sweeps.failures import Failure, classify
 from sweeps.lease_thread import BEAT_SECONDS, END_SECONDS, LeaseThread, Met, logged
+from sweeps.secret_values import absent, cleaned, filled_in, know, masked, read_secret, values_of
 
 if TYPE_CHECKING:
     from pipelines.calls import Host
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from sweeps.paths import SweepPaths
     from sweeps.team import Team
     from sweeps.trial import Lease
-
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 GROWTH_BYTES = 2 * 1024**3
@@ -48,7 +47,7 @@ class Setup:
     Attributes:
         devices: what its trials may use.
         folder: the sweep file's folder, put on the module path.
-        env: environment variables of trials, secrets already filled in; never written anywhere.
+        env: environment variables of trials, as the file has them: secrets are named, and each worker reads its own node's.
         cache: folder for converted models.
         memo: opens the memo's client for a caller; None where the pipeline asks no model through it.
         hosts: opens the client of resident models; None keeps them in this process.
@@ -57,7 +56,7 @@ class Setup:
 
     devices: Devices
     folder: str
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    env: Mapping[str, str] = field(default_factory=dict)
     cache: str | None = None
     memo: Callable[[str], Memo] | None = None
     hosts: Callable[[], Host] | None = None
@@ -65,7 +64,19 @@ class Setup:
 
 
 def prepare(setup: Setup) -> None:
-    """Set this process up before anything heavy is imported: devices, threads, environment, module path."""
+    """Set this process up before anything heavy is imported: devices, threads, environment, module path.
+
+    Raises:
+        UserError: where this process's environment lacks what `env` names.
+    """
+    missing = absent(setup.env)
+    if missing:
+        raise UserError(
+            f"{', '.join(missing)} not in the environment that Ray was started in on {socket.gethostname()}; export it there and "
+            "start the node again"
+        )
+    env = filled_in(setup.env)
+    know(values_of(setup.env))
     threads = str(thread_count(setup.devices))
     for name in THREAD_VARIABLES:
         os.environ[name] = threads
@@ -74,34 +85,13 @@ def prepare(setup: Setup) -> None:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     if not setup.devices.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.update(setup.env)
+    os.environ.update(env)
     add_folder(setup.folder)
 
 
 def thread_count(devices: Devices) -> int:
     """Threads of a trial: its CPUs, rounded down, at least one."""
     return max(1, int(devices.cpus))
-
-
-def read_secret(name: str) -> str:
-    """A secret by its name from this worker's environment.
-
-    Raises:
-        KeyError: when it is not there.
-    """
-    return os.environ[name]
-
-
-def worker_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """The file's `env` with `${NAME}` filled in from this process's environment: the one place where secrets are read.
-
-    Raises:
-        UserError: naming every variable that is not there.
-    """
-    missing = sorted({name for value in env.values() for name in _REFERENCE.findall(value) if name not in os.environ})
-    if missing:
-        raise UserError(f"env: {', '.join(missing)} not in the environment; export it, then submit again")
-    return {key: _REFERENCE.sub(lambda found: os.environ[found[1]], value) for key, value in env.items()}
 
 
 def make_task(loaded: LoadedSweep, paths: SweepPaths, lease: Lease, setup: Setup) -> Task:
@@ -241,9 +231,9 @@ class LeaseWorker:
     """A worker process's leases, one after another; where trials have several workers, the first one of them."""
 
     def __init__(self, setup: Setup) -> None:
-        enter(setup)
+        self._refused = entered(setup)
         self._setup = setup
-        self._team = current_team()
+        self._team = None if self._refused else current_team()
         self._lease: LeaseThread | None = None
         self._first_bytes: int | None = None
         self._stuck = False
@@ -252,13 +242,15 @@ class LeaseWorker:
     def begin(self, task: Task, log: str | None) -> None:
         """End the lease before and start this one."""
         self.end()
-        if not self._stuck:
+        if not self._stuck and self._refused is None:
             self._lease = LeaseThread(
                 task, log, partial(run_together, log=log, tell=self._break), self._setup.beat_seconds
             )
 
     def next(self) -> Met:
         """Let the present lease go on; see `LeaseThread.next`."""
+        if self._refused is not None:
+            return Met("failed", failure=self._refused, recycle=True)
         if self._stuck or self._lease is None:
             failure = Failure("node", f"the lease before did not leave its pipeline within {END_SECONDS:g} s")
             return Met("failed", failure=failure, recycle=True)
@@ -326,18 +318,20 @@ class CallWorker:
     """A worker process's calls: `module:function(payload)`, with text on the way."""
 
     def __init__(self, setup: Setup, log: str | None) -> None:
-        enter(setup)
+        self._refused = entered(setup)
         self._setup = setup
         self._log = log
 
     def call(self, function: str, payload: Mapping[str, Any]) -> tuple[Any, Failure | None]:
         """The function's result, or the failure its exception stands for."""
         PROGRESS.clear()
+        if self._refused is not None:
+            return None, self._refused
         module, _, name = function.partition(":")
         with logged(self._log, None):
             try:
                 limit_torch(self._setup.devices)
-                return getattr(importlib.import_module(module), name)(payload), None
+                return cleaned(getattr(importlib.import_module(module), name)(payload)), None
             except BaseException as error:  # typed for the driver, which decides
                 failure = classify(error)
                 print(failure.traceback, end="", file=sys.stderr, flush=True)
@@ -354,7 +348,7 @@ PROGRESS: list[str] = []
 
 def progress(text: str) -> None:
     """Say how far a call is; the driver's `on_progress` gets it."""
-    PROGRESS.append(text)
+    PROGRESS.append(masked(text))
 
 
 _SETUP: list[Setup] = []
@@ -362,10 +356,19 @@ _TEAM: list[Team] = []
 
 
 def enter(setup: Setup) -> None:
-    """Make this process a worker with the given setup."""
+    """Make this process a worker with the given setup; raises as `prepare`."""
     prepare(setup)
     _SETUP[:] = [setup]
     _TEAM.clear()
+
+
+def entered(setup: Setup) -> Failure | None:
+    """As `enter`; what this node lacks for it, where it does: another node may have it."""
+    try:
+        enter(setup)
+    except UserError as error:
+        return Failure("node", str(error))
+    return None
 
 
 def current_team() -> Team | None:

@@ -62,8 +62,9 @@ def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, 
         empty: dict[str, Any] = {"memory": None, "disk": None, "splits": None, "warnings": []}
         return empty | ({"rows": None, "duplicates": None} if data else {})
     from sweeps.dryrun import dry_run, machines
+    from sweeps.secret_values import names_of
 
-    where = machines(address)
+    where = machines(address, names_of(loaded.spec.env))
     if not data:
         return dry_run(loaded, where, here=address is None)
     from pipelines.splits import load_splits

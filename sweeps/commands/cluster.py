@@ -8,7 +8,6 @@ import importlib.util
 import json
 import math
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -30,7 +29,6 @@ AT_ONCE = 8
 """Trials at once where the file does not say: a searcher that sees no results learns nothing."""
 CPUS = 4
 """CPU threads of a trial where the file leaves them to the cluster; Ray shares what there is."""
-_SECRET = re.compile(r"\$\{(\w+)\}\Z")
 
 
 def cluster(arguments: argparse.Namespace) -> int:
@@ -173,12 +171,12 @@ def demand_for(loaded: LoadedSweep, arguments: argparse.Namespace, file: Path, t
     from importlib.metadata import version
 
     from cluster.demand import Demand
+    from sweeps.secret_values import names_of
     from sweeps.yaml_source import read
 
     given = vars(arguments)
     cpus, gpus, nodes = machines_of(loaded, given.get("cpus"), given.get("gpus"), given.get("nodes"))
     written, sets = read(text.encode()).data or {}, tuple(given.get("sets") or ())
-    references = (_SECRET.match(value) for value in loaded.spec.env.values())
     return Demand(
         name=loaded.spec.name,
         nodes=nodes,
@@ -190,7 +188,7 @@ def demand_for(loaded: LoadedSweep, arguments: argparse.Namespace, file: Path, t
         memory_gb=given.get("memory_gb"),
         names_storage="storage" in written or any(one.startswith("storage=") for one in sets),
         sets=sets,
-        secrets=tuple(found[1] for found in references if found),
+        secrets=names_of(loaded.spec.env),
         hours=None if loaded.spec.budget.hours is None else loaded.spec.budget.hours + 1.0,
         image=given.get("image"),
         ray=version("ray"),

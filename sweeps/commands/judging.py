@@ -140,9 +140,9 @@ def _calls(loaded: LoadedSweep | None, storage: Path) -> Calls:
     from pipelines.memo import open_memo
     from pipelines.stage import Devices, Services
     from sweeps.paths import cache_dir
-    from sweeps.worker import worker_environment
+    from sweeps.secret_values import filled_in
 
-    secrets: Mapping[str, str] = {**os.environ, **worker_environment(loaded.spec.env if loaded is not None else {})}
+    secrets: Mapping[str, str] = {**os.environ, **filled_in(loaded.spec.env if loaded is not None else {})}
     memo = partial(open_memo, str(SweepPaths.of(storage, "any").memo))
     services = Services(memo=memo, secret=secrets.__getitem__, cache=str(cache_dir()))
     return make_calls(services, f"evaluate-judge/{os.getpid()}", Devices(float(os.cpu_count() or 1)))

@@ -81,11 +81,12 @@ def _score(
     """
     from pipelines.stage import EvaluationJob, Services
     from sweeps.paths import cache_dir
+    from sweeps.secret_values import read_secret
 
     config = dict(data.config)
     judge = None if data.loaded is None else data.loaded.judge
     job = EvaluationJob(config, source, data.split, tuple(entries), rows=data.rows, judge=judge)
-    job = replace(job, services=Services(secret=os.environ.__getitem__, cache=str(cache_dir())))
+    job = replace(job, services=Services(secret=read_secret, cache=str(cache_dir())))
     if data.paths is None or data.split != "test":
         return _run(job, data), 0
     from sweeps.driving import driving

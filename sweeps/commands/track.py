@@ -69,10 +69,11 @@ def _send(entry: TrackConfig, spec: SweepSpec, paths: SweepPaths) -> tuple[int, 
     """How many things were told, and what went wrong, in a line."""
     from sweeps.ledger import Ledger, LedgerError
     from sweeps.lock import LockHeld
+    from sweeps.secret_values import values_of
     from sweeps.trackers import build_tracker
-    from sweeps.trackers.sender import Sender, alone, described, secrets_of
+    from sweeps.trackers.sender import Sender, alone, described
 
-    secrets = secrets_of(spec.env)
+    secrets = values_of(spec.env)
     try:
         with alone(paths, entry.type, 0.0), closing(Ledger.read(paths.root)) as ledger:
             sender = Sender(paths, entry, build_tracker(entry), secrets)

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.secret_rules import SECRET_NAME, SECRET_VALUE
+from sweeps.secret_rules import SECRET_NAME
+from sweeps.secret_values import MASK, by_shape
 
-MASK = "•••"
 TEXT = 2000
 """Characters of any one text at most."""
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
 _COUNTED = re.compile(r"tokens", re.IGNORECASE)
 """`max_new_tokens` and `stop_tokens` are no secrets."""
@@ -25,14 +24,14 @@ def redact(value: Any, key: str = "") -> Any:
         key: the key that it stands under.
     """
     if isinstance(value, Mapping):
-        return {_masked(str(name)): redact(inner, str(name)) for name, inner in value.items()}
+        return {by_shape(str(name)): redact(inner, str(name)) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [redact(inner, key) for inner in value]
     if not isinstance(value, str):
         return value
     if secret_name(key) and not _REFERENCE.match(value):
         return MASK
-    return cut(_masked(value))
+    return cut(by_shape(value))
 
 
 def secret_name(key: str) -> bool:
@@ -46,7 +45,3 @@ def cut(text: str, limit: int = TEXT) -> str:
         return text
     head, tail = limit * 3 // 4, limit // 4
     return f"{text[:head]} […{len(text) - head - tail:,} characters left out…] {text[-tail:]}"
-
-
-def _masked(text: str) -> str:
-    return _CREDENTIALS.sub(MASK, SECRET_VALUE.sub(MASK, text))

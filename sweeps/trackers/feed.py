@@ -15,7 +15,8 @@ from evaluators.base import Score
 from sweeps.fold import apply_event
 from sweeps.load import from_record
 from sweeps.progress import best
-from sweeps.report.redact import MASK, cut, redact, secret_name
+from sweeps.report.redact import cut, redact, secret_name
+from sweeps.secret_values import MASK, Masks
 from sweeps.state import ReportState, SweepState
 from sweeps.trackers.base import RunFacts, SweepFacts, Value
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 TEXT = 500
 """Characters of a reason at most."""
-SHORTEST_SECRET = 4
 Said = tuple[str, tuple[Any, ...]]
 """A method of `Tracker` and its arguments."""
 
@@ -35,22 +35,6 @@ def say(tracker: Tracker, said: Said) -> None:
     """Tell a tracker."""
     name, arguments = said
     getattr(tracker, name)(*arguments)
-
-
-def without(text: str, secrets: Collection[str]) -> str:
-    """A text with the values of secrets masked, the longest first; what is shorter than four characters is no secret."""
-    for secret in sorted((one for one in secrets if len(one) >= SHORTEST_SECRET), key=len, reverse=True):
-        text = text.replace(secret, MASK)
-    return text
-
-
-def _hidden(value: Any, secrets: Collection[str]) -> Any:
-    """A JSON value with `without` done to each of its texts."""
-    if isinstance(value, Mapping):
-        return {without(str(name), secrets): _hidden(inner, secrets) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_hidden(inner, secrets) for inner in value]
-    return without(value, secrets) if isinstance(value, str) else value
 
 
 class Feed:
@@ -67,7 +51,7 @@ class Feed:
     def __init__(self, folder: str, secrets: Collection[str] = ()) -> None:
         self.state = SweepState()
         self._folder = folder
-        self._secrets = tuple(secrets)
+        self._masks = Masks(secrets)
         self._loaded: LoadedSweep | None = None
         self._ended: set[str] = set()
         self._key = ""
@@ -147,10 +131,10 @@ class Feed:
         key = path.rpartition(".")[2]
         if isinstance(value, str):
             return self._text(value, key)
-        return MASK if secret_name(key) else cut(json.dumps(redact(_hidden(value, self._secrets))), TEXT)
+        return MASK if secret_name(key) else cut(json.dumps(redact(self._masks.value(value))), TEXT)
 
     def _text(self, text: str, key: str = "") -> str:
-        return cut(str(redact(without(text, self._secrets), key)), TEXT)
+        return cut(str(redact(self._masks.text(text), key)), TEXT)
 
     def _tried(self) -> int:
         """Trials that have ended or wait at a rung."""

@@ -26,11 +26,11 @@ from sweeps.lock import DriverLock, LockHeld
 from sweeps.paths import SweepPaths
 from sweeps.records import read_record, write_aside
 from sweeps.report.redact import cut, redact
-from sweeps.secret_rules import SECRET_NAME
+from sweeps.secret_values import Masks, values_of
 from sweeps.track_spec import TrackConfig
 from sweeps.trackers import build_tracker
 from sweeps.trackers.base import Tracker
-from sweeps.trackers.feed import Feed, Said, say, without
+from sweeps.trackers.feed import Feed, Said, say
 
 POLL_SECONDS = 1.0
 LONGEST_PAUSE = 60.0
@@ -92,7 +92,7 @@ class Sender:
 
     def log(self) -> None:
         """Put the traceback of the error at hand into the log, without secrets."""
-        print(redact(without(traceback.format_exc(), self._secrets)), file=sys.stderr, flush=True)
+        print(redact(Masks(self._secrets).text(traceback.format_exc())), file=sys.stderr, flush=True)
 
     def conclude(self) -> None:
         """Tell the tracker how the driver ended, and let go; also where a process before this one came no further."""
@@ -142,9 +142,9 @@ class Sender:
 
 def described(error: BaseException, secrets: tuple[str, ...]) -> str:
     """An error in one line without secrets."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in Masks(secrets).text(str(error)).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return cut(str(redact(without(text, secrets))), 300)
+    return cut(str(redact(text)), 300)
 
 
 def drives(paths: SweepPaths, driver: Mapping[str, Any] | None) -> bool:
@@ -218,13 +218,6 @@ def alone(paths: SweepPaths, kind: str, seconds: float) -> Any:
         lock.release()
 
 
-def secrets_of(env: dict[str, str]) -> tuple[str, ...]:
-    """The values that the file's `env` takes from this process's environment, and those of the trackers' own."""
-    named = [text[2:-1] for text in env.values() if text.startswith("${") and text.endswith("}")]
-    own = [name for name in os.environ if SECRET_NAME.search(name)]
-    return tuple(dict.fromkeys(os.environ[name] for name in [*named, *own] if os.environ.get(name)))
-
-
 def main(folder: str, kind: str) -> int:
     """Send beside a driver; what a person should read once goes to standard output, everything else to the log.
 
@@ -247,7 +240,7 @@ def main(folder: str, kind: str) -> int:
     try:
         with alone(paths, kind, PREDECESSOR_SECONDS):
             ledger = Ledger.read(paths.root)
-            sender = Sender(paths, config, build_tracker(config), secrets_of(spec.env))
+            sender = Sender(paths, config, build_tracker(config), values_of(spec.env))
             return 0 if follow(sender, ledger, paths, driver, warn) else 1
     except LockHeld:
         warn("another process is telling it; see `stockpot track`")

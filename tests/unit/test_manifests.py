@@ -91,6 +91,47 @@ def test_secrets_are_named_and_stand_nowhere(monkeypatch: pytest.MonkeyPatch) ->
         assert "planted" not in text
 
 
+def test_every_pod_has_the_secrets_for_trials_read_them_where_they_run() -> None:
+    _, job, _ = yaml.safe_load_all(rayjob(DEMAND, "data"))
+    cluster = job["spec"]["rayClusterSpec"]
+    wanted = {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "gsm8k-lora-v2-secrets", "key": "HF_TOKEN"}}}
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        assert wanted in container["env"], container["name"]
+
+
+def test_the_launchers_nodes_read_the_secrets_from_a_private_file_when_ray_starts(tmp_path: Path) -> None:
+    hostile = 'it\'s "$(touch pwned)" a `word`; \\ and more\nof it'
+    demand = replace(DEMAND, secrets=("HF_TOKEN", "OTHER"))
+    text = autoscaler(demand, user="me", hosts=["a", "b"])
+    make = next(
+        line.removeprefix("#   ") for line in text.splitlines() if "umask 077; python -c" in line and ".env" in line
+    )
+    home, bin_folder = tmp_path / "home", tmp_path / "bin"
+    (home / ".stockpot").mkdir(parents=True)
+    bin_folder.mkdir()
+    (bin_folder / "ray").write_text('#!/bin/sh\nprintf "%s|%s" "$HF_TOKEN" "$OTHER"\n')
+    (bin_folder / "ray").chmod(0o755)
+    path = os.pathsep.join([str(bin_folder), str(Path(sys.executable).parent), os.environ["PATH"]])
+    plain = {name: value for name, value in os.environ.items() if name not in demand.secrets}
+    own = {**plain, "HOME": str(home), "PATH": path}
+    has = {**own, "HF_TOKEN": hostile, "OTHER": "two"}
+    subprocess.run(["sh", "-ec", make], env=has, check=True, cwd=tmp_path)
+    file = home / ".stockpot" / "gsm8k-lora-v2.env"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    body = yaml.safe_load(text)
+    assert "~/.stockpot/gsm8k-lora-v2.env" in body["file_mounts"]
+    assert "chmod 600 ~/.stockpot/gsm8k-lora-v2.env" in body["setup_commands"]
+    for which in ("head", "worker"):
+        (start,) = body[f"{which}_start_ray_commands"]
+        said = subprocess.run(["bash", "-c", start], env=own, cwd=tmp_path, capture_output=True, check=True).stdout
+        assert said.decode() == f"{hostile}|two", which
+    assert not (tmp_path / "pwned").exists()
+    without = yaml.safe_load(autoscaler(replace(DEMAND, secrets=()), user="me", hosts=["a", "b"]))
+    assert list(without["file_mounts"]) == ["~/.stockpot/ray-token"]
+    assert ".env" not in str(without)
+
+
 def test_nodes_are_lost_sooner_than_by_rays_own_setting_and_connections_last_longer() -> None:
     wanted = {f"{name}={value}" for name, value in HEALTH.items()}
     assert wanted <= set(re.findall(r"RAY_\w+=\d+", sbatch(DEMAND)))

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import gc
 import os
+import pickle
 import subprocess
 import sys
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 
-from evaluators.base import Report
+from evaluators.base import ItemSet, Report, summarise
 from pipelines.pulse import beat
 from pipelines.stage import Devices, Diverged, Task, UserError
-from sweeps import worker
+from sweeps import secret_values, worker
 from sweeps.lease_thread import LeaseThread, Met
+from sweeps.secret_values import MASK
 from sweeps.trial_log import records, shown
-from sweeps.worker import CallWorker, LeaseWorker, Setup, read_secret, thread_count, worker_environment
+from sweeps.worker import CallWorker, LeaseWorker, Setup, thread_count
 
 
 def task(**changes):
@@ -36,6 +39,7 @@ def quiet(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(worker, "_SETUP", [])
+    monkeypatch.setattr(secret_values, "_OWN", [secret_values.Masks()])
     return Setup(Devices(1.0, 0.0), "/sweeps")
 
 
@@ -292,14 +296,72 @@ def test_gpu_trials_keep_what_ray_gave_them(quiet):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
-def test_secrets_come_from_the_environment_by_name(monkeypatch):
-    monkeypatch.setenv("A_TOKEN", "s3cret")
-    monkeypatch.delenv("B_TOKEN", raising=False)
-    assert worker_environment({"X": "Bearer ${A_TOKEN}", "Y": "plain"}) == {"X": "Bearer s3cret", "Y": "plain"}
-    with pytest.raises(UserError, match="B_TOKEN not in the environment"):
-        worker_environment({"X": "${B_TOKEN}", "Y": "${A_TOKEN}"})
-    assert read_secret("A_TOKEN") == "s3cret"
-    assert "s3cret" not in repr(Setup(Devices(), "", {"X": "s3cret"}))
+def test_a_worker_reads_the_secrets_of_its_own_process(quiet):
+    os.environ["MY_WORD"] = "planted-word"
+    os.environ["OMP_NUM_THREADS"] = "7"
+    setup = Setup(Devices(), "/sweeps", {"TOKEN": "${MY_WORD}", "MODE": "plain", "BEFORE": "${OMP_NUM_THREADS}"})
+    assert b"planted" not in pickle.dumps(setup), "what travels names them"
+    worker.prepare(setup)
+    assert [os.environ[name] for name in ("TOKEN", "MODE", "BEFORE")] == ["planted-word", "plain", "7"]
+
+
+def test_a_node_without_a_secret_fails_its_leases_and_calls_so_that_another_may_have_them(quiet):
+    os.environ.pop("NOT_HERE", None)
+    setup = replace(quiet, env={"TOKEN": "${NOT_HERE}", "PATH2": "${PATH}"})
+    leases = LeaseWorker(setup)
+    leases.begin(task(), None)
+    met = leases.next()
+    assert (met.kind, met.failure.kind, met.recycle) == ("failed", "node", True)
+    assert met.failure.message.startswith("NOT_HERE not in the environment that Ray was started in on ")
+    assert "TOKEN" not in os.environ, "nothing was set"
+    answer, failure = CallWorker(setup, None).call(f"{__name__}:double", {"x": 4})
+    assert (answer, failure) == (None, met.failure)
+
+
+def test_what_a_lease_says_of_a_secret_is_masked_before_it_travels(quiet, tmp_path):
+    os.environ["MY_WORD"] = "planted-word"
+
+    def run(task, report):
+        rows = ItemSet(("row-1", "planted-word"))
+        report(Report(1, (summarise("loss", "tune", "minimize", rows, [1.0, 2.0]),), {"train/planted-word": 1.0}))
+        try:
+            raise KeyError("planted-word")
+        except KeyError as error:
+            raise ValueError(f"Bearer planted-word {'x' * 480} planted-word\nand planted-word") from error
+
+    worker.prepare(replace(quiet, env={"TOKEN": "${MY_WORD}"}))
+    log = tmp_path / "logs" / "t.log"
+    lease = LeaseThread(task(), str(log), run)
+    met = lease.next()
+    assert met.report.telemetry == {f"train/{MASK}": 1.0}
+    assert met.report.scores[0].item_set.ids == ("row-1", MASK)
+    assert list(met.report.scores[0].items) == [1.0, 2.0]
+    failed = lease.next()
+    assert failed.failure.message.startswith(f"ValueError: Bearer {MASK} xxx")
+    assert lease.finish()
+    told = f"{met}{failed}{log.read_text()}"
+    assert "KeyError" in failed.failure.traceback
+    assert "plant" not in told, "also where a text is cut in the middle of it"
+
+
+def test_what_a_call_says_of_a_secret_is_masked_before_it_travels(quiet, tmp_path, capfd):
+    os.environ["MY_WORD"] = "planted-word"
+    calls = CallWorker(replace(quiet, env={"TOKEN": "${MY_WORD}"}), None)
+    assert calls.call(f"{__name__}:told", {}) == ({"why": [f"it is {MASK}"], "n": 1}, None)
+    assert calls.poll(0) == [f"have {MASK}"]
+    answer, failure = calls.call(f"{__name__}:told", {"fail": True})
+    assert (answer, failure.message) == (None, f"no {MASK}")
+    said = capfd.readouterr()
+    assert MASK in said.err
+    assert "planted-word" not in f"{failure}{said.err}{said.out}"
+
+
+def told(payload):
+    word = os.environ["TOKEN"]
+    worker.progress(f"have {word}")
+    if payload.get("fail"):
+        raise UserError(f"no {word}")
+    return {"why": [f"it is {word}"], "n": 1}
 
 
 def double(payload):
