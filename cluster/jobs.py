@@ -12,13 +12,16 @@ import json
 import logging
 import os
 import shlex
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cluster.backend import Asked, Errand, Job, JobState
 from cluster.base import ClusterError
+from cluster.packages import CODE, code_hash, pack, stage
 from cluster.token import read_token
 
 LARGEST_BYTES = 90 * 1024**2
@@ -62,16 +65,18 @@ class RayJobs(Asked):
             raise ClusterError(f"can't use Ray Jobs at {self.address}: {_first(error)}") from error
 
     def submit(self, errand: Errand) -> Job:
-        """Start a command on the head; see `Backend.submit`."""
-        runtime: dict[str, Any] = {"env_vars": dict(errand.environment)}
-        if errand.folder is not None:
-            runtime["working_dir"] = str(errand.folder)
-        try:
-            job: str = self._client.submit_job(
-                entrypoint=shlex.join(errand.words), submission_id=errand.name, runtime_env=runtime
-            )
-        except (RuntimeError, ValueError) as error:
-            raise ClusterError(f"{self.address} refuses the job: {_first(error)}") from error
+        """Start a command on the head, with our packages; see `Backend.submit`."""
+        with tempfile.TemporaryDirectory(prefix="stockpot-") as own:
+            runtime: dict[str, Any] = {"env_vars": {**errand.environment, CODE: code_hash()}}
+            runtime["py_modules"] = stage(Path(own) / "code")
+            if errand.folder is not None:
+                runtime["working_dir"] = str(pack(errand.folder, Path(own) / "files.zip"))
+            try:
+                job: str = self._client.submit_job(
+                    entrypoint=shlex.join(errand.words), submission_id=errand.name, runtime_env=runtime
+                )
+            except (RuntimeError, ValueError, OSError) as error:
+                raise ClusterError(f"{self.address} refuses the job: {_first(error)}") from error
         return Job(job, "waiting")
 
     def status(self, job: str) -> Job:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import secrets
@@ -25,6 +26,7 @@ from typing import Any
 
 from cluster.base import ClusterError, Node
 from cluster.machine import Machine, this_machine, unset
+from cluster.packages import has_travelled, stage
 from cluster.processes import await_end, below
 from cluster.token import token_settings, write_private
 
@@ -185,7 +187,7 @@ def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
         # A token in the environment would win over our file and leave it unused.
         settings |= {"RAY_AUTH_TOKEN": "", "RAY_ADDRESS": ""}
     else:
-        settings |= token_settings(os.environ)
+        settings |= token_settings(os.environ) | {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
     before = _set(settings)
     cluster = RayCluster(folder, lock, before, embedded=address is None)
     try:
@@ -247,7 +249,7 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:
         with _held_back(folder / "stderr"):
-            ray.init(address=address, **shared)
+            ray.init(address=address, job_config=_own_paths_alone(), **_with_packages(folder), **shared)
         return
     ray.init(
         address="local",
@@ -257,6 +259,27 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
         _temp_dir=str(folder / "ray"),
         **shared,
     )
+
+
+def _with_packages(folder: Path) -> dict[str, Any]:
+    """What has the workers run this process' code, also where their nodes have other or none; nothing in a job that brought it."""
+    if has_travelled(os.environ):
+        return {}
+    modules = stage(folder / "code")
+    given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
+    return {"runtime_env": {"py_modules": [*modules, *given.get("py_modules", ())]}}
+
+
+def _own_paths_alone() -> Any:
+    """Keep Ray from putting this process' working directory first on the workers' path, where it is another thing on each node.
+
+    A folder `sweeps` in it, or a checkout of another day, would be taken for our packages.
+    """
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._runtime_env_has_working_dir = lambda: True
+    return config
 
 
 def _hush() -> None:

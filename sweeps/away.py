@@ -1,7 +1,8 @@
-"""What a Ray job runs on the cluster's head: `python -m sweeps.away submit|ask ... -- WORDS`, started by `sweeps.commands.remote`.
+"""What a Ray job runs on the cluster's head: `python -m sweeps.away submit|ask|run ... -- WORDS`, started by `sweeps.commands.remote`.
 
 `submit` puts what travelled with the job where all nodes see it, under the storage and its own hash, and drives the sweep there.
 `ask` runs a reading command and prints its output, status and errors as one line that the caller can find among Ray's own.
+`run` runs any other command as it is. All three are the code of whoever submitted the job, which travelled with it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from cluster.packages import CODE, code_hash
 
 MARK = "STOCKPOT-ANSWER "
 VERSIONS = "STOCKPOT_VERSIONS"
@@ -40,23 +43,31 @@ def differing(theirs: Mapping[str, str]) -> str | None:
     """What differs from this machine, as one message; None where nothing does."""
     own = versions()
     told = [
-        f"{name} is {own[name]} on the cluster and {theirs[name]} there"
+        f"{name} is {own[name]} on the cluster and {theirs.get(name, 'unknown')} where the command was given"
         for name in own
         if theirs.get(name) != own[name]
     ]
-    return None if not told else f"{'; '.join(told)}: install the same versions on both"
+    if told:
+        return f"{'; '.join(told)}: install the same versions on both"
+    came = os.environ.get(CODE)
+    if came not in (None, code_hash()):
+        return (
+            f"Stockpot's code {came} came with the job, and {code_hash()} in {Path(__file__).parent} runs on the cluster: something there "
+            "puts another copy first on Python's path (a sitecustomize module?); take it away"
+        )
+    return None
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one of the two; the exit status."""
+    """Run one of the three; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sweeps.away")
     verbs = parser.add_subparsers(dest="verb", required=True)
     submit = verbs.add_parser("submit")
     submit.add_argument("--storage", required=True)
     submit.add_argument("--file", required=True)
     submit.add_argument("words", nargs="*")
-    ask = verbs.add_parser("ask")
-    ask.add_argument("words", nargs="+")
+    for verb in ("ask", "run"):
+        verbs.add_parser(verb).add_argument("words", nargs="+")
     arguments = parser.parse_args(words)
     wrong = differing(json.loads(os.environ.get(VERSIONS, "{}")))
     if wrong is not None:
@@ -64,6 +75,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     if arguments.verb == "ask":
         return answer(arguments.words)
+    if arguments.verb == "run":
+        from sweeps.cli import main as stockpot
+
+        return stockpot(arguments.words)
     return drive(arguments.storage, Path(arguments.file), arguments.words)
 
 

@@ -38,6 +38,8 @@ from sweeps.paths import SweepPaths, is_remote
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
 
+AWAY = ("python", "-P", "-m", "sweeps.away")
+"""Begin every job: with -P, a folder `sweeps` that travelled is not taken for our package."""
 ASK_SECONDS = 120.0
 START_SECONDS, REFUSAL_SECONDS, POLL_SECONDS = 30.0, 3.0, 0.5
 """A job is watched until it has run so long, or for so long in all, before `--detach` returns."""
@@ -96,7 +98,7 @@ def _errand(
     from sweeps.yaml_source import read
 
     place = stage(file, read(file.read_bytes()).data, travelling)
-    words = ["python", "-m", "sweeps.away", "submit", f"--storage={storage}", f"--file={place}", "--"]
+    words = [*AWAY, "submit", f"--storage={storage}", f"--file={place}", "--"]
     return Errand(name, [*words, *restarts, *_sets(arguments.sets)], travelling, _environment())
 
 
@@ -109,7 +111,9 @@ def resume(arguments: argparse.Namespace, note: Note) -> int:
     backend = noted_backend(note, insecure=arguments.insecure)
     rest = [word for text in arguments.budget for word in ("--budget", text)]
     rest += [] if arguments.priority is None else ["--priority", str(arguments.priority)]
-    if isinstance(backend, Asked) or note.address.startswith(SLURM):
+    if note.address.startswith("http"):
+        words = [*AWAY, "run", "--", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside), *rest]
+    elif isinstance(backend, Asked) or note.address.startswith(SLURM):
         words = ["stockpot", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside), *rest]
     else:
         words = [*_own_words("resume"), f"{note.storage}/{note.name}", *_at(note.address, arguments), *rest]
@@ -150,8 +154,8 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
     print(f"asking {backend.place} (a short job there)", file=sys.stderr)
     name = _job_name(f"{note.name}-ask")
     if any(getattr(arguments, flag, False) for flag in FOLLOWING):
-        return backend.attend(Errand(name, ["stockpot", *there], None, _environment()), note.job, say)
-    errand = Errand(name, ["python", "-m", "sweeps.away", "ask", "--", *there], None, _environment())
+        return backend.attend(Errand(name, [*AWAY, "run", "--", *there], None, _environment()), note.job, say)
+    errand = Errand(name, [*AWAY, "ask", "--", *there], None, _environment())
     log = backend.ask(errand, note.job, ASK_SECONDS)
     found = read_answer(log)
     if found is None:

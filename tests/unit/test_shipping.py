@@ -100,9 +100,19 @@ def test_a_job_places_its_files_once(tmp_path: Path) -> None:
 def test_other_versions_are_named_on_both_sides(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv(away.VERSIONS, json.dumps({**away.versions(), "stockpot": "9.9"}))
-    assert away.main(["ask", "--", "list"]) == 2
-    assert f"stockpot is {away.versions()['stockpot']} on the cluster and 9.9 there" in capsys.readouterr().err
+    monkeypatch.setenv(away.VERSIONS, json.dumps({**away.versions(), "ray": "9.9"}))
+    for verb in ("ask", "run"):
+        assert away.main([verb, "--", "list"]) == 2
+        told = capsys.readouterr().err
+        assert f"ray is {away.versions()['ray']} on the cluster and 9.9 where the command was given" in told
+
+
+def test_a_command_that_runs_on_is_run_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(away.VERSIONS, json.dumps(away.versions()))
+    assert away.main(["run", "--", "status", "no such sweep", "--watch"]) == 2
+    assert capsys.readouterr().err.startswith("stockpot: there is no sweep")
 
 
 def test_an_answer_comes_back_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
