@@ -33,13 +33,15 @@ class Town:
 
     Args:
         folder: HOME of everything, which is also how its processes are known.
-        nodes: in all, of one CPU each.
+        nodes: in all.
         hosts: one for each node, in order; None has them share this machine's own network.
+        cpus: of each node.
     """
 
-    def __init__(self, folder: Path, nodes: int, hosts: Hosts | None = None) -> None:
+    def __init__(self, folder: Path, nodes: int, hosts: Hosts | None = None, cpus: int = 1) -> None:
         self.folder = folder
         self.count = nodes
+        self.cpus = cpus
         self.hosts = hosts
         self.address = ""
         self.raised: list[subprocess.Popen[bytes]] = []
@@ -113,7 +115,7 @@ class Town:
         return list(words) if self.hosts is None else self.hosts.command(number, words)
 
     def _raise(self, number: int, *more: str) -> None:
-        words = [STOCKPOT, "cluster", "up", "--nodes", "1", "--cpus", "1", *more]
+        words = [STOCKPOT, "cluster", "up", "--nodes", "1", "--cpus", str(self.cpus), *more]
         words += [] if self.hosts is None else ["--host", self.hosts.address(number)]
         with self._log(number).open("wb") as out:
             one = subprocess.Popen(

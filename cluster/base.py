@@ -116,6 +116,11 @@ def place(
     return Placement(min(places // workers, limit), wanted_cpus, wanted_gpus, workers)
 
 
+def holds(nodes: Sequence[Node], placement: Placement) -> bool:
+    """Whether the nodes, were they empty, have room for one trial."""
+    return sum(_fit(node, placement.cpus, placement.gpus) for node in nodes) >= placement.workers
+
+
 def _fit(node: Node, cpus: float, gpus: float) -> int:
     """Trials that fit on a node; a hair of rounding is forgiven."""
     by_cpu = math.floor(node.cpus / cpus + 1e-6)

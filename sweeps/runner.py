@@ -23,8 +23,10 @@ from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import SearchAlgorithm
+from ray.util.placement_group import placement_group_table
 
-from cluster.base import Placement
+from cluster.base import Node, Placement, holds
+from sweeps.elsewhere import Elsewhere
 from sweeps.failures import Failure, classify
 from sweeps.lease_thread import Met
 from sweeps.loop import Loop
@@ -37,6 +39,9 @@ FREE_SECONDS = 1.0
 """A lease that has waited for a place for so long waits for others to end: Ray gives away a free place within a second."""
 PLACE_SECONDS = 5.0
 """How long a lease waits for a place of its own before it takes a worker that another one has left."""
+ELSEWHERE_SECONDS = 3.0
+"""How long a lease waits for a place off the nodes that its run was lost on; then any will do."""
+NODE_LABEL = "ray.io/node-id"
 TRAINABLE = "stockpot-lease"
 TUNE_ENVIRONMENT = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
@@ -74,12 +79,15 @@ class LeaseTrainable(tune.Trainable):
 class LeaseSearch(SearchAlgorithm):
     """Tune asks it for trials; it asks the loop for a lease, only when a slot is free."""
 
-    def __init__(self, loop: Loop, slots: int, spawn: Spawn, experiment: Experiment, resources: Any) -> None:
+    def __init__(
+        self, loop: Loop, slots: int, spawn: Spawn, experiment: Experiment, resources: Any, elsewhere: Elsewhere
+    ) -> None:
         self._loop = loop
         self._slots = slots
         self._spawn = spawn
         self._experiment = experiment
         self._resources = resources
+        self._elsewhere = elsewhere
         self.running: dict[str, Trial] = {}
         """Leases handed out and not ended."""
         self.held = False
@@ -102,6 +110,7 @@ class LeaseSearch(SearchAlgorithm):
             trial_dirname_creator=lambda trial: trial.trial_id,
         )
         self.running[lease.id] = trial
+        self._elsewhere.begun(lease.id, lease.attempt.run.id)
         return trial
 
     def is_finished(self) -> bool:
@@ -112,10 +121,11 @@ class LeaseSearch(SearchAlgorithm):
 class LeaseScheduler(FIFOScheduler):
     """Tune tells it every report; the loop decides."""
 
-    def __init__(self, loop: Loop, search: LeaseSearch) -> None:
+    def __init__(self, loop: Loop, search: LeaseSearch, elsewhere: Elsewhere) -> None:
         super().__init__()
         self._loop = loop
         self._running = search.running
+        self._elsewhere = elsewhere
         self.recycle: set[str] = set()
         """Leases whose worker must not serve another one."""
 
@@ -141,29 +151,33 @@ class LeaseScheduler(FIFOScheduler):
             self._forget(lease)
             self._loop.ended(lease)
         else:
-            self._forget(lease)
-            self._loop.failed(lease, met.failure or Failure("unknown", "the worker gave no reason"))
+            failure = met.failure or Failure("unknown", "the worker gave no reason")
+            self._forget(lease, failure)
+            self._loop.failed(lease, failure)
         return self.STOP
 
     def lost(self, lease: str, failure: Failure) -> None:
         """The worker of a lease died, or was killed."""
-        if self._forget(lease):
+        if self._forget(lease, failure):
             self._loop.failed(lease, failure)
 
-    def _forget(self, lease: str) -> bool:
+    def _forget(self, lease: str, failure: Failure | None = None) -> bool:
+        self._elsewhere.ended(lease, failure)
         return self._running.pop(lease, None) is not None
 
 
 class LeaseController(TuneController):
-    """Tune's own loop with three changes: it writes no state, keeps one warm worker a slot, and can kill a lease."""
+    """Tune's own loop with four changes: it writes no state, keeps one warm worker a slot, can kill a lease, and avoids the nodes that a run was lost on."""
 
     def __init__(self, loop: Loop, placement: Placement, spawn: Spawn, folder: str) -> None:
         tune.register_trainable(TRAINABLE, LeaseTrainable)
         experiment = Experiment(f"sweep-{uuid.uuid4().hex[:8]}", TRAINABLE, storage_path=folder)
-        bundles = [{"CPU": placement.cpus, "GPU": placement.gpus}] * placement.workers
-        resources = PlacementGroupFactory(bundles, strategy="PACK")
-        self.search = LeaseSearch(loop, placement.slots, spawn, experiment, resources)
-        self.scheduler = LeaseScheduler(loop, self.search)
+        self._placement = placement
+        self._resources = resources = _asked_for(placement)
+        self._elsewhere = Elsewhere()
+        self._places: dict[Any, frozenset[str]] = {}
+        self.search = LeaseSearch(loop, placement.slots, spawn, experiment, resources, self._elsewhere)
+        self.scheduler = LeaseScheduler(loop, self.search, self._elsewhere)
         self._killed: dict[str, Failure] = {}
         self._began: dict[str, float] = {}
         self._asked: dict[Trial, float] = {}
@@ -255,22 +269,73 @@ class LeaseController(TuneController):
         return super()._update_trial_queue(blocking=False, timeout=timeout)
 
     def _schedule_trial_actor(self, trial: Trial) -> None:
-        """From here on a lease waits for a place."""
+        """From here on a lease waits for a place.
+
+        Tune asks for what stands in the trial, and keeps free workers by it: one that was asked for elsewhere is one like any other.
+        """
         self._asked.setdefault(trial, time.monotonic())
-        super()._schedule_trial_actor(trial)
+        wanted = self._wanted(trial.trial_id)
+        if wanted is not self._resources:
+            trial.init_local_path()
+            if self._take_free(trial):
+                return
+        trial.placement_group_factory = wanted
+        try:
+            super()._schedule_trial_actor(trial)
+        finally:
+            trial.placement_group_factory = self._resources
+
+    def _wanted(self, lease: str) -> PlacementGroupFactory:
+        """A place for a lease: off the nodes that it avoids, where the others can hold it at all."""
+        avoided = self._elsewhere.avoided(lease)
+        if not avoided:
+            return self._resources
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        others = [Node(has.get("CPU", 0.0), has.get("GPU", 0.0)) for node, has in alive.items() if node not in avoided]
+        if not avoided & alive.keys() or not holds(others, self._placement):
+            self._elsewhere.anywhere(lease)
+            return self._resources
+        return _asked_for(self._placement, avoided)
+
+    def _take_free(self, trial: Trial) -> bool:
+        """Give a lease a free worker that stands on none of the nodes that it avoids; whether there was one."""
+        free = self._actor_cache._cached_objects[self._resources]
+        avoided = self._elsewhere.avoided(trial.trial_id)
+        good = next((own for own in free if not avoided & self._places.get(own, frozenset())), None)
+        if good is None:
+            return False
+        free.remove(good)
+        free.insert(0, good)
+        return bool(super()._maybe_reuse_cached_actor(trial))
+
+    def _note_places(self) -> None:
+        """Keep where workers stand while they live: nobody says so of dead ones."""
+        live = self._actor_manager._live_actors_to_ray_actors_resources
+        self._places = {own: self._places.get(own) or _nodes_of(held) for own, (_, held) in live.items()}
+        self._elsewhere.stand(
+            {self._actor_to_trial[own].trial_id: at for own, at in self._places.items() if own in self._actor_to_trial}
+        )
 
     def _maybe_add_actors(self) -> None:
         """Leases that wait for a place in vain, as a node was lost, take free workers before new leases do.
 
-        Else they would wait for ever: warm workers keep their places.
+        Else they would wait for ever: warm workers keep their places. Those that avoid a node take one elsewhere at once.
         """
+        self._note_places()
         if self.search.held:
             return
         self._asked = {trial: since for trial, since in self._asked.items() if trial in self._pending_trials}
-        late = time.monotonic() - PLACE_SECONDS
+        now = time.monotonic()
         for trial, since in self._asked.items():
-            if since < late and self._worker(trial.trial_id) is None:
-                super()._maybe_reuse_cached_actor(trial)
+            if self._worker(trial.trial_id) is not None:
+                continue
+            if not self._elsewhere.avoided(trial.trial_id):
+                if since < now - PLACE_SECONDS:
+                    super()._maybe_reuse_cached_actor(trial)
+            elif not self._take_free(trial) and since < now - ELSEWHERE_SECONDS:
+                self._elsewhere.anywhere(trial.trial_id)
+                self._leave_queue(trial)
+                self._pending_trials_list.append(trial)
         super()._maybe_add_actors()
 
     def _maybe_reuse_cached_actor(self, trial: Trial) -> bool:
@@ -293,3 +358,17 @@ class LeaseController(TuneController):
         failure = self._killed.pop(trial.trial_id, None) or classify(exception)
         super()._process_trial_failure(trial, exception)
         self.scheduler.lost(trial.trial_id, failure)
+
+
+def _asked_for(placement: Placement, avoided: frozenset[str] = frozenset()) -> PlacementGroupFactory:
+    """What Tune asks Ray for: the workers of one trial, on none of the nodes to avoid."""
+    bundles = [{"CPU": placement.cpus, "GPU": placement.gpus}] * placement.workers
+    if not avoided:
+        return PlacementGroupFactory(bundles, strategy="PACK")
+    off = {NODE_LABEL: f"!in({','.join(sorted(avoided))})"}
+    return PlacementGroupFactory(bundles, strategy="PACK", bundle_label_selector=[off] * placement.workers)
+
+
+def _nodes_of(held: Any) -> frozenset[str]:
+    """The nodes (ids) on which a worker, and those beside it, have their places."""
+    return frozenset(placement_group_table(held.placement_group)["bundles_to_node_id"].values())

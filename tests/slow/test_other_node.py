@@ -1,0 +1,141 @@
+"""A run that lost its worker goes on on another node where one has room, and on the same one where none has."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
+
+import chaos_trial
+from chaos_cluster import Driver, Town, events_of
+
+pytestmark = pytest.mark.slow
+
+PIPELINE = """\
+import json, os
+from pathlib import Path
+import ray
+from chaos_trial import Curve
+
+class Placed(Curve):
+    def run(self, task, report):
+        place = {"node": ray.get_runtime_context().get_node_id(), "pid": os.getpid()}
+        aside = Path(os.environ["PLACES"]) / f"{self.x}-{task.attempt}.tmp"
+        aside.write_text(json.dumps(place))
+        aside.rename(aside.with_suffix(".json"))
+        super().run(task, report)
+"""
+FILE = """\
+name: {name}
+storage: ./runs
+pipeline: {{type: custom, import_path: "placed:Placed", total: 4, metrics: {{loss: minimize}}, kwargs: {{x: 0.5}}}}
+parameters: {{kwargs.x: {values}}}
+method: grid
+metric: loss
+report_every: 1
+resources: {{cpus: 1, gpus: 0}}
+max_concurrent_trials: {most}
+stall_after: {stall}
+env: {{CHAOS_STEP: "0.1", CHAOS_HOLD: "{hold}", PLACES: "{places}"}}
+"""
+SECONDS = 200
+HELD_AT = 2
+
+
+@pytest.fixture(scope="module")
+def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    """Two nodes with room for two trials each."""
+    folder = tmp_path_factory.mktemp("town")
+    shutil.copy(chaos_trial.__file__, folder)
+    (folder / "placed.py").write_text(PIPELINE)
+    made = Town(folder, 2, cpus=2)
+    try:
+        made.up()
+        yield made
+    finally:
+        made.down()
+
+
+class Held:
+    """A sweep whose trials stop after their second step until told to go on."""
+
+    def __init__(self, town: Town, name: str, values: list[float], most: int, stall: int = 600) -> None:
+        self.places = town.folder / f"{name}-places"
+        self.places.mkdir()
+        self.hold = town.folder / f"{name}-hold.json"
+        self.hold.write_text(json.dumps({str(x): HELD_AT for x in values}))
+        file = town.folder / f"{name}.yaml"
+        about: dict[str, Any] = {"name": name, "values": values, "most": most, "stall": stall}
+        file.write_text(FILE.format(**about, hold=self.hold, places=self.places))
+        self.driver = Driver(town, file, town.folder / "runs" / name)
+        self.driver.start()
+
+    def place(self, x: float, attempt: int) -> dict[str, Any]:
+        """Node and process of an attempt, once it has begun."""
+        told = self.places / f"{x}-{attempt}.json"
+        until = time.monotonic() + SECONDS
+        while not told.exists():
+            assert self.driver.poll() is None, self.said
+            assert time.monotonic() < until, f"attempt {attempt} of {x} did not begin: {self.said}"
+            time.sleep(0.05)
+        found: dict[str, Any] = json.loads(told.read_text())
+        return found
+
+    def kill(self, x: float, attempt: int) -> None:
+        os.kill(self.place(x, attempt)["pid"], signal.SIGKILL)
+
+    def finish(self) -> list[tuple[str, int]]:
+        """Let all go on to the end; the kind and attempt of each failure."""
+        self.hold.unlink()
+        assert self.driver.process is not None
+        assert self.driver.process.wait(SECONDS) == 0, self.said
+        failed = [event.body for event in events_of(self.driver.root) if event.kind == "failed"]
+        return [(body["kind"], body["attempt"]) for body in failed]
+
+    @property
+    def said(self) -> str:
+        return self.driver.file.with_suffix(".out").read_text()[-2000:]
+
+
+def test_after_a_stall_and_after_a_kill_it_goes_on_on_the_other_node(town: Town) -> None:
+    held = Held(town, "moves", [0.2], most=1, stall=6)
+    try:
+        held.place(0.2, 1)  # the first attempt stalls, for it is held
+        held.kill(0.2, 1)
+        nodes = [held.place(0.2, attempt)["node"] for attempt in range(3)]
+        assert held.finish() == [("stall", 0), ("node", 1)]
+    finally:
+        held.driver.kill()
+    assert nodes[0] != nodes[1]
+    assert nodes[1] != nodes[2]
+
+
+def test_without_room_elsewhere_it_goes_on_on_its_own_node_and_else_takes_a_free_worker(town: Town) -> None:
+    """All nodes are busy when the worker is lost; the second time another trial ends soon, and its place is for the one that waits."""
+    values = [0.2, 0.7, 0.6, 0.4, 0.3]
+    held = Held(town, "stays", values, most=4)
+    try:
+        places = {x: held.place(x, 0) for x in values[:4]}
+        ends = next(x for x, place in places.items() if place["node"] != places[0.2]["node"])
+        held.kill(0.2, 0)
+        same = held.place(0.2, 1)
+        held.kill(0.2, 1)
+        held.hold.write_text(json.dumps({str(x): HELD_AT for x in values if x != ends}))
+        again, new = held.place(0.2, 2), held.place(0.3, 0)
+        assert held.finish() == [("node", 0), ("node", 1)]
+    finally:
+        held.driver.kill()
+    assert len({place["node"] for place in places.values()}) == 2
+    assert same["node"] == places[0.2]["node"]
+    assert again["pid"] == places[ends]["pid"], "a warm worker was there"
+    assert new["node"] == places[0.2]["node"]
