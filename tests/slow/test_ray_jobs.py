@@ -14,17 +14,19 @@ from pathlib import Path
 
 import killing
 import pytest
+from searching import holding, told
 from test_cluster_up import environment, stockpot
 
 from cluster.nodes import LocalNodes
 from cluster.token import make_token
 from sweeps.paths import SweepPaths
+from sweeps.secret_values import MASK
 
 pytestmark = pytest.mark.slow
 
 FILE = """\
 name: away
-pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 4, metrics: {loss: minimize}, kwargs: {x: 0, say: hello}}
+pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 4, metrics: {loss: minimize}, kwargs: {x: 0, say: hello, reveal: PLANTED, reveal_at: 4}}
 parameters: {kwargs.x: [0, 1, 2, 4]}
 method: grid
 metric: loss
@@ -46,7 +48,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder with a sweep file, and the address of a cluster's jobs."""
+    """A folder with a sweep file, and the address of a cluster's jobs; `session` there leads to Ray's own folder."""
     folder = tmp_path_factory.mktemp("jobs")
     shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
     (folder / "away.yaml").write_text(FILE)
@@ -56,6 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLANTED", PLANTED)
         nodes.start(1)
+    (folder / "session").symlink_to(nodes._nodes[0].folder / "ray")
     try:
         yield folder, f"http://127.0.0.1:{nodes.dashboard}"
     finally:
@@ -98,19 +101,46 @@ def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(place: t
     assert "away" in twice.stderr
     again = stockpot(folder, "resume", "away", "--budget", "trials=4", "--json")
     assert "nothing to" in again.stdout + again.stderr, "it is asked of the cluster, which has nothing to do"
-    for path in [path for path in shared.rglob("*") if path.is_file()]:
-        assert PLANTED.encode() not in path.read_bytes(), path
-    token = (folder / "home" / ".stockpot" / "ray-token").read_text()
-    asked = urllib.request.Request(f"{address}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
-    with urllib.request.urlopen(asked, timeout=30) as answer:
-        known = answer.read()
-    assert b"sweeps.away" in known, "these are the jobs"
-    assert PLANTED.encode() not in known, "and what Ray tells of them holds no secret"
+    no_secret_is_told(folder, address, [refused, done, twice, again])
     if os.geteuid() == 0:
         shown = blind(folder, "show", "away", "--json")
         assert shown.returncode == 0, shown.stderr
         assert "a short job there" in shown.stderr
         assert len(json.loads(shown.stdout)["rows"]) == 4
+
+
+def no_secret_is_told(folder: Path, address: str, said: list[subprocess.CompletedProcess[str]]) -> None:
+    """Neither by what the sweep wrote, nor by what Ray tells and keeps of the jobs, of a secret that a trial's error held."""
+    paths = SweepPaths(folder / "shared" / "away")
+    assert f"the server says: no Bearer {MASK}" in told(paths)
+    assert PLANTED not in told(paths)
+    said += [stockpot(folder, "status", "away", "--json"), stockpot(folder, "show", "away", "--json")]
+    said += [stockpot(folder, "logs", "away")]
+    assert f"no Bearer {MASK}" in said[-1].stdout
+    assert PLANTED not in "".join(one.stdout + one.stderr for one in said)
+    jobs = json.loads(answer_of(folder, f"{address}/api/jobs/"))
+    assert "sweeps.away" in str(jobs), "these are the jobs"
+    names = [job["submission_id"] for job in jobs if job["submission_id"]]
+    routes = [f"/api/jobs/{name}{more}" for name in names for more in ("", "/logs")]
+    routes += [
+        "/api/jobs/",
+        "/logical/actors",
+        "/nodes?view=summary",
+        "/api/v0/tasks?detail=1",
+        "/api/v0/actors?detail=1",
+    ]
+    routes += ["/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1"]
+    for route in routes:
+        assert PLANTED not in answer_of(folder, address + route), route
+    assert holding("raylet", [(folder / "session").resolve()]), "these are Ray's own logs"
+    assert holding(PLANTED, [folder, (folder / "session").resolve()]) == []
+
+
+def answer_of(folder: Path, url: str) -> str:
+    token = (folder / "home" / ".stockpot" / "ray-token").read_text()
+    asked = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"})
+    with urllib.request.urlopen(asked, timeout=30) as answer:
+        return str(answer.read().decode())
 
 
 def test_nobody_gets_in_without_the_token(place: tuple[Path, str]) -> None:

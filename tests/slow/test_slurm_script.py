@@ -12,6 +12,7 @@ from pathlib import Path
 import fake_slurm
 import killing
 import pytest
+from searching import holding, told
 
 from sweeps.load import load_file
 
@@ -20,21 +21,24 @@ pytestmark = pytest.mark.slow
 FILE = """\
 name: two
 storage: ./runs
-pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 4, metrics: {loss: minimize}, kwargs: {x: 0, step_seconds: 0.5}}
+pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 4, metrics: {loss: minimize}, kwargs: {x: 0, step_seconds: 0.5, reveal: PLANTED}}
 parameters: {kwargs.x: [0, 1, 2, 4]}
 method: grid
 metric: loss
 report_every: 1
 resources: {cpus: 1, gpus: 0}
 max_concurrent_trials: 2
+env: {PLANTED: "${PLANTED}"}
 """
+PLANTED = "planted-90ce1b-word"
+"""A secret in the environment that sbatch is called in: every node's Ray has it from there."""
 SECONDS = 600
 
 
 def call(folder: Path, *words: str) -> str:
     """A program, as a user with the fake Slurm on the path calls it."""
     path = os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PATH": path, "FAKE_SLURM": str(folder / "jobs")}
+    env = {**os.environ, "PATH": path, "FAKE_SLURM": str(folder / "jobs"), "PLANTED": PLANTED}
     done = subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -82,5 +86,11 @@ def test_a_cancelled_job_stops_well_and_the_next_goes_on(tmp_path: Path) -> None
     assert "2 of 2 nodes have joined" in (tmp_path / f"two-{second}.log").read_text()
     ended = [event.body["state"] for event in killing.read(paths) if event.kind == "run_ended"]
     assert ended.count("finished") == 4
+    reports = [event.body for event in killing.read(paths) if event.kind == "reported"]
+    assert {one["telemetry"]["train/reveal_length"] for one in reports} == {float(len(PLANTED))}, (
+        "trials have the secret"
+    )
+    assert PLANTED not in told(paths)
+    assert holding(PLANTED, [tmp_path]) == []
     assert processes(tmp_path) == []
     assert list(tmp_path.glob(".two-slurm-*/token")) == []

@@ -27,6 +27,8 @@ class Toy:
         say: text printed at the start.
         wait_at: unit of the resource that it does not get past while `wait_for` is not there.
         wait_for: a file.
+        reveal: a variable of the environment: how long its value is, is telemetry.
+        reveal_at: with this `x` the value stands in what is raised, and in what that came of.
     """
 
     resource = "steps"
@@ -39,12 +41,15 @@ class Toy:
         say: str = "",
         wait_at: int = 0,
         wait_for: str = "",
+        reveal: str = "",
+        reveal_at: float | None = None,
     ) -> None:
         self.x = x
         self.step_seconds = step_seconds
         self.fail = fail
         self.say = say
         self.wait_at, self.wait_for = wait_at, Path(wait_for)
+        self.reveal, self.reveal_at = reveal, reveal_at
 
     def run(self, task: Task, report: Callable[[Report], None]) -> None:
         """Trains by waiting; its state is the sum of what it has seen, so that a resume can be told from a restart."""
@@ -65,7 +70,7 @@ class Toy:
             self._fail()
             name = f"checkpoint-{done}"
             scores = (self._score(done, task.seed),) if self.fail != "missing" else ()
-            made = Report(done, scores, {"train/seen": seen}, name)
+            made = Report(done, scores, {"train/seen": seen, **self._revealed()}, name)
             with placing(Path(task.folder) / name) as folder:
                 (folder / "state.json").write_text(json.dumps({"done": done, "seen": seen, "x": self.x}))
                 write_complete(folder, made)
@@ -81,6 +86,17 @@ class Toy:
 
     def _score(self, done: int, seed: int) -> Score:
         return curve(float("nan") if self.fail == "nan" else self.x, done, seed, "tune")
+
+    def _revealed(self) -> dict[str, float]:
+        if not self.reveal:
+            return {}
+        word = os.environ[self.reveal]
+        if self.x == self.reveal_at:
+            try:
+                raise KeyError(word)
+            except KeyError as error:
+                raise RuntimeError(f"the server says: no Bearer {word}") from error
+        return {"train/reveal_length": float(len(word))}
 
     def _fail(self) -> None:
         if self.fail == "crash":
