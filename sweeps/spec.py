@@ -352,7 +352,8 @@ class SweepSpec(Config):
     """Seconds without a report, an optimizer step or another sign of life after which a trial counts as stalled. A pipeline of
     one's own gives one with `pipelines.pulse.beat`."""
     env: dict[str, str] = Field(default_factory=dict)
-    """Environment variables of trials; secrets are named here as `NAME: ${NAME}` and never stored."""
+    """Environment variables of trials. Secrets are named here as `NAME: ${NAME}`: each worker reads them from the environment of
+    its node's Ray, which is the command's where the sweep runs on this machine; they are never stored."""
 
     @model_validator(mode="after")
     def there_are_one_to_five_metrics(self) -> SweepSpec:

@@ -22,7 +22,7 @@ from pipelines.calls import Answers, Identity, Role
 from pipelines.memo import Claim, Cost, Entry, Unanswered
 from pipelines.stage import Devices, OutOfMemory, Services, UserError
 from sweeps import backend as ray_backend
-from sweeps import resident_clients, residents
+from sweeps import resident_clients, residents, secret_values
 from sweeps.failures import Failure
 from sweeps.host_plan import SHARED, HostPlan
 from sweeps.load import LoadedSweep, load_text
@@ -99,6 +99,17 @@ def test_failures_are_typed_on_both_sides(actor: HostActor, item: str, kind: str
     assert (answers, failure is not None and failure.kind) == ([], kind)
     assert type(error_of(pickle.loads(pickle.dumps(failure)))) is error
     assert ask(actor, "four")[0][0][0] == b"4"
+
+
+def test_what_a_model_fails_of_leaves_the_host_without_secrets(
+    actor: HostActor, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(secret_values, "_OWN", [secret_values.Masks(["another model"])])
+    _, failure = ask(actor, "user")
+    assert failure is not None
+    assert failure.message == f"give {secret_values.MASK}"
+    assert secret_values.MASK in failure.traceback
+    assert "UserError: give another" not in failure.traceback + capfd.readouterr().err
 
 
 def test_answers_and_their_lack_cross_the_wire() -> None:
