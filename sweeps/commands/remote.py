@@ -17,7 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster.backend import Asked, Backend, Errand
+from cluster.backend import Asked, Backend, Errand, Job
+from cluster.background import Background
+from cluster.jobs import RayJobs
 from sweeps.arguments import MISTAKE
 from sweeps.away import VERSIONS, read_answer, versions
 from sweeps.commands.backends import (
@@ -30,7 +32,7 @@ from sweeps.commands.backends import (
     open_backend,
     refuse_foreign,
 )
-from sweeps.commands.jobs import last_words, not_begun, say, told_last
+from sweeps.commands.jobs import STATES, last_words, not_begun, say, told_last
 from sweeps.commands.places import UsageError, holds_sweep, sweep_file
 from sweeps.notes import Note, read_note, write_note
 from sweeps.paths import SweepPaths, is_remote
@@ -58,9 +60,8 @@ def submit(arguments: argparse.Namespace) -> int:
     refuse_foreign(arguments)
     file, address = sweep_file(arguments), arguments.address or ""
     loaded = load_file(file, arguments.sets, fetch=False)
-    own = [] if address.startswith(("http", KUBERAY)) else [loaded.paths]  # what is written here, or seen from here
-    for paths in own:
-        _refuse_used(paths, arguments.or_resume)
+    if not address.startswith(("http", KUBERAY)):
+        _refuse_used(loaded.paths, arguments.or_resume)
     machines = machines_of_file(arguments) if address.startswith(RAISING) else None
     backend = open_backend(address, machines, insecure=arguments.insecure)
     storage = _storage_of(loaded, address, file, arguments.sets)
@@ -71,8 +72,7 @@ def submit(arguments: argparse.Namespace) -> int:
         job = backend.submit(errand)
     note = Note(loaded.spec.name, address, storage, job.id, machines.record() if machines else {})
     write_note(note)
-    _refuse_early_end(backend, job.id, own)
-    return _submitted(note, backend, arguments)
+    return _submitted(note, backend, arguments, _refuse_early_end(backend, job.id, loaded.paths))
 
 
 def _errand(
@@ -120,8 +120,7 @@ def resume(arguments: argparse.Namespace, note: Note) -> int:
     job = backend.submit(Errand(_job_name(note.name), words, None, _environment()))
     note = replace(note, job=job.id)
     write_note(note)
-    _refuse_early_end(backend, job.id, [] if isinstance(backend, Asked) else [paths])
-    return _submitted(note, backend, arguments)
+    return _submitted(note, backend, arguments, _refuse_early_end(backend, job.id, paths))
 
 
 def elsewhere(arguments: argparse.Namespace) -> Note | None:
@@ -173,16 +172,19 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
     return status
 
 
-def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace) -> int:
+def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace, job: Job) -> int:
     told = {"name": note.name, "address": note.address, "job": note.job, "folder": f"{note.storage}/{note.name}"}
     if arguments.detach:
         if arguments.json:
             print(json.dumps(told, indent=2))
         else:
-            print(f"{note.name} runs on {backend.place} as the job {note.job}, in {told['folder']}")
+            print(f"{note.name} {STATES[job.state]} on {backend.place} as the job {note.job}, in {told['folder']}")
             print(f"  stockpot status {note.name}")
         return 0
-    print(f"{note.name} runs on {backend.place} as the job {note.job}; Ctrl-C leaves it running", file=sys.stderr)
+    print(
+        f"{note.name} {STATES[job.state]} on {backend.place} as the job {note.job}; Ctrl-C leaves it running",
+        file=sys.stderr,
+    )
     try:
         for text in backend.follow(note.job):
             say(text)
@@ -193,24 +195,25 @@ def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace) -> i
     return done.status if done.status is not None else int(done.state != "succeeded")
 
 
-def _refuse_early_end(backend: Backend, job: str, own: Sequence[SweepPaths]) -> None:
-    """Wait until the job has run for a moment, or the sweep that is seen from here has begun: a refusal is told at once.
+def _refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:
+    """Wait until the job has run for a moment, on this machine until the sweep has begun: a refusal is told at once.
+
+    Returns:
+        how far it is then; one that waits in a queue is not waited for.
 
     Raises:
         UsageError: with what the job said.
     """
-    began = time.monotonic()
-    until, running = began + (START_SECONDS if not own else OWN_SECONDS), 0.0
-    while time.monotonic() < until:
-        found = backend.status(job)
+    began, running = time.monotonic(), 0.0
+    here, queues = isinstance(backend, Background), not isinstance(backend, Background | RayJobs)
+    while True:
+        found, waited = backend.status(job), time.monotonic() - began
         if found.state == "failed":
             raise UsageError(f"{backend.place} did not start it: {last_words(backend, found)}")
-        if found.over or (not own and running >= REFUSAL_SECONDS):
-            return
-        if running >= REFUSAL_SECONDS and any(_driven(paths) for paths in own):
-            return
-        if found.state == "waiting" and own and time.monotonic() - began > REFUSAL_SECONDS:
-            return  # a queue is waited for by nobody
+        settled = running >= REFUSAL_SECONDS and (not here or _driven(paths))
+        queued = queues and found.state == "waiting" and waited >= REFUSAL_SECONDS
+        if found.over or settled or queued or waited >= (OWN_SECONDS if here else START_SECONDS):
+            return found
         time.sleep(POLL_SECONDS)
         running += POLL_SECONDS if found.state == "running" else 0.0
 

@@ -1,7 +1,7 @@
 """A small Slurm of one machine: `sbatch`, `srun`, `squeue`, `sacct` and `scancel` as programs, for generated scripts.
 
 `install(folder)` writes the five programs; with the folder on PATH, `sbatch script.sh` runs the script's body in the background
-with the variables that Slurm sets, `srun` runs its command once for every node (all of them here), and `scancel` signals the
+with the variables that Slurm sets (it waits while there is a file `full` among the jobs), `srun` runs its command once for every node (all of them here), and `scancel` signals the
 batch shell, as `--signal=B:` asks, and ends the job if it is still there later. Jobs are folders under `FAKE_SLURM`.
 """
 
@@ -55,6 +55,11 @@ def _run(words: list[str]) -> int:
     """The job itself."""
     home = jobs() / words[0]
     asked = json.loads((home / "asked.json").read_text())
+    while (jobs() / "full").exists():
+        if (home / "cancelled").exists():
+            (home / "ended").write_text("0")
+            return 0
+        time.sleep(0.1)
     variables = {
         "SLURM_JOB_ID": words[0],
         "SLURM_NNODES": asked["nodes"],
@@ -120,6 +125,8 @@ def scancel(words: list[str]) -> int:
     """`scancel N`: TERM to the batch shell, KILL to the job's session a minute later."""
     home = jobs() / words[-1]
     (home / "cancelled").touch()
+    if not (home / "pid").exists():
+        return 0
     pid = int((home / "pid").read_text())
     os.kill(pid, signal.SIGTERM)
     if os.fork() == 0:
