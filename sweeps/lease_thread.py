@@ -19,7 +19,6 @@ from evaluators.base import Report
 from pipelines.pulse import listened
 from pipelines.stage import Task
 from sweeps.failures import Failure, classify
-from sweeps.secret_values import cleaned
 from sweeps.trial_log import named
 
 END_SECONDS = 30.0
@@ -114,8 +113,10 @@ class LeaseThread:
     def _report(self, report: Report) -> None:
         if not isinstance(report, Report):
             raise TypeError(f"report() takes an evaluators.base.Report, but got {type(report).__name__}")
+        for name, value in report.telemetry.items():
+            _refuse_text(name, value)
         if not self._stopped:
-            self._met.put(Met("reported", report=cleaned(report)))
+            self._met.put(Met("reported", report=report))
             self._go.acquire()
         if self._stopped:
             raise SystemExit
@@ -136,6 +137,14 @@ class LeaseThread:
         if "torch" in sys.modules:
             gc.collect()  # an exception's frames held the trainer and its tensors up to here
         self._met.put(end)
+
+
+def _refuse_text(name: str, value: Any) -> None:
+    """Raise where telemetry is no number; what it is instead is not said, for it may be anything."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"report() takes numbers as telemetry, but {name} is of type {type(value).__name__}") from None
 
 
 @contextlib.contextmanager

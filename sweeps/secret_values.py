@@ -6,7 +6,6 @@ that none of them travels: workers when they begin, the driver for its trackers 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -91,25 +90,12 @@ class Masks:
         return text
 
     def value(self, value: Any) -> Any:
-        """A value without them in any text of its tables, lists and dataclasses, down to the innermost.
-
-        What holds none is returned as it is; other objects are not looked into.
-        """
-        if isinstance(value, str):
-            text = self.text(value)
-            return value if text == value else text
+        """A JSON value without them in any of its texts."""
         if isinstance(value, Mapping):
-            table = {self.value(key): self.value(inner) for key, inner in value.items()}
-            return value if all(key in value and inner is value[key] for key, inner in table.items()) else table
-        if type(value) in (list, tuple):
-            items = [self.value(inner) for inner in value]
-            return value if all(new is old for new, old in zip(items, value, strict=True)) else type(value)(items)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            before = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            after = {name: self.value(inner) for name, inner in before.items()}
-            changes = {name: inner for name, inner in after.items() if inner is not before[name]}
-            return dataclasses.replace(value, **changes) if changes else value
-        return value
+            return {self.text(str(name)): self.value(inner) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.value(inner) for inner in value]
+        return self.text(value) if isinstance(value, str) else value
 
 
 def spellings(secrets: Iterable[str]) -> list[str]:
@@ -127,18 +113,13 @@ _OWN = [Masks()]
 
 
 def know(secrets: Iterable[str]) -> None:
-    """Have `masked` and `cleaned` take these out in this process, in place of those before."""
+    """Have `masked` take these out in this process, in place of those before."""
     _OWN[:] = [Masks(secrets)]
 
 
 def masked(text: str) -> str:
     """A text without the secrets that this process knows, and without what looks like one."""
     return by_shape(_OWN[0].text(text))
-
-
-def cleaned(value: Any) -> Any:
-    """A value without the secrets that this process knows in any of its texts, as `Masks.value`."""
-    return _OWN[0].value(value)
 
 
 def by_shape(text: str) -> str:

@@ -25,7 +25,7 @@ from pipelines.custom import add_folder
 from pipelines.stage import Devices, EvaluationJob, ModelSource, Pipeline, Services, Task, UserError
 from sweeps.failures import Failure, classify
 from sweeps.lease_thread import BEAT_SECONDS, END_SECONDS, LeaseThread, Met, logged
-from sweeps.secret_values import absent, cleaned, filled_in, know, masked, read_secret, values_of
+from sweeps.secret_values import absent, filled_in, know, masked, read_secret, values_of
 
 if TYPE_CHECKING:
     from pipelines.calls import Host
@@ -331,7 +331,7 @@ class CallWorker:
         with logged(self._log, None):
             try:
                 limit_torch(self._setup.devices)
-                return cleaned(getattr(importlib.import_module(module), name)(payload)), None
+                return getattr(importlib.import_module(module), name)(payload), None
             except BaseException as error:  # typed for the driver, which decides
                 failure = classify(error)
                 print(failure.traceback, end="", file=sys.stderr, flush=True)

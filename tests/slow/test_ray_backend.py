@@ -24,7 +24,6 @@ from sweeps.load import LoadedSweep, load_file
 from sweeps.loop import CallFailed
 from sweeps.paths import SweepPaths
 from sweeps.scoring import call
-from sweeps.secret_values import MASK
 from sweeps.state import SweepState
 from sweeps.trial import Run
 from sweeps.trial_log import records
@@ -147,8 +146,7 @@ def test_a_call_runs_on_a_warm_worker_with_a_trials_resources(ran: Ran) -> None:
     again = ran.backend.call("toy_pipeline:look_around", {})
     assert first == again
     assert first["pid"] != os.getpid()
-    assert (first["OMP_NUM_THREADS"], first["CUDA_VISIBLE_DEVICES"]) == ("1", "")
-    assert (first["says"], first["says_backwards"]) == (MASK, "terc3s"), "it has the secret, and does not let it out"
+    assert (first["OMP_NUM_THREADS"], first["CUDA_VISIBLE_DEVICES"], first["TOY_SAYS"]) == ("1", "", "s3cret")
     assert heard[:1] == ["looking"]
 
 

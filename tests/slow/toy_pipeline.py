@@ -148,7 +148,5 @@ def look_around(payload: dict[str, object]) -> dict[str, object]:
         raise UserError("there is nothing to see")
     progress("looking")
     time.sleep(float(str(payload.get("wait", 0))))
-    said = os.environ.get("TOY_SAYS", "")
-    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
-    found = {name: os.environ.get(name) for name in names}
-    return {"pid": os.getpid(), "says": said, "says_backwards": said[::-1], **found}
+    names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TOY_SAYS")
+    return {"pid": os.getpid(), **{name: os.environ.get(name) for name in names}}

@@ -17,7 +17,6 @@ from sweeps.secret_values import (
     MASK,
     Masks,
     absent,
-    cleaned,
     filled_in,
     know,
     masked,
@@ -76,16 +75,6 @@ def test_lines_of_a_secret_with_several_are_secrets() -> None:
     key = "-----BEGIN KEY-----\nMIIEvQIBADANBgkq\nhkiG9w0BAQ==\n}\n-----END KEY-----\n"
     know([key])
     assert masked("bad line: hkiG9w0BAQ== }") == f"bad line: {MASK} }}"
-
-
-def test_values_are_cleaned_down_to_the_innermost_and_else_left_as_they_are() -> None:
-    know(["planted"])
-    assert cleaned({"planted": ["a planted", ("planted", 1, None)], "n": 2.0}) == {
-        MASK: [f"a {MASK}", (MASK, 1, None)],
-        "n": 2.0,
-    }
-    value = {"n": [1, ("two", {"three": 3})]}
-    assert cleaned(value) is value
 
 
 def test_a_failure_is_masked_before_it_is_cut() -> None:

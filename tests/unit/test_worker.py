@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import pytest
 
-from evaluators.base import ItemSet, Report, summarise
+from evaluators.base import Report
 from pipelines.pulse import beat
 from pipelines.stage import Devices, Diverged, Task, UserError
 from sweeps import secret_values, worker
@@ -322,8 +322,6 @@ def test_what_a_lease_says_of_a_secret_is_masked_before_it_travels(quiet, tmp_pa
     os.environ["MY_WORD"] = "planted-word"
 
     def run(task, report):
-        rows = ItemSet(("row-1", "planted-word"))
-        report(Report(1, (summarise("loss", "tune", "minimize", rows, [1.0, 2.0]),), {"train/planted-word": 1.0}))
         try:
             raise KeyError("planted-word")
         except KeyError as error:
@@ -332,22 +330,26 @@ def test_what_a_lease_says_of_a_secret_is_masked_before_it_travels(quiet, tmp_pa
     worker.prepare(replace(quiet, env={"TOKEN": "${MY_WORD}"}))
     log = tmp_path / "logs" / "t.log"
     lease = LeaseThread(task(), str(log), run)
-    met = lease.next()
-    assert met.report.telemetry == {f"train/{MASK}": 1.0}
-    assert met.report.scores[0].item_set.ids == ("row-1", MASK)
-    assert list(met.report.scores[0].items) == [1.0, 2.0]
     failed = lease.next()
     assert failed.failure.message.startswith(f"ValueError: Bearer {MASK} xxx")
     assert lease.finish()
-    told = f"{met}{failed}{log.read_text()}"
+    told = f"{failed}{log.read_text()}"
     assert "KeyError" in failed.failure.traceback
     assert "plant" not in told, "also where a text is cut in the middle of it"
+
+
+def test_telemetry_that_is_text_fails_the_lease_and_is_not_said(quiet):
+    met = LeaseThread(task(), None, lambda task, report: report(Report(1, (), {"train/x": "planted-word"}))).next()
+    assert (met.kind, met.failure.kind) == ("failed", "user")
+    assert met.failure.message == "TypeError: report() takes numbers as telemetry, but train/x is of type str"
+    assert "ValueError" not in met.failure.traceback
+    assert LeaseThread(task(), None, lambda task, report: report(Report(1, (), {"x": True}))).next().kind == "reported"
 
 
 def test_what_a_call_says_of_a_secret_is_masked_before_it_travels(quiet, tmp_path, capfd):
     os.environ["MY_WORD"] = "planted-word"
     calls = CallWorker(replace(quiet, env={"TOKEN": "${MY_WORD}"}), None)
-    assert calls.call(f"{__name__}:told", {}) == ({"why": [f"it is {MASK}"], "n": 1}, None)
+    assert calls.call(f"{__name__}:told", {}) == ({"n": 1}, None)
     assert calls.poll(0) == [f"have {MASK}"]
     answer, failure = calls.call(f"{__name__}:told", {"fail": True})
     assert (answer, failure.message) == (None, f"no {MASK}")
@@ -361,7 +363,7 @@ def told(payload):
     worker.progress(f"have {word}")
     if payload.get("fail"):
         raise UserError(f"no {word}")
-    return {"why": [f"it is {word}"], "n": 1}
+    return {"n": 1}
 
 
 def double(payload):
