@@ -81,6 +81,9 @@ def test_check_with_an_address_asks_the_cluster_s_nodes() -> None:
             {"cpus": 3.0, "memory": machine.memory, "free": told["memory"]["machines"][0]["free"], "gpus": []}
         ]
         assert told["memory"]["fit"] >= 1
+        names = ["--set", "env.KEY=${PLANTED}"]
+        lacks = stockpot("check", str(QUICKSTART), "--address", address, *names, status=2, **token, PLANTED="here")
+        assert "PLANTED is not in the environment its Ray was started in; export it there" in lacks.stderr
         lost = stockpot("check", str(QUICKSTART), "--address", "127.0.0.1:1", status=2, **token)
         assert "can't reach the Ray cluster at 127.0.0.1:1" in lost.stderr
     finally:
