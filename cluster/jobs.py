@@ -22,7 +22,7 @@ from typing import Any
 from cluster.backend import Asked, Errand, Job, JobState
 from cluster.base import ClusterError
 from cluster.packages import CODE, code_hash, pack, stage
-from cluster.token import read_token
+from cluster.token import open_door, read_token
 
 LARGEST_BYTES = 90 * 1024**2
 """Of what travels with a job; Ray's dashboard refuses 100 MiB."""
@@ -131,10 +131,7 @@ def refuse_open(address: str, token: str | None, *, insecure: bool) -> None:
         if "ray_version" not in body:
             raise ClusterError(f"{address} is no Ray dashboard; give http://HEAD:8265")
         if not insecure:
-            raise ClusterError(
-                f"{address} lets everybody in: whoever reaches it runs programs there. Start the cluster with a token "
-                "(stockpot cluster up does, docs/guides/deploying.md), or say --insecure"
-            )
+            raise ClusterError(open_door(address))
         return
     if token is None:
         raise ClusterError(

@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError, Node
+from cluster.door import ask_head, find_address, refuse_door
 from cluster.machine import Machine, this_machine, unset
 from cluster.packages import has_travelled, stage
 from cluster.processes import await_end, below
-from cluster.token import token_settings, write_private
+from cluster.token import reread_environment, token_settings, write_private
 
 REACH_SECONDS = 10.0
 END_SECONDS = 10.0
@@ -111,7 +112,7 @@ class RayCluster:
         ray.shutdown()
         await_end(started, END_SECONDS)
         _restore(self._before)
-        _reread_environment()
+        reread_environment()
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
 
@@ -160,23 +161,27 @@ def _unset_told(lacking: Sequence[tuple[str, Sequence[str]]]) -> str:
     return "\n".join(lines)
 
 
-def connect(address: str | None = None, cpus: int | None = None) -> RayCluster:
+def connect(address: str | None = None, cpus: int | None = None, *, insecure: bool = False) -> RayCluster:
     """Start Ray here, or attach to the cluster at `address` (`host:port`, or `auto`). Call it from the main thread.
 
     Args:
         address: the cluster's, let in by the token of the environment, else by this user's (`cluster.token`); None starts Ray here.
         cpus: what Ray started here counts as its CPUs; default: the machine's.
+        insecure: also to a cluster that lets in whoever has no token.
 
     Raises:
-        ClusterError: when the address is of a kind that can't run a sweep, or nobody answers there.
+        ClusterError: when the address is of a kind that can't run a sweep, nobody answers there, everybody is let in, or
+            this process is not.
     """
     import ray
 
-    if address is not None:
-        refuse_address(address)
-        refuse_silence(address)
     if ray.is_initialized():
         raise ClusterError("this process is already connected to a Ray cluster")
+    if address is not None:
+        refuse_address(address)
+        address = find_address(address)
+        refuse_silence(address)
+        refuse_door(address, ask_head(address, os.environ), os.environ, insecure=insecure)
     _sweep_leftovers()
     folder, lock = _private_folder()
     settings = dict(ENVIRONMENT)
@@ -244,7 +249,7 @@ def refuse_silence(address: str) -> None:
 def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     import ray
 
-    _reread_environment()
+    reread_environment()
     _hush()
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:
@@ -302,14 +307,6 @@ def _held_back(file: Path) -> Iterator[None]:
     finally:
         os.dup2(before, 2)
         os.close(before)
-
-
-def _reread_environment() -> None:
-    """Ray's core read the authentication variables when it was imported; have it forget them."""
-    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
-
-    Config.initialize("")
-    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _private_folder() -> tuple[Path, int]:

@@ -67,6 +67,14 @@ def token_settings(environment: Mapping[str, str], path: Path = TOKEN) -> dict[s
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(file)}
 
 
+def open_door(address: str) -> str:
+    """What is said of a cluster that asks for no token."""
+    return (
+        f"{address} lets everybody in: whoever reaches it runs programs there. Start the cluster with a token "
+        "(stockpot cluster up does, docs/guides/deploying.md), or say --insecure"
+    )
+
+
 def read_token(environment: Mapping[str, str], path: Path = TOKEN) -> str | None:
     """The token itself, for requests of our own; None where there is none."""
     if environment.get("RAY_AUTH_TOKEN"):
@@ -74,3 +82,11 @@ def read_token(environment: Mapping[str, str], path: Path = TOKEN) -> str | None
     named = environment.get("RAY_AUTH_TOKEN_PATH")
     file = Path(named).expanduser() if named else path.expanduser()
     return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
+def reread_environment() -> None:
+    """Ray's core read the authentication variables when it was imported; have it forget them."""
+    from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader, Config
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()

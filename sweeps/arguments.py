@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 from sweeps.convert import CONVERTERS
 from sweeps.options import (
     add_address,
+    add_detach,
     add_file,
     add_insecure,
-    add_jobs,
     add_json,
     add_machines,
     add_name,
@@ -154,7 +154,7 @@ def _add_running(add: Add) -> None:
         "a Ray cluster: host:port of its head, or http://HEAD:8265 for Ray Jobs; or slurm://[PARTITION] or "
         "kuberay://[NAMESPACE], which raise one; default: Ray started here",
     )
-    add_jobs(submit)
+    add_detach(submit)
     add_machines(submit)
     add_json(submit, "print one JSON object at the end; progress goes to stderr")
     resume = add("resume", "go on with an interrupted or stopped sweep, or with a finished one given a larger budget")
@@ -170,7 +170,7 @@ def _add_running(add: Add) -> None:
         "--priority", type=int, metavar="N", help="on a cluster that sweeps share, from now on: the larger goes first"
     )
     add_address(resume)
-    add_jobs(resume)
+    add_detach(resume)
     add_json(resume, "print one JSON object at the end; progress goes to stderr")
     stop = add("stop", "ask a running sweep to stop; it can be resumed")
     add_name(stop)

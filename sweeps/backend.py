@@ -64,6 +64,7 @@ class RayBackend:
         address: `host:port` or `auto`; None starts Ray in this process.
         on_message: told what a person should know (a first Ctrl-C).
         on_hang: told why, from a thread of its own, when this process is to be ended because it hangs in a call of Ray's.
+        insecure: also a cluster that lets everybody in.
 
     Raises:
         ClusterError: when the cluster can't be reached, can never run one trial, or has nodes without what `env` names.
@@ -77,6 +78,8 @@ class RayBackend:
         address: str | None = None,
         on_message: Callable[[str], None] | None = None,
         on_hang: Callable[[str], None] = lambda why: None,
+        *,
+        insecure: bool = False,
     ) -> None:
         self._loaded = loaded
         self._on_hang = on_hang
@@ -90,7 +93,7 @@ class RayBackend:
             refuse_absent(loaded.spec.env)  # Ray that is started here has this process's environment
         know(values_of(loaded.spec.env))
         os.environ.update(TUNE_ENVIRONMENT)
-        self._cluster: RayCluster = connect(address)
+        self._cluster: RayCluster = connect(address, insecure=insecure)
         self._watch = HeadWatch(self._cluster.head, self._give_up)
         self._told_lost = False
         self._nodes = NodeCount(lambda: len(self._cluster.nodes))

@@ -62,12 +62,15 @@ class Progress(Protocol):
         ...
 
 
-def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progress | None = None) -> int:
+def submit(
+    loaded: LoadedSweep, *, address: str | None = None, insecure: bool = False, progress: Progress | None = None
+) -> int:
     """Run a new sweep to its end.
 
     Args:
         loaded: the sweep, from the door.
         address: a Ray cluster; None starts Ray here.
+        insecure: also one that lets everybody in.
         progress: who shows how it goes.
 
     Returns:
@@ -88,7 +91,7 @@ def submit(loaded: LoadedSweep, *, address: str | None = None, progress: Progres
         say(f"warning: {warning}")
     words = LastWords()
     with terminable(), contextlib.ExitStack() as cluster:
-        backend = cluster.enter_context(_connected(loaded, paths, address, say, words))
+        backend = cluster.enter_context(_connected(loaded, paths, address, say, words, insecure))
         with driving(paths, say) as drive:
             ledger = _create(loaded, paths)
             host = _host(backend, address)
@@ -103,6 +106,7 @@ def resume(
     budget: Mapping[str, Any] | None = None,
     priority: int | None = None,
     address: str | None = None,
+    insecure: bool = False,
     progress: Progress | None = None,
 ) -> int:
     """Go on with a sweep whose driver has ended, however it did; with another budget also with one that is finished.
@@ -112,6 +116,7 @@ def resume(
         budget: `trials`, `hours` or both, in place of the sweep's own (`sweeps.budget`).
         priority: on a cluster that sweeps share, in place of the sweep's own.
         address: a Ray cluster; None starts Ray here.
+        insecure: also one that lets everybody in.
         progress: who shows how it goes.
 
     Returns:
@@ -126,7 +131,7 @@ def resume(
     """
     say = _sayer(paths, progress)
     with terminable(), driving(paths, say) as drive:
-        status = _resume(paths, budget, priority, address, progress, say)
+        status = _resume(paths, budget, priority, address, progress, say, insecure)
     return drive.status(status)
 
 
@@ -137,6 +142,7 @@ def _resume(
     address: str | None,
     progress: Progress | None,
     say: Callable[[str], None],
+    insecure: bool,
 ) -> int:
     """As `resume`, with the working folder as the storage has it."""
     ledger = Ledger.open(paths.root)
@@ -157,7 +163,7 @@ def _resume(
         refuse_changed_data(loaded)
         with contextlib.ExitStack() as cluster:
             words = LastWords()
-            backend = cluster.enter_context(_connected(loaded, paths, address, say, words))
+            backend = cluster.enter_context(_connected(loaded, paths, address, say, words, insecure))
             host = _host(backend, address)
             walk = _Drive(loaded, ledger, paths, backend, host, progress, say, cluster.close, words)
             return walk.to_the_end(changed)
@@ -205,13 +211,18 @@ def _versions() -> dict[str, str]:
 
 @contextlib.contextmanager
 def _connected(
-    loaded: LoadedSweep, paths: SweepPaths, address: str | None, say: Callable[[str], None], words: LastWords
+    loaded: LoadedSweep,
+    paths: SweepPaths,
+    address: str | None,
+    say: Callable[[str], None],
+    words: LastWords,
+    insecure: bool,
 ) -> Iterator[RayBackend]:
     """The backend, until the cluster is let go."""
     say(f"connecting to Ray at {address}" if address else "starting Ray here")
     from sweeps.backend import RayBackend
 
-    backend = RayBackend(loaded, paths, address, on_message=say, on_hang=words.hang)
+    backend = RayBackend(loaded, paths, address, on_message=say, on_hang=words.hang, insecure=insecure)
     try:
         terminate_as_ctrl_c()  # Ray has put its own in the place of ours
         backend.refuse_unseen(paths.root.parent)

@@ -125,12 +125,15 @@ def warnings_here(loaded: LoadedSweep) -> list[str]:
     return found
 
 
-def machines(address: str | None, names: Sequence[str] = ()) -> tuple[tuple[Node, Machine], ...]:
+def machines(
+    address: str | None, names: Sequence[str] = (), *, insecure: bool = False
+) -> tuple[tuple[Node, Machine], ...]:
     """The nodes of a Ray cluster, or this machine.
 
     Args:
         address: the cluster's; None for this machine.
         names: environment variables that the cluster's nodes must have.
+        insecure: also of one that lets everybody in.
 
     Raises:
         ClusterError: when the cluster can't be reached, or its nodes lack a variable.
@@ -140,7 +143,7 @@ def machines(address: str | None, names: Sequence[str] = ()) -> tuple[tuple[Node
         return ((Node(found.cpus, float(len(found.gpus))), found),)
     from cluster.local import connect
 
-    cluster = connect(address)
+    cluster = connect(address, insecure=insecure)
     try:
         cluster.refuse_unset(names)
         return cluster.machines()

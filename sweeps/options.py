@@ -71,21 +71,21 @@ def add_storage(command: argparse.ArgumentParser) -> None:
 def add_address(
     command: argparse.ArgumentParser, text: str = "a Ray cluster's address; default: Ray started here"
 ) -> None:
-    """`--address`."""
+    """`--address` and `--insecure`."""
     command.add_argument("--address", metavar="A", help=text)
+    add_insecure(command)
 
 
-def add_jobs(command: argparse.ArgumentParser) -> None:
-    """`--detach` and `--insecure`."""
+def add_detach(command: argparse.ArgumentParser) -> None:
+    """`--detach`."""
     command.add_argument(
         "--detach", action="store_true", help="return once the sweep runs, or waits in a queue; it goes on without us"
     )
-    add_insecure(command)
 
 
 def add_insecure(command: argparse.ArgumentParser) -> None:
     """`--insecure`."""
-    command.add_argument("--insecure", action="store_true", help="Ray Jobs: also where the cluster lets everybody in")
+    command.add_argument("--insecure", action="store_true", help="also where the cluster lets in whoever has no token")
 
 
 def add_machines(command: argparse.ArgumentParser) -> None:

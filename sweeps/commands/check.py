@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from sweeps.commands.places import sweep_file
+from sweeps.commands.places import refuse_idle_insecure, sweep_file
 from sweeps.words import unit_of
 
 if TYPE_CHECKING:
@@ -27,29 +27,32 @@ def check(arguments: argparse.Namespace) -> int:
     from sweeps.describe import describe
     from sweeps.load import load_file
 
+    refuse_idle_insecure(arguments)
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=arguments.data)
     if arguments.data:
         loaded = check_data(loaded)
     told = describe(loaded)
-    told |= needs(loaded, arguments.address, data=arguments.data)
+    told |= needs(loaded, arguments.address, data=arguments.data, insecure=arguments.insecure)
     told["warnings"] = [*loaded.warnings, *told["warnings"]]
     if arguments.json:
         print(json.dumps(told, indent=2, allow_nan=False))
         return 0
     print(_describe(told, here=arguments.address is None))
     where = [] if arguments.address is None else ["--address", arguments.address]
+    where += ["--insecure"] if arguments.insecure else []
     words = [arguments.file, *where, *(f"--set={text}" for text in arguments.sets)]
     print(f"next: stockpot submit {shlex.join(words)}")
     return 0
 
 
-def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, Any]:
+def needs(loaded: LoadedSweep, address: str | None, *, data: bool, insecure: bool = False) -> dict[str, Any]:
     """The dry run and its `warnings`, as JSON; with `data` also `rows` of each split, and `duplicates`.
 
     Args:
         loaded: the sweep; its data were read where `data` is given.
         address: a Ray cluster's; None for this machine.
         data: whether to use all rows.
+        insecure: also of a cluster that lets everybody in.
     """
     from pipelines.config import DPOConfig, FineTuneConfig, RagConfig
 
@@ -64,7 +67,7 @@ def needs(loaded: LoadedSweep, address: str | None, *, data: bool) -> dict[str, 
     from sweeps.dryrun import dry_run, machines
     from sweeps.secret_values import names_of
 
-    where = machines(address, names_of(loaded.spec.env))
+    where = machines(address, names_of(loaded.spec.env), insecure=insecure)
     if not data:
         return dry_run(loaded, where, here=address is None)
     from pipelines.splits import load_splits

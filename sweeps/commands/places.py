@@ -168,20 +168,34 @@ def word_for(paths: SweepPaths) -> str:
     return str(paths.root)
 
 
-def go_on(paths: SweepPaths, address: str | None = None) -> str:
+def go_on(paths: SweepPaths, address: str | None = None, *, insecure: bool = False) -> str:
     """The command that goes on with a sweep where it ran last: as the Ray job that it was submitted as from here, or at an address.
 
     Args:
         paths: where the sweep lies.
         address: of its last driver's cluster; None where it had a Ray of its own.
+        insecure: whether that cluster lets everybody in.
     """
+    flag = " --insecure" * insecure
     word, note = word_for(paths), read_note(paths.name)
     if note is not None and SweepPaths.of(note.storage, note.name).place == paths.place:
         if "://" in note.address:  # its driver's cluster was the job's own, or is reached through the job's door
-            return f"stockpot resume {paths.name}"
+            return f"stockpot resume {paths.name}{flag}"
         if word != paths.name:
             word = paths.name
-    return f"stockpot resume {word}" + (f" --address {address}" if address else "")
+    return f"stockpot resume {word}" + (f" --address {address}{flag}" if address else "")
+
+
+def refuse_idle_insecure(arguments: argparse.Namespace) -> None:
+    """Raise where `--insecure` is given and there is no cluster, in place of passing it over.
+
+    Raises:
+        UsageError: saying what it is for.
+    """
+    if arguments.insecure and arguments.address is None:
+        raise UsageError(
+            "--insecure is for a cluster: --address HOST:PORT or http://HEAD:8265; Ray that is started here asks for a token"
+        )
 
 
 def sweep_file(arguments: argparse.Namespace) -> Path:

@@ -99,6 +99,7 @@ def _errand(
 
     place = stage(file, read(file.read_bytes()).data, travelling)
     words = [*AWAY, "submit", f"--storage={storage}", f"--file={place}", "--"]
+    words += _at("", arguments)
     return Errand(name, [*words, *restarts, *_sets(arguments.sets)], travelling, _environment())
 
 
@@ -112,7 +113,8 @@ def resume(arguments: argparse.Namespace, note: Note) -> int:
     rest = [word for text in arguments.budget for word in ("--budget", text)]
     rest += [] if arguments.priority is None else ["--priority", str(arguments.priority)]
     if note.address.startswith("http"):
-        words = [*AWAY, "run", "--", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside), *rest]
+        words = [*AWAY, "run", "--", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside)]
+        words += [*_at("", arguments), *rest]
     elif isinstance(backend, Asked) or note.address.startswith(SLURM):
         words = ["stockpot", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside), *rest]
     else:

@@ -11,7 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import UsageError, find_sweep, go_on, holds_sweep, sweep_file, word_for
+from sweeps.commands.places import (
+    find_sweep,
+    go_on,
+    holds_sweep,
+    refuse_idle_insecure,
+    sweep_file,
+    word_for,
+)
 from sweeps.notes import Note
 from sweeps.paths import SweepPaths, is_remote
 
@@ -32,7 +39,7 @@ def submit(arguments: argparse.Namespace) -> int:
 
         return hand_over(arguments)
     refuse_foreign(arguments)
-    _refuse_jobs_flags(arguments)
+    refuse_idle_insecure(arguments)
     loaded = load_file(sweep_file(arguments), arguments.sets, fetch=True)
     if arguments.or_resume and (holds_sweep(loaded.paths) or _in_storage(loaded.paths)):
         return _go_on(arguments, loaded.paths, None)
@@ -46,20 +53,8 @@ def submit(arguments: argparse.Namespace) -> int:
 
     with _progress(arguments, paths) as view:
         view.on_message(f"sweep {paths.name} in {_where(paths)}")
-        status = drive(loaded, address=arguments.address, progress=view)
+        status = drive(loaded, address=arguments.address, insecure=arguments.insecure, progress=view)
     return _ending(arguments, paths, status)
-
-
-def _refuse_jobs_flags(arguments: argparse.Namespace) -> None:
-    """Raise where an option of Ray Jobs is given and none is meant, in place of passing it over.
-
-    Raises:
-        UsageError: naming it.
-    """
-    if arguments.insecure:
-        raise UsageError(
-            "--insecure is for Ray Jobs: --address http://HEAD:8265 (stockpot cluster up --jobs 8265 serves them)"
-        )
 
 
 def resume(arguments: argparse.Namespace) -> int:
@@ -77,7 +72,7 @@ def resume(arguments: argparse.Namespace) -> int:
             note = Note(paths.name, address, paths.place.removesuffix(f"/{paths.name}"), "")
         machines = note.machines if note.address == address else {}
         return go_on_there(arguments, replace(note, address=address, machines=machines))
-    _refuse_jobs_flags(arguments)
+    refuse_idle_insecure(arguments)
     paths = find_sweep(arguments.name, arguments.storage, writing=True)
     return _go_on(arguments, paths, read_settings(arguments.budget), arguments.priority)
 
@@ -101,7 +96,8 @@ def _go_on(
 
     with _progress(arguments, paths) as view:
         view.on_message(f"sweep {paths.name} in {_where(paths)}")
-        status = drive(paths, budget=budget, priority=priority, address=arguments.address, progress=view)
+        at = {"address": arguments.address, "insecure": arguments.insecure}
+        status = drive(paths, budget=budget, priority=priority, progress=view, **at)
     return _ending(arguments, paths, status)
 
 
@@ -111,7 +107,7 @@ def _progress(arguments: argparse.Namespace, paths: SweepPaths) -> Iterator[Prog
     from sweeps.progress import ProgressView
     from sweeps.terminal import outliving
 
-    hint = f"Ctrl-C stops; {go_on(paths, arguments.address)} goes on"
+    hint = f"Ctrl-C stops; {go_on(paths, arguments.address, insecure=arguments.insecure)} goes on"
     with outliving(), ProgressView(sys.stderr if arguments.json else sys.stdout, hint=hint) as view:
         yield view
 
@@ -137,7 +133,9 @@ def _ending(arguments: argparse.Namespace, paths: SweepPaths, status: int) -> in
     if page is not None:
         print(f"report: {page}")
     if status == INTERRUPTED:
-        print(f"interrupted; nothing reported is lost. Go on with: {go_on(paths, arguments.address)}")
+        print(
+            f"interrupted; nothing reported is lost. Go on with: {go_on(paths, arguments.address, insecure=arguments.insecure)}"
+        )
     return status
 
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweeps.commands.places import UsageError, find_sweep
+from sweeps.commands.places import UsageError, find_sweep, refuse_idle_insecure
 
 if TYPE_CHECKING:
     from sweeps.load import LoadedSweep
@@ -26,6 +26,7 @@ def soup(arguments: argparse.Namespace) -> int:
     from sweeps.progress import ProgressView
     from sweeps.soup import make_soup
 
+    refuse_idle_insecure(arguments)
     found = find_sweep(arguments.name, arguments.storage)
     loaded, paths = load_resolved(found.resolved_spec), found.working
     config = _config(arguments, loaded)
@@ -35,7 +36,7 @@ def soup(arguments: argparse.Namespace) -> int:
         try:
             from sweeps.backend import RayBackend
 
-            backend = RayBackend(loaded, paths, arguments.address, view.on_message)
+            backend = RayBackend(loaded, paths, arguments.address, view.on_message, insecure=arguments.insecure)
             try:
                 backend.refuse_unseen(paths.root.parent)
                 made = make_soup(loaded, ledger, paths, backend, config, view.on_message)

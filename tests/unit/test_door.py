@@ -1,0 +1,64 @@
+"""Whom a head lets in, and what is said where that is everybody or not us; no Ray runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.base import ClusterError
+from cluster.door import Door, refuse_door
+from sweeps import cli
+
+OPEN = Door(open=True, admits=True)
+SHUT = Door(open=False, admits=False)
+OURS = Door(open=False, admits=True)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def test_whoever_is_let_in_by_a_token_goes_on() -> None:
+    refuse_door("head:6379", OURS, {"RAY_AUTH_TOKEN": "x"}, insecure=False)
+    refuse_door("head:6379", OPEN, {}, insecure=True)
+
+
+@pytest.mark.parametrize(
+    ("door", "environment", "insecure", "said"),
+    [
+        (OPEN, {}, False, "head:6379 lets everybody in: .* or say --insecure"),
+        (OPEN, {"RAY_AUTH_TOKEN": "x"}, False, "lets everybody in"),
+        (SHUT, {}, False, "asks for a token, and there is none here"),
+        (SHUT, {}, True, "asks for a token, and there is none here"),
+        (SHUT, {"RAY_AUTH_TOKEN_PATH": "/no/such/file"}, False, "asks for a token, and there is none here"),
+        (SHUT, {"RAY_AUTH_MODE": "token"}, False, "asks for a token, and there is none here"),
+        (SHUT, {"RAY_AUTH_TOKEN": "x"}, True, "does not take the token that is here"),
+    ],
+)
+def test_whom_it_refuses_and_why(door: Door, environment: dict[str, str], insecure: bool, said: str) -> None:
+    with pytest.raises(ClusterError, match=said):
+        refuse_door("head:6379", door, environment, insecure=insecure)
+
+
+def test_rays_own_token_file_counts_where_ray_reads_it(home: Path) -> None:
+    (home / ".ray").mkdir()
+    (home / ".ray" / "auth_token").write_text("x")
+    with pytest.raises(ClusterError, match="does not take the token"):
+        refuse_door("head:6379", SHUT, {"RAY_AUTH_MODE": "token"}, insecure=False)
+    with pytest.raises(ClusterError, match="there is none here"):
+        refuse_door("head:6379", SHUT, {}, insecure=False)
+
+
+@pytest.mark.parametrize("words", [["check", "s.yaml"], ["submit", "s.yaml"], ["resume", "s"], ["soup", "s"]])
+def test_insecure_without_a_cluster_is_a_mistake(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*words, "--insecure"]) == 2
+    assert "--insecure is for a cluster" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
