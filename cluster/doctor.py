@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
-import platform
 import shutil
 import socket
 import time
@@ -19,13 +17,13 @@ from typing import Any, Literal
 
 from cluster.base import ClusterError
 from cluster.token import read_token
+from cluster.versions import CODE, MEND, Told, compare, own_versions
 
 SKEW_SECONDS = 2.0
 """Clocks that differ by more make times of logs and the stall watch misleading."""
 ANSWER_SECONDS = 30.0
 SEEING_SECONDS = 120.0
 DASHBOARD_PORT = 8265
-PACKAGES = ("stockpot", "ray", "torch", "transformers", "peft", "trl")
 
 State = Literal["ok", "warning", "wrong"]
 
@@ -51,7 +49,7 @@ class Facts:
 
     Attributes:
         host: its name.
-        versions: of Python and of `PACKAGES`; absent ones are left out.
+        versions: as `cluster.versions.own_versions` there.
         clock: seconds since the epoch, when it was asked.
         smi: GPUs that nvidia-smi lists; None without nvidia-smi.
         storage: why the probe in the storage folder can't be read, or the folder not written; empty when both can.
@@ -71,13 +69,7 @@ def facts(storage: str | None = None, probe: str = "") -> Facts:
         storage: folder that trials write to; None looks at none.
         probe: name of a file that must be there.
     """
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return Facts(socket.gethostname(), versions, time.time(), _smi(), _storage(storage, probe))
+    return Facts(socket.gethostname(), own_versions(), time.time(), _smi(), _storage(storage, probe))
 
 
 def _smi() -> int | None:
@@ -114,6 +106,7 @@ class NodeAnswer:
         asked: this machine's clock when it was asked, seconds since the epoch.
         lag: seconds until the answer was here.
         error: why it said nothing.
+        holds_trials: whether trials run on it.
     """
 
     address: str
@@ -122,6 +115,7 @@ class NodeAnswer:
     asked: float = 0.0
     lag: float = 0.0
     error: str = ""
+    holds_trials: bool = True
 
 
 def ask_nodes(storage: str | None, probe: str) -> list[NodeAnswer]:
@@ -138,7 +132,8 @@ def ask_nodes(storage: str | None, probe: str) -> list[NodeAnswer]:
             ray.get(pinned.remote(), timeout=ANSWER_SECONDS)
             began = time.time()
             said: Facts = ray.get(pinned.remote(storage, probe), timeout=ANSWER_SECONDS)
-            answers.append(NodeAnswer(where, gpus, said, began, time.time() - began))
+            holds = gpus > 0 or node["Resources"].get("CPU", 0.0) > 0
+            answers.append(NodeAnswer(where, gpus, said, began, time.time() - began, holds_trials=holds))
         except ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             answers.append(NodeAnswer(where, gpus, None, error=lines[-1]))
@@ -184,7 +179,13 @@ def judge(own: Facts, answers: Sequence[NodeAnswer]) -> list[Finding]:
     found = [Finding("nodes", "ok", f"{len(answers) - len(silent)} of {len(answers)} nodes answer")]
     if silent:
         told = "; ".join(f"{answer.address}: {answer.error}" for answer in silent)
-        found = [Finding("nodes", "wrong", f"no answer from {told}. Is Stockpot installed there?")]
+        found = [
+            Finding(
+                "nodes",
+                "wrong",
+                f"no answer from {told}. Its Ray unpacks Stockpot's packages first: see logs/runtime_env_agent.log in its folder",
+            )
+        ]
     heard = [(answer, answer.said) for answer in answers if answer.said is not None]
     return [*found, _versions(own, heard), _gpus(heard), *_folders(heard), _clocks(heard)]
 
@@ -193,15 +194,13 @@ Heard = Sequence[tuple[NodeAnswer, Facts]]
 
 
 def _versions(own: Facts, heard: Heard) -> Finding:
-    differ = []
-    for answer, said in heard:
-        for name, version in own.versions.items():
-            there = said.versions.get(name, "none")
-            if there != version:
-                differ.append(f"{answer.address} has {name} {there}, here is {version}")
-    if differ:
-        return Finding("versions", "wrong", "; ".join(differ) + ". Install the same ones everywhere (constraints.txt)")
-    listed = ", ".join(f"{name} {version}" for name, version in own.versions.items())
+    nodes = [Told(answer.address, said.versions, answer.holds_trials) for answer, said in heard]
+    found = compare(own.versions, nodes)
+    if found.wrong or found.notes:
+        mend = f". {MEND[0].upper()}{MEND[1:]}" if found.wrong else ""
+        state: State = "wrong" if found.wrong else "warning"
+        return Finding("versions", state, "; ".join((*found.wrong, *found.notes)) + mend)
+    listed = ", ".join(f"{name} {version}" for name, version in own.versions.items() if name != CODE)
     return Finding("versions", "ok", f"the same everywhere: {listed}")
 
 

@@ -30,6 +30,7 @@ from cluster.machine import Machine, this_machine, unset
 from cluster.packages import has_travelled, stage
 from cluster.processes import await_end, below
 from cluster.token import reread_environment, token_settings, write_private
+from cluster.versions import MEND, Told, compare, own_versions
 
 REACH_SECONDS = 10.0
 END_SECONDS = 10.0
@@ -77,7 +78,7 @@ class RayCluster:
         """Every living node with the machine it is on, asked by a task that takes no resources.
 
         Raises:
-            ClusterError: when a node does not answer in time, or can't import this package.
+            ClusterError: when a node does not answer in time.
         """
         import ray
 
@@ -101,6 +102,23 @@ class RayCluster:
             addresses = [str(node["NodeManagerAddress"]) for node in alive]
             raise ClusterError(_unset_told(list(zip(addresses, lacking, strict=True))))
 
+    def differences(self, seconds: float = 120.0) -> tuple[str, ...]:
+        """What a person should know of the living nodes' versions; a node may still have to start a worker and to unpack our packages.
+
+        Raises:
+            ClusterError: where versions differ that must not, node by node, or a node does not answer in time.
+        """
+        import ray
+
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        said: list[Mapping[str, str]] = _ask(alive, seconds, own_versions)
+        holding = [bool(node["Resources"].get("CPU") or node["Resources"].get("GPU")) for node in alive]
+        addresses = [str(node["NodeManagerAddress"]) for node in alive]
+        found = compare(own_versions(), [Told(*one) for one in zip(addresses, said, holding, strict=True)])
+        if found.wrong:
+            raise ClusterError("\n".join((*found.wrong, MEND)))
+        return found.notes
+
     def close(self) -> None:
         """Disconnect; embedded Ray ends with all its processes, and the folder goes. Any number of times."""
         if self._closed:
@@ -123,7 +141,7 @@ def _ask(
     """What a function returns on each node, in a task that takes no resources.
 
     Raises:
-        ClusterError: when a node does not answer in time, or can't import this package.
+        ClusterError: when a node does not answer in time, or can't unpack what travels.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -133,10 +151,18 @@ def _ask(
     asked = [task.options(scheduling_strategy=pin).remote(**arguments) for pin in pins]
     try:
         found: list[Any] = ray.get(asked, timeout=seconds)
+    except ray.exceptions.RuntimeEnvSetupError as error:
+        raise ClusterError(
+            f"a node of the cluster can't unpack Stockpot's packages, which travel with every sweep ({_last(error)}): look at the disk of its "
+            "Ray folder, and at logs/runtime_env_agent.log in it"
+        ) from error
     except ray.exceptions.RayError as error:
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        raise ClusterError(f"a node of the cluster does not say what it has: {first[-1]}") from error
+        raise ClusterError(f"a node of the cluster does not say what it has: {_last(error)}") from error
     return found
+
+
+def _last(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _unset_told(lacking: Sequence[tuple[str, Sequence[str]]]) -> str:

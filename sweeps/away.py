@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cluster.packages import CODE, code_hash
+from cluster.versions import minor
 
 MARK = "STOCKPOT-ANSWER "
 VERSIONS = "STOCKPOT_VERSIONS"
@@ -33,7 +34,7 @@ def versions() -> dict[str, str]:
     from importlib.metadata import version
 
     return {
-        "python": ".".join(platform.python_version_tuple()[:2]),
+        "python": minor(platform.python_version()),
         "ray": version("ray"),
         "stockpot": version("stockpot"),
     }

@@ -67,7 +67,8 @@ class RayBackend:
         insecure: also a cluster that lets everybody in.
 
     Raises:
-        ClusterError: when the cluster can't be reached, can never run one trial, or has nodes without what `env` names.
+        ClusterError: when the cluster can't be reached, can never run one trial, or has nodes of other versions or without what
+            `env` names.
         UserError: when `env` names what is not in this process's environment, which that of Ray started here is.
     """
 
@@ -100,8 +101,11 @@ class RayBackend:
         self._residents: Residents | None = None
         self._sharing = None if self._cluster.embedded else self._share(loaded.spec)
         self._held_at = math.inf
+        self.differences: tuple[str, ...] = ()
+        """In what versions the cluster's nodes differ from this machine, where they may."""
         try:
             if not self._cluster.embedded:
+                self._note_versions()
                 self._cluster.refuse_unset(names_of(loaded.spec.env))
             self._setup, self.placement = self._prepare()
         except BaseException:
@@ -115,6 +119,12 @@ class RayBackend:
     def _share(self, spec: SweepSpec) -> Sharing:
         """Tell the cluster's other drivers of this one; resident models wait for their places from the start."""
         return Sharing(Claim(spec.name, spec.priority, waiting=asks_models(spec.pipeline)), lambda: self._cluster.nodes)
+
+    def _note_versions(self) -> None:
+        """Raise where nodes have versions that no sweep may begin with, and say in what else they differ from this machine."""
+        self.differences = self._cluster.differences()
+        for line in self.differences:
+            self._say(f"versions: {line}")
 
     def _prepare(self) -> tuple[Setup, Placement]:
         """What workers are told and get; resident models are started first, where the pipeline asks them."""

@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.base import ClusterLost
+from cluster.packages import code_hash
 from sweeps.changes import changes, describe
 from sweeps.data import refuse_changed_data
 from sweeps.driving import driving, refuse_storage
@@ -236,14 +237,9 @@ def _connected(
 def _host(backend: RayBackend, address: str | None) -> dict[str, Any]:
     """Who drives and on what: the body of `driver_started`."""
     placed = backend.placement
-    on = {
-        "slots": placed.slots,
-        "cpus": placed.cpus,
-        "gpus": placed.gpus,
-        "workers": placed.workers,
-        "address": address,
-    }
-    return {"pid": os.getpid(), "host": socket.gethostname(), "version": version("stockpot"), **on}
+    on = {"slots": placed.slots, "cpus": placed.cpus, "gpus": placed.gpus, "workers": placed.workers}
+    code = {"version": version("stockpot"), "code": code_hash(), "differences": list(backend.differences)}
+    return {"pid": os.getpid(), "host": socket.gethostname(), "address": address, **code, **on}
 
 
 def _sayer(paths: SweepPaths, progress: Progress | None) -> Callable[[str], None]:

@@ -146,6 +146,7 @@ def machines(
     cluster = connect(address, insecure=insecure)
     try:
         cluster.refuse_unset(names)
+        cluster.differences()
         return cluster.machines()
     finally:
         cluster.close()

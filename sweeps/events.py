@@ -3,7 +3,8 @@
 Events (kind: body). `run` is `Run.id`; bodies are JSON; NaN never appears (scores use `Score.record`).
 
     sweep_created     {name, spec, versions, space}                    first event; the resolved spec
-    driver_started    {pid, host, version, slots, cpus, gpus, workers, address} one a driver: submit, resume; cpus and gpus a worker's
+    driver_started    {pid, host, version, code, slots, cpus, gpus, workers, address, differences}  one a driver: submit, resume; cpus and gpus a
+                      worker's; code: hash of our packages; differences: in what the nodes' versions differ from here
     budget_changed    {budget, trials, finalists, before}              after the driver_started of a `resume --budget`
     priority_changed  {priority, before}                               after the driver_started of a `resume --priority`
     suggested         {trial, order, config, parameters, choices, distributions, attributes, duplicate_of}

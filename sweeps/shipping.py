@@ -1,7 +1,8 @@
 """What travels with a sweep that runs elsewhere: its file, the data it names by relative paths, and the user's own modules.
 
 The files keep their places relative to each other under one folder, so that the sweep file means the same there. Absolute paths
-stay as they are: they are promises that the cluster's nodes see them too.
+stay as they are: they are promises that the cluster's nodes see them too. Hidden files (`.env`, `.git`, `.stockpot`) travel only
+where the file names one itself; what reads folders passes them over too.
 """
 
 from __future__ import annotations
@@ -15,11 +16,24 @@ from pathlib import Path
 from typing import Any
 
 from cluster.jobs import LARGEST_BYTES
-from pipelines.data.files import is_pattern
 from sweeps.commands.places import UsageError
 
 MODULES_AT_MOST = 2000
-_SKIPPED = {"__pycache__", ".git", ".venv", "venv", "node_modules", "stockpot-runs", ".mypy_cache", ".ruff_cache"}
+_SKIPPED = {"__pycache__", "venv", "node_modules", "stockpot-runs"}
+_NO_PATHS = {
+    "name",
+    "storage",
+    "env",
+    "metric",
+    "method",
+    "early_terminate",
+    "seeds",
+    "resources",
+    "on_failure",
+    "keep",
+    "track",
+}
+"""Sections of a sweep file that name nothing that is read; a folder that happens to be called as a word there is not meant."""
 
 
 def stage(file: Path, data: Mapping[str, Any], into: Path) -> Path:
@@ -31,7 +45,7 @@ def stage(file: Path, data: Mapping[str, Any], into: Path) -> Path:
         into: where to.
 
     Raises:
-        UsageError: if it is too much to travel.
+        UsageError: if it is too much to travel, or something of it can't.
     """
     folder = Path(os.path.abspath(file.parent))
     wanted = sorted({Path(os.path.abspath(file)), *named(data, folder), *modules(data, folder)})
@@ -44,22 +58,41 @@ def stage(file: Path, data: Mapping[str, Any], into: Path) -> Path:
         )
     root = Path(os.path.commonpath([path.parent for path in wanted]))
     for path in wanted:
+        _refuse_name(path.relative_to(root).as_posix())
         place = into / path.relative_to(root)
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, place)
+        try:
+            shutil.copyfile(path, place)
+        except PermissionError as error:
+            raise UsageError(f"{path} is named by the sweep file and can't be read: {error.strerror}") from error
     return Path(os.path.abspath(file)).relative_to(root)
 
 
-def named(data: Any, folder: Path) -> set[Path]:
-    """Files that relative paths anywhere in a file's content lead to; folders with all that is in them."""
+def named(data: Mapping[str, Any], folder: Path) -> set[Path]:
+    """Files that relative paths in a sweep file's content lead to; folders with all in them that is not hidden.
+
+    Raises:
+        UsageError: if a folder holds a link: data sets and corpora read links differently, and what is behind one may not be meant.
+    """
     found: set[Path] = set()
-    for text in _texts(data):
-        if not text or text.startswith(("/", "~")) or "://" in text or "\n" in text or "\0" in text:
+    for text in _texts({key: value for key, value in data.items() if key not in _NO_PATHS}):
+        if not text or text.startswith(("/", "~")) or "://" in text or "\0" in text:
             continue
-        pattern = os.path.join(glob.escape(str(folder)), text) if is_pattern(text) else None
-        for path in map(Path, glob.glob(pattern, recursive=True)) if pattern else [folder / text]:
-            found |= _inside(Path(os.path.abspath(path)), folder)
+        if glob.has_magic(text) and not os.path.exists(folder / text):
+            found |= _matching(text, folder)
+        else:
+            found |= _inside(Path(os.path.abspath(folder / text)), folder)
     return found
+
+
+def _matching(pattern: str, folder: Path) -> set[Path]:
+    """What a pattern of files leads to; one without a letter or a number is a separator or a stop word, and a text is no pattern."""
+    if "\n" in pattern or not any(map(str.isalnum, pattern)):
+        return set()
+    whole = os.path.join(glob.escape(str(folder)), pattern)
+    return {
+        inner for path in glob.glob(whole, recursive=True) for inner in _inside(Path(os.path.abspath(path)), folder)
+    }
 
 
 def modules(data: Mapping[str, Any], folder: Path) -> set[Path]:
@@ -71,7 +104,7 @@ def modules(data: Mapping[str, Any], folder: Path) -> set[Path]:
     pipeline = data.get("pipeline")
     if not isinstance(pipeline, Mapping) or pipeline.get("type") != "custom":
         return set()
-    found = {path for path in _walk(folder) if path.suffix == ".py"}
+    found = {path for path in _walk(folder, links=True) if path.suffix == ".py"}
     if len(found) > MODULES_AT_MOST:
         raise UsageError(f"{folder}: {len(found)} Python files lie beside the sweep file; give it a folder of its own")
     return found
@@ -91,7 +124,7 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            if key not in ("storage", "name"):
+            if key != "type":
                 yield from _texts(inner)
     elif isinstance(value, list | tuple):
         for inner in value:
@@ -109,10 +142,39 @@ def _inside(path: Path, folder: Path) -> set[Path]:
     return set()
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
-        for name in sorted(names):
-            path = Path(root) / name
-            if path.is_file():
-                yield path
+def _walk(folder: Path, links: bool = False) -> Iterator[Path]:
+    """Files below a folder that are not hidden.
+
+    Args:
+        folder: where.
+        links: whether to take what links lead to: files, and folders that are packages, each once.
+
+    Raises:
+        UsageError: if there is a link that is not to be followed.
+    """
+    seen = {os.path.realpath(folder)}
+    for root, folders, names in os.walk(folder, followlinks=links):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED and not name.startswith("."))
+        shown = sorted(name for name in names if not name.startswith("."))
+        linked = [Path(root) / name for name in (*folders, *shown) if (Path(root) / name).is_symlink()]
+        if linked and not links:
+            raise UsageError(
+                f"{linked[0]} is a link, and files travel without links: put a copy in its place, or name {folder} by its absolute path, "
+                "where the cluster's nodes see it"
+            )
+        for link in [link for link in linked if link.is_dir()]:
+            real = link.resolve()
+            if str(real) in seen or Path(root).resolve().is_relative_to(real) or not (real / "__init__.py").is_file():
+                folders.remove(link.name)
+            seen.add(str(real))
+        yield from (path for name in shown if (path := Path(root) / name).is_file())
+
+
+def _refuse_name(name: str) -> None:
+    """Raise for a name that Ray would drop without a word, or that no archive can hold.
+
+    Raises:
+        UsageError: naming it.
+    """
+    if "\\" in name or any("\ud800" <= letter <= "\udfff" for letter in name):
+        raise UsageError(f"{name!r}: files whose names hold a backslash or are no Unicode can't travel; rename it")

@@ -242,6 +242,7 @@ def _environment(facts: _Facts) -> Answer:
     if not versions:
         return "unknown", "no versions were recorded"
     said = ", ".join(f"{name} {version}" for name, version in versions.items())
+    said = "; ".join((said, *(facts.source.state.driver.get("differences") or ())))
     return "partly", f"{said}; versions of other packages and of the operating system are not recorded"
 
 

@@ -1,16 +1,22 @@
-"""`submit --address http://... --detach`: a sweep that runs as a Ray job, asked about from a machine that can't see its files."""
+"""A sweep on a cluster whose nodes have no Stockpot: as a Ray job, asked about from where its files are not seen, and attached."""
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import shutil
 import subprocess
+import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import killing
 import pytest
@@ -18,6 +24,7 @@ from searching import holding, told
 from test_cluster_up import environment, stockpot
 
 from cluster.nodes import LocalNodes
+from cluster.packages import NAMES
 from cluster.token import make_token
 from sweeps.paths import SweepPaths
 from sweeps.secret_values import MASK
@@ -30,6 +37,7 @@ pipeline: {type: custom, import_path: "toy_pipeline:Toy", total: 4, metrics: {lo
 parameters: {kwargs.x: [0, 1, 2, 4]}
 method: grid
 metric: loss
+budget: {trials: 3}
 resources: {cpus: 1, gpus: 0}
 env: {PLANTED: "${PLANTED}"}
 """
@@ -47,22 +55,68 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
-    """A folder with a sweep file, and the address of a cluster's jobs; `session` there leads to Ray's own folder."""
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalNodes]:
+    """A cluster of one node, where nothing of Stockpot can be imported."""
     folder = tmp_path_factory.mktemp("jobs")
-    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
-    (folder / "away.yaml").write_text(FILE)
-    (folder / "home").mkdir()
     token = make_token(folder / "home" / ".stockpot" / "ray-token")
+    for name in NAMES:
+        (folder / "none" / name).mkdir(parents=True)
+        (folder / "none" / name / "__init__.py").write_text("raise ImportError('this node has no Stockpot')\n")
     nodes = LocalNodes(token, cpus=2, dashboard=free_port())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PLANTED", PLANTED)
+        patch.setenv("PYTHONPATH", str(folder / "none"))
         nodes.start(1)
     (folder / "session").symlink_to(nodes._nodes[0].folder / "ray")
     try:
-        yield folder, f"http://127.0.0.1:{nodes.dashboard}"
+        yield nodes
     finally:
         nodes.close()
+
+
+@pytest.fixture(scope="module")
+def place(nodes: LocalNodes) -> tuple[Path, str]:
+    """A folder with a sweep file, and the address of a cluster's jobs; `session` there leads to Ray's own folder."""
+    folder = nodes.token.parents[2]
+    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
+    (folder / "away.yaml").write_text(FILE)
+    return folder, f"http://127.0.0.1:{nodes.dashboard}"
+
+
+class Gate(BaseHTTPRequestHandler):
+    """Hands requests on to a cluster's jobs and writes down which packages are sent."""
+
+    address = ""
+    sent: list[str]
+
+    def do_GET(self) -> None:
+        behind = http.client.HTTPConnection(urlsplit(self.address).netloc, timeout=60)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        behind.request(self.command, self.path, body, {**self.headers, "Host": urlsplit(self.address).netloc})
+        answer = behind.getresponse()
+        told = answer.read()
+        if self.command == "PUT":
+            self.sent.append(self.path)
+        self.send_response(answer.status)
+        self.send_header("Content-Type", answer.headers.get("Content-Type", "text/plain"))
+        self.send_header("Content-Length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    do_PUT = do_POST = do_DELETE = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def gate(place: tuple[Path, str]) -> Iterator[tuple[str, list[str]]]:
+    """Another address of the cluster's jobs, and the packages that were sent through it."""
+    sent: list[str] = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Gate,), {"address": place[1], "sent": sent})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", sent
+        server.shutdown()
 
 
 def blind(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -79,8 +133,10 @@ def blind(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(place: tuple[Path, str]) -> None:
-    folder, address = place
+def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(
+    place: tuple[Path, str], gate: tuple[str, list[str]]
+) -> None:
+    (folder, _), (address, sent) = place, gate
     shared = folder / "shared"
     shared.mkdir()
     refused = stockpot(folder, "submit", "away.yaml", "--address", address, "--detach")
@@ -95,13 +151,25 @@ def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(place: t
         assert time.monotonic() < until, stockpot(folder, "status", "away")
         time.sleep(0.5)
     assert "finished" in stockpot(folder, "status", "away").stdout, "the storage is seen here, by the name alone"
-    assert len(list((shared / ".shipped").iterdir())) == 1, "code and file travelled once"
+    assert len(set(sent)) == len(sent) == len(NAMES) + 2, "our packages, their version, and the file with its module"
+    sent.clear()
     twice = stockpot(folder, *words, "--detach")
     assert twice.returncode == 2, "the name is taken, and the cluster says so at once"
     assert "away" in twice.stderr
-    again = stockpot(folder, "resume", "away", "--budget", "trials=4", "--json")
-    assert "nothing to" in again.stdout + again.stderr, "it is asked of the cluster, which has nothing to do"
-    no_secret_is_told(folder, address, [refused, done, twice, again])
+    assert sent == [], "what is there already does not travel again"
+    module = folder / "toy_pipeline.py"
+    module.write_text(module.read_text().replace("toy {task.trial}", "changed toy {task.trial}"))
+    other = stockpot(folder, *words, "--set", "name=other", "--set", "budget.trials=1")
+    assert other.returncode == 0, other.stdout + other.stderr
+    assert len(sent) == 1, "the file with its changed module"
+    assert len(list((shared / ".shipped").iterdir())) == 2
+    again = stockpot(folder, "resume", "away", "--budget", "trials=4")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert len(sent) == 1
+    for name, trials, changed in (("away", 4, False), ("other", 1, True)):
+        logs = [path.read_text() for path in (shared / name / "logs").glob("0*.log")]
+        assert [("toy 0" in log, "changed toy 0" in log) for log in logs] == [(True, changed)] * trials
+    no_secret_is_told(folder, address, [refused, done, twice, other, again])
     if os.geteuid() == 0:
         shown = blind(folder, "show", "away", "--json")
         assert shown.returncode == 0, shown.stderr
@@ -169,3 +237,65 @@ def status(url: str, header: str | None) -> int:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
+
+
+def fake(folder: Path, package: str, version: str) -> str:
+    """A folder that says, first on Python's path, that a package has another version."""
+    told = folder / f"{package}-{version}" / f"{package}-{version}.dist-info"
+    told.mkdir(parents=True)
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: {version}\n")
+    return str(told.parent)
+
+
+def test_an_attached_driver_brings_its_code_and_refuses_what_trials_could_not_be_compared_on(
+    nodes: LocalNodes, place: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = place
+    monkeypatch.chdir(folder)
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "__init__.py").write_text("raise ImportError('a folder of the user')\n")
+    before = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([fake(folder, "trl", "0.0.1"), *filter(None, [before])]))
+    words = ["submit", "away.yaml", "--address", nodes.address]
+    done = stockpot(folder, *words, "--set", "name=near", "--set", "budget.trials=1", "--json")
+    assert done.returncode == 0, done.stderr
+    differs = next(line for line in done.stderr.splitlines() if "trl is " in line)
+    started = next(
+        event for event in killing.read(SweepPaths(folder / "stockpot-runs" / "near")) if event.kind == "driver_started"
+    )
+    assert started.body["differences"]
+    assert started.body["differences"][0] in differs
+    assert "0.0.1 where this driver does" in differs
+    packages = kept(nodes)
+    assert stockpot(folder, *words, "--set", "name=again", "--set", "budget.trials=1").returncode == 0
+    assert kept(nodes) == packages
+    more = LocalNodes(nodes.token, cpus=1, join=nodes.address)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([fake(folder, "torch", "2.0.0"), str(folder / "none")]))
+        patch.setenv("PLANTED", PLANTED)
+        more.start(1)
+    try:
+        refused = stockpot(folder, *words, "--set", "name=no")
+        assert refused.returncode == 2, refused.stdout
+        assert "torch is 2.0.0 on " in refused.stderr
+        assert f" and {version('torch')} on " in refused.stderr
+        assert "trials there could not be compared" in refused.stderr
+        assert not (folder / "stockpot-runs" / "no").exists()
+        found = stockpot(folder, "cluster", "doctor", "--address", nodes.address, "--json")
+        told = {one["about"]: one for one in json.loads(found.stdout)}["versions"]
+        assert (told["state"], "torch is 2.0.0 on " in told["text"]) == ("wrong", True)
+    finally:
+        more.close()
+
+
+def kept(nodes: LocalNodes) -> set[str]:
+    """The packages that the head keeps."""
+    script = (
+        "import sys; from cluster.local import connect; cluster = connect(sys.argv[1])\n"
+        "from ray.experimental.internal_kv import _internal_kv_list\n"
+        "print(*_internal_kv_list('gcs://')); cluster.close()"
+    )
+    words = [sys.executable, "-P", "-c", script, nodes.address]
+    home = str(nodes.token.parents[1])
+    done = subprocess.run(words, env={**os.environ, "HOME": home}, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())

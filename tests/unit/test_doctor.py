@@ -34,9 +34,12 @@ def test_each_fault_is_named_with_its_node() -> None:
     assert FINE.said is not None
     other = replace(FINE.said, versions={**OWN.versions, "ray": "2.59.0"})
     state, text = said(FINE, replace(FINE, address="10.0.0.3", said=other))["versions"]
-    assert (state, "10.0.0.3 has ray 2.59.0, here is 2.60.0" in text) == ("wrong", True)
+    assert (state, "ray is 2.59.0 on 10.0.0.3, and 2.60.0 here" in text) == ("wrong", True)
     lacking = replace(FINE.said, versions={"python": "3.11.7", "ray": "2.60.0"})
-    assert "has torch none" in said(replace(FINE, said=lacking))["versions"][1]
+    assert said(replace(FINE, said=lacking))["versions"] == ("warning", "torch is missing on 10.0.0.2")
+    older = replace(FINE, address="10.0.0.4", said=replace(FINE.said, versions={**OWN.versions, "torch": "2.12.0"}))
+    assert said(FINE, older)["versions"][0] == "wrong"
+    assert said(FINE, replace(older, holds_trials=False))["versions"][0] == "ok"
     assert said(replace(FINE, gpus=0.0))["gpus"][0] == "wrong"
     assert said(replace(FINE, gpus=0.0, said=replace(FINE.said, smi=None)))["gpus"][0] == "warning"
     assert said(replace(FINE, said=None, error="no module named cluster"))["nodes"][0] == "wrong"

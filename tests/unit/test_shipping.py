@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import base64
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -76,6 +77,60 @@ def test_too_much_is_refused_with_the_largest_file(
     monkeypatch.setattr(shipping, "LARGEST_BYTES", 3000)
     with pytest.raises(UsageError, match=r"big\.md.*absolute paths"):
         staged(project, tmp_path / "out")
+
+
+def test_what_nobody_meant_to_send_stays_here(project: Path, tmp_path: Path) -> None:
+    folder = project.parent
+    secret = {
+        ".env": "K=1",
+        "docs/.env": "K=1",
+        "docs/.git/config": "x",
+        ".shipped/0123/mine.py": "x",
+        "custom/notes.txt": "x",
+        "loss/key.txt": "x",
+        "grid/key.txt": "x",
+    }
+    for name, text in secret.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    text = project.read_text()
+    project.write_text(text + "metric: loss\nmethod: grid\nenv: {TOKEN: .env}\njudge: {stop: ['*', '?', '**']}\n")
+    _, names = staged(project, tmp_path / "out")
+    assert not {f"sweeps/{name}" for name in secret} & names
+    assert "sweeps/docs/a.md" in names
+
+
+def test_a_link_in_a_folder_is_refused_and_one_that_is_named_is_followed(project: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    (outside / "package").mkdir(parents=True)
+    for name in ("package/__init__.py", "package/helper.py", "vast.py"):
+        (outside / name).write_text("A = 1\n")
+    (outside / "table.csv").write_text("c,d\n")
+    (project.parent / "linked").symlink_to(outside / "package")
+    (project.parent / "data").symlink_to(outside)
+    (project.parent / "again").symlink_to(project.parent)
+    (project.parent.parent / "data" / "table.csv").unlink()
+    (project.parent.parent / "data" / "table.csv").symlink_to(outside / "table.csv")
+    _, names = staged(project, tmp_path / "out")
+    assert {"sweeps/linked/helper.py", "data/table.csv"} <= names
+    assert (tmp_path / "out" / "data" / "table.csv").read_text() == "c,d\n"
+    assert not any("again" in name or "vast" in name for name in names)
+    (project.parent / "docs" / "passwd").symlink_to("/etc/passwd")
+    with pytest.raises(UsageError, match=r"docs/passwd is a link.*absolute path"):
+        staged(project, tmp_path / "more")
+
+
+def test_odd_names_travel_or_are_refused(project: Path, tmp_path: Path) -> None:
+    docs = project.parent / "docs"
+    (docs / "two words\nand ä.md").write_text("x")
+    (docs / ".gitignore").write_text("*\n")
+    assert "sweeps/docs/two words\nand ä.md" in staged(project, tmp_path / "out")[1]
+    for name in (b"back\\slash.md", b"latin-\xe4.md"):
+        path = Path(os.fsdecode(bytes(docs) + b"/" + name))
+        path.write_text("x")
+        with pytest.raises(UsageError, match="can't travel; rename it"):
+            staged(project, tmp_path / repr(name))
+        path.unlink()
 
 
 def test_a_hash_stands_for_names_and_contents(tmp_path: Path) -> None:
