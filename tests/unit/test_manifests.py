@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from cluster.base import HEALTH, ClusterError
 from cluster.demand import Demand
-from cluster.kuberay import rayjob
+from cluster.kuberay import raycluster, rayjob
 from cluster.ray_up import autoscaler
 from cluster.slurm import sbatch
 from sweeps.cli import main
@@ -82,6 +82,32 @@ def test_the_ray_job_is_valid_by_kuberays_schema(crd: jsonschema.Draft7Validator
     (worker,) = group["template"]["spec"]["containers"]
     assert worker["resources"]["limits"] == {"cpu": "8", "memory": "32Gi", "nvidia.com/gpu": "2"}
     assert spec["authOptions"] == {"mode": "token"}
+
+
+def test_the_cluster_that_stays_is_valid_by_kuberays_schema(crd: jsonschema.Draft7Validator) -> None:
+    text = raycluster(DEMAND, "data")
+    cluster, policy = yaml.safe_load_all(text)
+    as_job = {"apiVersion": "ray.io/v1", "kind": "RayJob", "spec": {"rayClusterSpec": cluster["spec"]}}
+    assert [error.message for error in crd.iter_errors(as_job)] == [], "a RayJob's cluster has the same schema"
+    assert (cluster["kind"], cluster["metadata"]["name"]) == ("RayCluster", "gsm8k-lora-v2")
+    assert cluster["spec"]["authOptions"] == {"mode": "token"}
+    assert policy["spec"]["podSelector"]["matchLabels"] == {"stockpot/sweep": "gsm8k-lora-v2"}
+    assert "configMap" not in text, "no sweep's file is part of it"
+    assert "--address http://127.0.0.1:8265" in text
+    assert "kubectl get secret gsm8k-lora-v2 -o jsonpath={.data.auth_token}" in text
+
+
+def test_a_job_that_goes_on_has_a_name_and_a_command_of_its_own(crd: jsonschema.Draft7Validator) -> None:
+    words = ["stockpot", "resume", "/stockpot/stockpot-runs/a b", "--address", "auto"]
+    job, policy = yaml.safe_load_all(rayjob(replace(DEMAND, text="", job="gsm8k-1a2b3c"), "data", words=words))
+    assert [error.message for error in crd.iter_errors(job)] == []
+    assert job["metadata"]["name"] == policy["metadata"]["name"] == "gsm8k-1a2b3c"
+    assert shlex.split(job["spec"]["entrypoint"]) == words
+    (container,) = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"]
+    assert [place["name"] for place in container["volumeMounts"]] == ["volume"]
+    assert {"name": "gsm8k-lora-v2-secrets", "key": "HF_TOKEN"} in [
+        one["valueFrom"]["secretKeyRef"] for one in container["env"] if "valueFrom" in one
+    ], "the Secret is the sweep's, the same for all its jobs"
 
 
 def test_secrets_are_named_and_stand_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,6 +262,7 @@ resources: {cpus: 2, gpus: 0}
         (["kuberay"], "--volume"),
         (["kuberay", "--volume", "v"], "--image"),
         (["slurm", "--volume", "v"], "kuberay's manifest and means nothing to slurm"),
+        (["slurm", "--standing"], "kuberay's manifest and means nothing to slurm"),
         (["slurm", "--cpus", "1"], "a trial takes 2 CPUs"),
         (["ray-up"], "--hosts"),
     ],
