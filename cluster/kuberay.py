@@ -47,9 +47,7 @@ def rayjob(demand: Demand, volume: str, operator: str = "kuberay-operator", word
         f"# {demand.name} on {demand.nodes} x {demand.cpus} CPUs + {demand.gpus} GPUs; see docs/guides/deploying.md",
         f"# Paths in {demand.file} are relative to the root of the volume '{volume}'.",
     ]
-    if demand.secrets:
-        literals = " ".join(f'--from-literal={name}="${name}"' for name in demand.secrets)
-        notes.append(f"# Before: kubectl create secret generic {secret_name(demand)} {literals}")
+    notes += _asked_before(demand)
     parts = [_config_map(demand)] if demand.text else []
     return _written(notes, [*parts, _job(demand, volume, words), _policy(demand, operator)])
 
@@ -73,6 +71,7 @@ def raycluster(demand: Demand, volume: str, operator: str = "kuberay-operator") 
         f"# Its token: (umask 077; {head} > ~/.stockpot/ray-token)",
         f"# Its door: kubectl port-forward service/{name}-head-svc 8265",
         f"# A sweep: stockpot submit SWEEP.yaml --address http://127.0.0.1:8265 --set storage={MOUNT}/stockpot-runs --detach",
+        *_asked_before(demand),
     ]
     cluster = {
         "apiVersion": "ray.io/v1",
@@ -86,6 +85,12 @@ def raycluster(demand: Demand, volume: str, operator: str = "kuberay-operator") 
 def secret_name(demand: Demand) -> str:
     """The Secret with what the sweep names, the same for all its jobs."""
     return f"{demand.label}-secrets"
+
+
+def _asked_before(demand: Demand) -> list[str]:
+    """How the secrets get where pods read them."""
+    literals = " ".join(f'--from-literal={name}="${name}"' for name in demand.secrets)
+    return [f"# Before: kubectl create secret generic {secret_name(demand)} {literals}"] if literals else []
 
 
 def _written(notes: Sequence[str], parts: Sequence[dict[str, Any]]) -> str:

@@ -1,0 +1,85 @@
+"""A driver in the background of this machine: it outlives the command, and is looked after by the sweep's name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+FILE = """\
+name: two
+storage: ./runs
+pipeline:
+  type: custom
+  import_path: "toy_pipeline:Toy"
+  total: 4
+  metrics: {loss: minimize}
+  kwargs: {x: 0, wait_at: 0, wait_for: FOLDER/go}
+parameters: {kwargs.x: [0, 1], kwargs.wait_at: [0, 2]}
+method: grid
+metric: loss
+resources: {cpus: 1, gpus: 0}
+max_concurrent_trials: 2
+"""
+"""Two trials end at once, two wait until there is a file `go`."""
+SECONDS = 180
+
+
+def run(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    env = {**os.environ, "PATH": path, "HOME": str(folder / "home"), "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        ["stockpot", *words], cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS, check=False
+    )
+    assert done.returncode == status, (words, done.stdout, done.stderr)
+    return done
+
+
+def wait(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.2)
+
+
+def test_a_sweep_goes_on_without_the_command_that_began_it(tmp_path: Path) -> None:
+    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), tmp_path)
+    (tmp_path / "two.yaml").write_text(FILE.replace("FOLDER", str(tmp_path)))
+
+    # What refuses a driver, at once or on its cluster, is this command's message, and nothing is left of it.
+    told = run(tmp_path, "submit", "two.yaml", "--set", "resources.cpus=999", "--detach", status=2).stderr
+    assert "this machine did not start it: resources.cpus: 999 is more than any node has" in told
+    assert not (tmp_path / "runs").exists()
+
+    first = json.loads(run(tmp_path, "submit", "two.yaml", "--detach", "--json").stdout)
+    assert first["folder"] == str(tmp_path / "runs" / "two")
+
+    def shot() -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = json.loads(run(tmp_path, "status", "two", "--json").stdout)
+        return found
+
+    wait(lambda: shot()["trials"]["finished"] == 2)
+    assert "2 trials at a time" in run(tmp_path, "logs", "two", "--job").stdout
+    assert "is in use" in run(tmp_path, "submit", "two.yaml", "--detach", status=2).stderr
+    assert "stopped; go on with: stockpot resume two" in run(tmp_path, "stop", "two", "--grace", "1").stdout
+
+    (tmp_path / "go").touch()
+    second = json.loads(run(tmp_path, "resume", "two", "--detach", "--json").stdout)
+    assert second["job"] != first["job"]
+    wait(lambda: str(shot()["state"]) == "finished")
+    wait(
+        lambda: "two: tune/loss (lower is better), 4 trials" in run(tmp_path, "logs", "two", "--job", "-n", "99").stdout
+    )
+    homes = tmp_path / "home" / ".stockpot" / "jobs"
+    assert (homes / first["job"] / "ended").read_text() == "130"
+    wait(lambda: (homes / second["job"] / "ended").exists())
+    assert (homes / second["job"] / "ended").read_text() == "0"
