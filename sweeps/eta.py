@@ -169,11 +169,15 @@ def _work(state: SweepState, loaded: LoadedSweep, rungs: Sequence[Mapping[str, A
 
 
 def _left(run: RunState, pace: float, now: float) -> float:
-    """Seconds until a run at work reaches its target, at its own pace once it has one."""
+    """Seconds until a run at work reaches its target, at its own pace once it has one.
+
+    One that is overdue does what its pace does not tell, as answers that are written at its end alone: it is taken to need once
+    more what it has been overdue.
+    """
     done, seconds = run.done, _seconds(run, now)
     own = seconds / done if done and seconds > 0 else pace
     at_work = max(0.0, now - max(run.heard, run.moved_at)) if run.phase == "running" else 0.0
-    return max(0.0, (run.target - done) * own - at_work)
+    return abs((run.target - done) * own - at_work)
 
 
 def _spread(measured: list[tuple[int, float]], pace: float) -> float:

@@ -103,3 +103,22 @@ def test_the_outlook_counts_down() -> None:
     assert outlook(shot, 160.0).startswith("ETA now")
     shot |= {"trials": {"tried": 3, "running": 0}, "ahead": 0}
     assert outlook(shot, 110.0) == "the trials are over, final step next"
+
+
+def test_a_run_that_is_overdue_is_not_said_to_end_at_once(tmp_path: Path) -> None:
+    """Finalists that write answers after all others have ended: for minutes it was said to be three seconds."""
+    loaded = simulate(tmp_path, trials=6, slots=1)
+    events = events_of(loaded, 1)
+    rungs = describe(loaded)["rungs"]
+    count = max(n for n in range(len(events)) if events[n].kind == "reported")
+    state, _, now = seen_at(loaded, events[:count], late=0.0)
+    assert [run.phase for run in state.runs.values()].count("running") == 1
+
+    def left(late: float) -> float:
+        found = estimate(state, loaded, rungs, now + late)
+        assert found is not None
+        return found.seconds
+
+    due = left(0.0)
+    assert left(due / 2) == pytest.approx(due / 2)
+    assert left(due + 120.0) == pytest.approx(120.0)
