@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import shutil
 import socket
@@ -10,20 +11,19 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cluster.base import ClusterError
-from cluster.token import read_token
+from cluster.door import Door
 from cluster.versions import CODE, MEND, Told, compare, own_versions
 
 SKEW_SECONDS = 2.0
 """Clocks that differ by more make times of logs and the stall watch misleading."""
 ANSWER_SECONDS = 30.0
 SEEING_SECONDS = 120.0
-DASHBOARD_PORT = 8265
 
 State = Literal["ok", "warning", "wrong"]
 
@@ -53,6 +53,7 @@ class Facts:
         clock: seconds since the epoch, when it was asked.
         smi: GPUs that nvidia-smi lists; None without nvidia-smi.
         storage: why the probe in the storage folder can't be read, or the folder not written; empty when both can.
+        remote: why remote storage can't be read and written from there; empty when it can, or nobody asked.
     """
 
     host: str
@@ -60,16 +61,23 @@ class Facts:
     clock: float
     smi: int | None
     storage: str = ""
+    remote: str = ""
 
 
-def facts(storage: str | None = None, probe: str = "") -> Facts:
+Proof = Callable[[], str]
+"""Tries remote storage where it runs; why that can't be read and written, empty when it can."""
+
+
+def facts(storage: str | None = None, probe: str = "", remote: Proof | None = None) -> Facts:
     """What this machine says.
 
     Args:
         storage: folder that trials write to; None looks at none.
         probe: name of a file that must be there.
+        remote: tries remote storage; None where there is none.
     """
-    return Facts(socket.gethostname(), own_versions(), time.time(), _smi(), _storage(storage, probe))
+    seen, proved, clock = _storage(storage, probe), "" if remote is None else remote(), time.time()
+    return Facts(socket.gethostname(), own_versions(), clock, _smi(), seen, proved)
 
 
 def _smi() -> int | None:
@@ -88,7 +96,7 @@ def _storage(storage: str | None, probe: str) -> str:
         return f"can't see what was written there ({error.strerror})"
     own = folder / f"{probe}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     try:
-        own.write_bytes(b"")
+        own.write_text(probe)
         own.unlink()
     except OSError as error:
         return f"can't write there ({error.strerror})"
@@ -118,8 +126,8 @@ class NodeAnswer:
     holds_trials: bool = True
 
 
-def ask_nodes(storage: str | None, probe: str) -> list[NodeAnswer]:
-    """Every living node's facts; this process is connected."""
+def ask_nodes(storage: str | None, probe: str, remote: Proof | None = None) -> list[NodeAnswer]:
+    """Every living node's facts, as `facts` takes its arguments; this process is connected."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -131,7 +139,7 @@ def ask_nodes(storage: str | None, probe: str) -> list[NodeAnswer]:
         try:
             ray.get(pinned.remote(), timeout=ANSWER_SECONDS)
             began = time.time()
-            said: Facts = ray.get(pinned.remote(storage, probe), timeout=ANSWER_SECONDS)
+            said: Facts = ray.get(pinned.remote(storage, probe, remote), timeout=SEEING_SECONDS)
             holds = gpus > 0 or node["Resources"].get("CPU", 0.0) > 0
             answers.append(NodeAnswer(where, gpus, said, began, time.time() - began, holds_trials=holds))
         except ray.exceptions.RayError as error:
@@ -149,27 +157,21 @@ def unseen(folder: Path) -> list[str]:
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
     probe = f".stockpot-probe-{uuid.uuid4().hex[:8]}"
     task = ray.remote(num_cpus=0, max_retries=0)(_storage)
     alive = [node for node in ray.nodes() if node["Alive"]]
-    _leave(folder, probe)
-    try:
+    with _left(folder, probe):
         asked = [
             task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 str(folder), probe
             )
             for node in alive
         ]
-        said: list[str] = ray.get(asked, timeout=SEEING_SECONDS)
-    except ray.exceptions.RayError as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ClusterError(f"a node of the cluster does not say whether it sees {folder}: {lines[-1]}") from error
-    finally:
-        (folder / probe).unlink(missing_ok=True)
-        for place in made:
-            with contextlib.suppress(OSError):  # somebody else is at work there
-                place.rmdir()
+        try:
+            said: list[str] = ray.get(asked, timeout=SEEING_SECONDS)
+        except ray.exceptions.RayError as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise ClusterError(f"a node of the cluster does not say whether it sees {folder}: {lines[-1]}") from error
     return [f"node {node['NodeManagerAddress']} {text}" for node, text in zip(alive, said, strict=True) if text]
 
 
@@ -187,7 +189,7 @@ def judge(own: Facts, answers: Sequence[NodeAnswer]) -> list[Finding]:
             )
         ]
     heard = [(answer, answer.said) for answer in answers if answer.said is not None]
-    return [*found, _versions(own, heard), _gpus(heard), *_folders(heard), _clocks(heard)]
+    return [*found, _versions(own, heard), _gpus(heard), *_folders(heard), *_buckets(heard), _clocks(heard)]
 
 
 Heard = Sequence[tuple[NodeAnswer, Facts]]
@@ -231,6 +233,14 @@ def _folders(heard: Heard) -> list[Finding]:
     ]
 
 
+def _buckets(heard: Heard) -> list[Finding]:
+    """Which nodes can't use remote storage; the driver alone does, so this matters where it is to run there."""
+    bad = [f"{answer.address}: {said.remote}" for answer, said in heard if said.remote]
+    if not bad:
+        return []
+    return [Finding("storage", "warning", "; ".join(bad) + ". A sweep can't be driven from there (Ray Jobs: the head)")]
+
+
 def _clocks(heard: Heard) -> Finding:
     """An answer was made after its question and before it was here: what lies outside is a clock's fault."""
     worst, where = 0.0, ""
@@ -243,28 +253,49 @@ def _clocks(heard: Heard) -> Finding:
     return Finding("clock", "ok", f"within {SKEW_SECONDS:g} s of this machine's")
 
 
-def token_finding(environment: Mapping[str, str]) -> Finding:
-    """Whether this process has a token."""
-    if read_token(environment) is None:
+def token_finding(door: Door) -> Finding:
+    """Whether the cluster asks for a token."""
+    if door.open:
         return Finding(
-            "token", "wrong", "the cluster let us in without a token: whoever reaches its ports runs programs on it; see "
+            "token", "wrong", "the cluster lets in whoever has no token: who reaches its ports runs programs on it; see "
             "docs/guides/deploying.md"
         )  # fmt: skip
-    return Finding("token", "ok", "there is one")
+    return Finding("token", "ok", "whoever has none is refused")
 
 
-def dashboard_finding(host: str, port: int = DASHBOARD_PORT) -> Finding:
-    """Whether the dashboard answers on this address, and whom."""
+def dashboard_finding(address: str) -> Finding:
+    """Where the dashboard listens, and whom it answers.
+
+    Args:
+        address: its `host:port`, as the head knows it; empty where there is none.
+    """
+    if not address:
+        return Finding("dashboard", "ok", "there is none")
+    if _is_loopback(address.rpartition(":")[0]):
+        return Finding("dashboard", "ok", f"listens on the head's loopback alone ({address})")
     try:
-        status = _status(f"http://{host}:{port}/api/version")
+        return judge_dashboard(address, _status(f"http://{address}/api/version"))
     except OSError:
-        return Finding("dashboard", "ok", f"nobody answers on {host}:{port}")
+        return Finding("dashboard", "ok", f"nobody answers on {address} from here")
+
+
+def judge_dashboard(address: str, status: int) -> Finding:
+    """What it means that a dashboard beyond loopback gives this HTTP status to whoever has no token."""
     if status == 200:
         return Finding(
-            "dashboard", "wrong", f"{host}:{port} answers without a token: anybody who reaches it submits jobs; start the head "
-            "with RAY_AUTH_MODE=token and --dashboard-host=127.0.0.1"
+            "dashboard", "wrong", f"{address} is open to the world: anybody who reaches it submits jobs; start the head with "
+            "RAY_AUTH_MODE=token and --dashboard-host=127.0.0.1"
         )  # fmt: skip
-    return Finding("dashboard", "ok", f"{host}:{port} refuses whoever has no token")
+    return Finding(
+        "dashboard", "warning", f"{address} listens beyond loopback; it refuses whoever has no token, which travels to it in "
+        "plain text. --dashboard-host=127.0.0.1 keeps it on the head"
+    )  # fmt: skip
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    return host == "localhost"
 
 
 def _status(url: str) -> int:
@@ -275,44 +306,55 @@ def _status(url: str) -> int:
         return error.code
 
 
-def examine(address: str, storage: str | None) -> list[Finding]:
-    """Look at a cluster from here.
+def examine(address: str, storage: str | None, remote: Proof | None = None) -> list[Finding]:
+    """Look at a cluster from here, also at one that lets everybody in, to say so.
 
     Args:
         address: `host:port`, or `auto`.
         storage: folder of sweeps that nodes must read and write; None looks at none.
+        remote: tries remote storage where it runs; Ray carries it to every node.
 
     Raises:
         ClusterError: if the cluster can't be reached.
     """
     from cluster.local import connect
 
-    cluster = connect(address)
+    cluster = connect(address, insecure=True)
     probe = f".stockpot-probe-{uuid.uuid4().hex[:8]}"
+    found = []
     try:
-        if storage is not None:
-            _leave(Path(storage), probe)
-        answers = ask_nodes(storage, probe)
-        findings = judge(facts(), answers)
-        import ray
-
-        head = next((str(node["NodeManagerAddress"]) for node in ray.nodes() if _is_head(node)), "127.0.0.1")
-        if storage is not None and not any(finding.about == "storage" for finding in findings):
-            findings.append(Finding("storage", "ok", f"{storage} is read and written by every node"))
-        return [*findings, token_finding(os.environ), dashboard_finding(head)]
+        with contextlib.ExitStack() as left:
+            if storage is not None:
+                try:
+                    left.enter_context(_left(Path(storage), probe))
+                    found = [Finding("storage", "ok", f"{storage} is read and written by every node")]
+                except ClusterError as error:
+                    storage, found = None, [Finding("storage", "wrong", str(error))]
+            findings = judge(facts(), ask_nodes(storage, probe, remote))
+        if any((finding.about, finding.state) == ("storage", "wrong") for finding in findings):
+            found = []
+        return [*findings, *found, token_finding(cluster.door), dashboard_finding(cluster.door.dashboard)]
     finally:
         cluster.close()
-        if storage is not None:
-            (Path(storage) / probe).unlink(missing_ok=True)
 
 
-def _is_head(node: Mapping[str, Any]) -> bool:
-    return "node:__internal_head__" in node["Resources"]
+@contextlib.contextmanager
+def _left(folder: Path, probe: str) -> Iterator[None]:
+    """A file for others to find in a folder, and after that the folder as it was before.
 
-
-def _leave(folder: Path, probe: str) -> None:
+    Raises:
+        ClusterError: if the folder can't be written here.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / probe).write_bytes(b"")
+        (folder / probe).write_text(probe)
     except OSError as error:
         raise ClusterError(f"storage {folder}: can't be written here: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # the folder is lost, or somebody else is at work there
+            (folder / probe).unlink(missing_ok=True)
+            for place in made:
+                place.rmdir()

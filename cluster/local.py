@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError, Node
-from cluster.door import ask_head, find_address, refuse_door
+from cluster.door import Door, ask_head, find_address, refuse_door
 from cluster.machine import Machine, this_machine, unset
 from cluster.packages import has_travelled, stage
 from cluster.processes import await_end, below
@@ -50,7 +50,7 @@ ENVIRONMENT = {
 class RayCluster:
     """The connection. Use `embedded` or `attach`."""
 
-    def __init__(self, folder: Path, lock: int, before: dict[str, str | None], embedded: bool) -> None:
+    def __init__(self, folder: Path, lock: int, before: dict[str, str | None], embedded: bool, door: Door) -> None:
         self._lock = lock
         self._before = before
         self._closed = False
@@ -58,6 +58,8 @@ class RayCluster:
         """Private scratch folder of this connection, gone after `close`."""
         self.embedded = embedded
         """Whether Ray was started here."""
+        self.door = door
+        """Whom the head lets in."""
 
     @property
     def head(self) -> str:
@@ -203,11 +205,13 @@ def connect(address: str | None = None, cpus: int | None = None, *, insecure: bo
 
     if ray.is_initialized():
         raise ClusterError("this process is already connected to a Ray cluster")
+    door = Door(open=False, admits=True)
     if address is not None:
         refuse_address(address)
         address = find_address(address)
         refuse_silence(address)
-        refuse_door(address, ask_head(address, os.environ), os.environ, insecure=insecure)
+        door = ask_head(address, os.environ)
+        refuse_door(address, door, os.environ, insecure=insecure)
     _sweep_leftovers()
     folder, lock = _private_folder()
     settings = dict(ENVIRONMENT)
@@ -220,7 +224,7 @@ def connect(address: str | None = None, cpus: int | None = None, *, insecure: bo
     else:
         settings |= token_settings(os.environ) | {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
     before = _set(settings)
-    cluster = RayCluster(folder, lock, before, embedded=address is None)
+    cluster = RayCluster(folder, lock, before, address is None, door)
     try:
         _start(address, folder, cpus)
     except Exception as error:  # Ray raises a bare one where its node times out at the start

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import getpass
 import importlib.util
 import json
@@ -111,9 +112,10 @@ def doctor(arguments: argparse.Namespace) -> int:
     from cluster.doctor import examine
 
     given = arguments.storage
-    findings = examine(arguments.address, None if given is None else str(storage_folder(given)))
-    if given is not None and is_remote(given):
-        findings.append(_written(given))
+    remote = functools.partial(unwritten, given.rstrip("/")) if given is not None and is_remote(given) else None
+    findings = examine(arguments.address, None if given is None else str(storage_folder(given)), remote)
+    if remote is not None:
+        findings.append(_written(given, remote()))
     wrong = any(finding.state == "wrong" for finding in findings)
     if arguments.json:
         print(json.dumps([vars(finding) for finding in findings], indent=2))
@@ -123,15 +125,23 @@ def doctor(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _written(url: str) -> Finding:
-    """Whether this machine can write remote storage."""
-    from cluster.doctor import Finding
+def unwritten(url: str) -> str:
+    """Why this machine can't read and write remote storage; empty where it can. Ray carries it to nodes by its name."""
     from sweeps.storage import StorageError, open_storage
 
     try:
-        open_storage(url.rstrip("/")).prove()
+        open_storage(url).prove()
     except StorageError as error:
-        return Finding("storage", "wrong", f"{error} ({error.kind})")
+        return f"{error} ({error.kind})"
+    return ""
+
+
+def _written(url: str, why: str) -> Finding:
+    """What it means that this machine can't use remote storage, which the driver does."""
+    from cluster.doctor import Finding
+
+    if why:
+        return Finding("storage", "wrong", f"this machine: {why}")
     return Finding("storage", "ok", f"{url} is read and written by this machine")
 
 

@@ -60,6 +60,20 @@ def test_a_token_of_ones_own_makes_an_open_cluster_no_safer(opened: OpenHead, fo
     assert (refused.returncode, "lets everybody in" in refused.stderr) == (2, True)
 
 
+def test_the_doctor_says_that_it_is_open_and_its_dashboard_too(opened: OpenHead, folder: Path) -> None:
+    make_token(folder / "home" / ".stockpot" / "ray-token")
+    (folder / "file").touch()
+    words = ["cluster", "doctor", "--address", opened.address, "--storage", str(folder / "file"), "--json"]
+    told = stockpot(folder, *words)
+    assert told.returncode == 1, told.stderr
+    found = {one["about"]: (one["state"], one["text"]) for one in json.loads(told.stdout)}
+    assert found["token"][0] == "wrong", "a token of ours does not help where none is asked for"
+    assert found["dashboard"][0] == "wrong"
+    assert f":{opened.dashboard} is open to the world" in found["dashboard"][1]
+    assert found["storage"][0] == "wrong"
+    assert found["nodes"] == ("ok", "1 of 1 nodes answer")
+
+
 @pytest.mark.parametrize("kind", ["attach", "jobs"])
 def test_whoever_says_insecure_is_let_in(opened: OpenHead, folder: Path, kind: str) -> None:
     address = f"http://127.0.0.1:{opened.dashboard}" if kind == "jobs" else opened.address

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.base import ClusterError
-from cluster.doctor import Facts, NodeAnswer, dashboard_finding, facts, judge, token_finding
+from cluster.doctor import Facts, NodeAnswer, dashboard_finding, facts, judge, judge_dashboard, token_finding
+from cluster.door import Door
 from cluster.token import make_token, read_token, token_settings
 
 OWN = Facts("here", {"python": "3.11.7", "ray": "2.60.0", "torch": "2.13.0"}, 1000.0, None)
@@ -63,7 +66,27 @@ def test_a_node_tells_whether_it_sees_and_writes_the_storage(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["probe"]
 
 
-def test_a_token_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_place_of_the_folder_is_said(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    assert facts(str(tmp_path / "runs"), "probe").storage == "can't see what was written there (Not a directory)"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts need root")
+def test_a_folder_that_is_mounted_to_be_read_alone_is_said(tmp_path: Path) -> None:
+    (tmp_path / "probe").touch()
+    words = ["import sys; from cluster.doctor import facts; print(facts(sys.argv[1], 'probe').storage)", str(tmp_path)]
+    mounts = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mounts, "sh", str(tmp_path), sys.executable, "-c", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "can't write there (Read-only file system)\n", done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["probe"]
+
+
+def test_a_token_is_its_owners_alone(tmp_path: Path) -> None:
     old = os.umask(0o022)
     try:
         file = make_token(tmp_path / "own" / "ray-token")
@@ -80,18 +103,34 @@ def test_a_token_is_its_owners_alone(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for use in (make_token, lambda path: token_settings({}, path)):
         with pytest.raises(ClusterError, match="others can read"):
             use(file)
-    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
-    assert token_finding({}).state == "wrong"
 
 
-def test_a_silent_dashboard_is_well(unused_port: int) -> None:
-    assert dashboard_finding("127.0.0.1", unused_port).state == "ok"
+def test_a_cluster_that_lets_everybody_in_is_wrong_whatever_token_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "x")
+    assert token_finding(Door(open=True, admits=True)).state == "wrong"
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    assert token_finding(Door(open=False, admits=True)).state == "ok"
 
 
-@pytest.fixture
-def unused_port() -> int:
-    import socket
+@pytest.mark.parametrize("address", ["", "127.0.0.1:8265", "localhost:8265", "[::1]:8265"])
+def test_a_dashboard_on_loopback_or_none_is_well(address: str) -> None:
+    assert dashboard_finding(address).state == "ok"
 
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+
+def test_a_dashboard_beyond_loopback_is_judged_by_whom_it_answers() -> None:
+    assert judge_dashboard("10.0.0.2:8265", 200).state == "wrong"
+    assert "10.0.0.2:8265 is open to the world" in judge_dashboard("10.0.0.2:8265", 200).text
+    assert {judge_dashboard("10.0.0.2:8265", status).state for status in (401, 403)} == {"warning"}
+
+
+def test_a_node_that_cannot_use_the_bucket_is_named() -> None:
+    assert FINE.said is not None
+    bad = replace(FINE, address="10.0.0.3", said=replace(FINE.said, remote="s3://b: no such bucket (gone)"))
+    state, text = said(FINE, bad)["storage"]
+    assert state == "warning", "the driver alone uses it"
+    assert text.startswith("10.0.0.3: s3://b: no such bucket (gone). ")
+
+
+def test_a_node_tries_remote_storage_where_it_runs() -> None:
+    assert facts(remote=lambda: "denied").remote == "denied"
+    assert facts(remote=lambda: "").remote == facts().remote == ""
