@@ -136,7 +136,7 @@ def machines(
         insecure: also of one that lets everybody in.
 
     Raises:
-        ClusterError: when the cluster can't be reached, or its nodes lack a variable.
+        ClusterError: when the cluster can't be reached, or its nodes lack a variable or have versions that no sweep may begin with.
     """
     if address is None:
         found = this_machine()
