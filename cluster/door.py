@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from cluster.base import ClusterError
 from cluster.token import open_door, reread_environment, token_settings
+from cluster.versions import MEND
 
 ANSWER_SECONDS = 60.0
 """How long the asking process may take, Python's and Ray's start on a busy machine included."""
@@ -117,6 +119,26 @@ def refuse_door(address: str, door: Door, environment: Mapping[str, str], *, ins
         f"{address} asks for a token, and there is none here: set RAY_AUTH_TOKEN_PATH, or copy the cluster's to "
         "~/.stockpot/ray-token"
     )
+
+
+def refuse_versions(address: str, door: Door) -> None:
+    """Raise where the cluster's Ray or Python is not the one here, by Ray's own rule: it refuses such a driver, in words of its own.
+
+    Raises:
+        ClusterError: naming both.
+    """
+    import ray
+    from ray._private.utils import check_version_info
+
+    if not door.ray:
+        return
+    try:
+        check_version_info({"ray_version": door.ray, "python_version": door.python}, "this machine")
+    except RuntimeError as error:
+        raise ClusterError(
+            f"{address} runs Ray {door.ray} on Python {door.python}, and here it is Ray {ray.__version__} on Python "
+            f"{platform.python_version()}: {MEND}"
+        ) from error
 
 
 def _has_token(settings: Mapping[str, str]) -> bool:

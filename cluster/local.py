@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError, Node
-from cluster.door import Door, ask_head, find_address, refuse_door
+from cluster.door import Door, ask_head, find_address, refuse_door, refuse_versions
 from cluster.machine import Machine, this_machine, unset
 from cluster.packages import has_travelled, stage
 from cluster.processes import await_end, below
@@ -212,6 +212,7 @@ def connect(address: str | None = None, cpus: int | None = None, *, insecure: bo
         refuse_silence(address)
         door = ask_head(address, os.environ)
         refuse_door(address, door, os.environ, insecure=insecure)
+        refuse_versions(address, door)
     _sweep_leftovers()
     folder, lock = _private_folder()
     settings = dict(ENVIRONMENT)

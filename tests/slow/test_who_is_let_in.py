@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from open_head import OpenHead, free_port, open_head
 from test_cluster_up import FILE, environment, stockpot
 
@@ -123,6 +124,55 @@ def test_what_a_cluster_with_a_token_says_to_whom(folder: Path) -> None:
         assert (wrong.returncode, "does not take the token that is here" in wrong.stderr) == (2, True)
     finally:
         nodes.close()
+
+
+def test_a_cluster_of_another_ray_is_refused_with_both_versions(opened: OpenHead, folder: Path) -> None:
+    """The head's store says what the cluster was started with; Ray itself compares a driver with that."""
+    own = json.loads(kept(opened, "CLUSTER_METADATA"))
+    assert own["ray_version"] == ray.__version__
+    kept(opened, "CLUSTER_METADATA", json.dumps({**own, "ray_version": "2.59.0"}))
+    try:
+        words = ["submit", "two.yaml", "--address", opened.address, "--insecure"]
+        refused = stockpot(folder, *words)
+        told = f"runs Ray 2.59.0 on Python {own['python_version']}, and here it is Ray {ray.__version__} on Python"
+        assert (refused.returncode, told in refused.stderr) == (2, True), refused.stderr
+        assert not (folder / "stockpot-runs" / "two").exists()
+        strange = subprocess.run(
+            [sys.executable, "-c", COMING_IN, opened.address],
+            env={**environment(folder), "RAY_AUTH_MODE": "disabled"},
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert "Version mismatch" in strange.stderr, "Ray refuses it too, so these are the words that are meant"
+    finally:
+        kept(opened, "CLUSTER_METADATA", json.dumps(own))
+
+
+KEPT = """
+import sys
+from ray._raylet import GcsClient
+
+address, key, *value = (word.encode() for word in sys.argv[1:])
+client = GcsClient(address=address.decode())
+if value:
+    client.internal_kv_put(key, value[0], True, b"cluster")
+print(client.internal_kv_get(key, b"cluster").decode())
+"""
+
+
+def kept(head: OpenHead, *words: str) -> str:
+    """What the head's store holds under a key, once a second word has been put there."""
+    done = subprocess.run(
+        [sys.executable, "-c", KEPT, head.address, *words],
+        env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    return done.stdout
 
 
 def test_what_is_no_head_is_said_to_be_none() -> None:

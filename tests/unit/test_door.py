@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cluster.base import ClusterError
-from cluster.door import Door, refuse_door
+from cluster.door import Door, refuse_door, refuse_versions
 from sweeps import cli
 
 OPEN = Door(open=True, admits=True)
@@ -52,6 +54,21 @@ def test_rays_own_token_file_counts_where_ray_reads_it(home: Path) -> None:
         refuse_door("head:6379", SHUT, {"RAY_AUTH_MODE": "token"}, insecure=False)
     with pytest.raises(ClusterError, match="there is none here"):
         refuse_door("head:6379", SHUT, {}, insecure=False)
+
+
+def test_another_ray_or_python_is_refused_with_both_named() -> None:
+    import platform
+
+    import ray
+
+    here = {"ray": ray.__version__, "python": platform.python_version()}
+    refuse_versions("head:6379", replace(OURS, **here))
+    refuse_versions("head:6379", OURS)  # it does not say
+    for other in ({"ray": "2.59.0"}, {"python": "3.12.4"}):
+        there = {**here, **other}
+        said = f"head:6379 runs Ray {there['ray']} on Python {there['python']}, and here it is Ray {here['ray']} on Python {here['python']}"
+        with pytest.raises(ClusterError, match=re.escape(said)):
+            refuse_versions("head:6379", replace(OURS, **there))
 
 
 @pytest.mark.parametrize("words", [["check", "s.yaml"], ["submit", "s.yaml"], ["resume", "s"], ["soup", "s"]])
