@@ -187,6 +187,17 @@ def test_the_metrics_port_is_open_to_the_clusters_own_pods_alone() -> None:
     assert {port["port"] for rule in rules if "ports" in rule for port in rule["ports"]} == {8265}
 
 
+def test_a_head_that_we_start_shows_its_dashboard_to_nobody_beyond_it() -> None:
+    """KubeRay's is reached by its operator: that one asks for the token, and the policy lets in nobody else."""
+    texts = [sbatch(DEMAND), autoscaler(DEMAND, user="me", hosts=["10.0.0.5"])]
+    texts.append(autoscaler(DEMAND, user="me", region="eu-west-1", instance="g6.xlarge"))
+    for text in texts:
+        heads = [line for line in text.splitlines() if "--head" in line]
+        assert len(heads) == 1
+        assert ("--include-dashboard=false" in heads[0]) or ("--dashboard-host=127.0.0.1" in heads[0])
+        assert "0.0.0.0" not in text
+
+
 def test_the_batch_script_is_a_script() -> None:
     text = sbatch(DEMAND, "gpu-long")
     subprocess.run(["bash", "-n"], input=text.encode(), check=True)
