@@ -9,7 +9,9 @@ import contextlib
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+
+from cluster.base import ClusterError
 
 EVERY_SECONDS = 2.0
 COUNT_SECONDS = 5.0
@@ -97,11 +99,16 @@ class NodeCount:
     Args:
         count: asks the cluster.
         every: seconds between two looks.
+        joined: called where there are more than before; says, or raises as a `ClusterError`, what is odd about the nodes now.
     """
 
-    def __init__(self, count: Callable[[], int], every: float = COUNT_SECONDS) -> None:
+    def __init__(
+        self, count: Callable[[], int], every: float = COUNT_SECONDS, joined: Callable[[], Sequence[str]] = tuple
+    ) -> None:
         self._count = count
         self._every = every
+        self._joined = joined
+        self._odd: list[str] = []
         self._told = self._there = count()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look, name="node-count", daemon=True)
@@ -110,9 +117,10 @@ class NodeCount:
     def news(self) -> list[str]:
         """What a person should know of, since the last call."""
         before, self._told = self._told, self._there
+        odd, self._odd = self._odd, []
         if self._told < before:
-            return [f"lost {before - self._told} of {before} nodes; what ran there goes again elsewhere"]
-        return [f"{self._told} nodes now, {self._told - before} more"] if self._told > before else []
+            return [f"lost {before - self._told} of {before} nodes; what ran there goes again elsewhere", *odd]
+        return [f"{self._told} nodes now, {self._told - before} more", *odd] if self._told > before else odd
 
     def close(self) -> None:
         """Ask no more, and wait a moment for the answer to the last question."""
@@ -122,7 +130,11 @@ class NodeCount:
     def _look(self) -> None:
         while not self._closed.wait(self._every):
             try:
-                self._there = self._count()
+                before, self._there = self._there, self._count()
+                if self._there > before:
+                    self._odd = list(self._joined())
+            except ClusterError as error:
+                self._odd = str(error).splitlines()
             except (
                 Exception
             ):  # Ray raises bare ones where the head is slow or gone: no answer, the next look asks again

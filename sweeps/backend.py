@@ -97,7 +97,8 @@ class RayBackend:
         self._cluster: RayCluster = connect(address, insecure=insecure)
         self._watch = HeadWatch(self._cluster.head, self._give_up)
         self._told_lost = False
-        self._nodes = NodeCount(lambda: len(self._cluster.nodes))
+        odd = tuple if self._cluster.embedded else self._cluster.differences
+        self._nodes = NodeCount(lambda: len(self._cluster.nodes), joined=odd)
         self._residents: Residents | None = None
         self._sharing = None if self._cluster.embedded else self._share(loaded.spec)
         self._held_at = math.inf

@@ -80,6 +80,8 @@ def place(nodes: LocalNodes) -> tuple[Path, str]:
     folder = nodes.token.parents[2]
     shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
     (folder / "away.yaml").write_text(FILE)
+    (folder / "sweeps").mkdir()
+    (folder / "sweeps" / "__init__.py").write_text("raise ImportError('a folder of the user')\n")
     return folder, f"http://127.0.0.1:{nodes.dashboard}"
 
 
@@ -252,8 +254,6 @@ def test_an_attached_driver_brings_its_code_and_refuses_what_trials_could_not_be
 ) -> None:
     folder, _ = place
     monkeypatch.chdir(folder)
-    (folder / "sweeps").mkdir()
-    (folder / "sweeps" / "__init__.py").write_text("raise ImportError('a folder of the user')\n")
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([fake(folder, "trl", "0.0.1"), *filter(None, [before])]))
     words = ["submit", "away.yaml", "--address", nodes.address]
@@ -267,14 +267,29 @@ def test_an_attached_driver_brings_its_code_and_refuses_what_trials_could_not_be
     assert started.body["differences"][0] in differs
     assert "0.0.1 where this driver does" in differs
     packages = kept(nodes)
-    assert stockpot(folder, *words, "--set", "name=again", "--set", "budget.trials=1").returncode == 0
-    assert kept(nodes) == packages
+    again = ["--set", "name=again", "--set", "budget.trials=1", "--set", "pipeline.kwargs.wait_at=1"]
+    again += ["--set", f"pipeline.kwargs.wait_for={folder / 'go'}"]
+    with (folder / "again.log").open("wb") as log:
+        holding_on = subprocess.Popen(
+            [killing.STOCKPOT, *words, *again], cwd=folder, env=environment(folder), stdout=log, stderr=log
+        )
+    until = time.monotonic() + SECONDS
+    while not list(folder.glob("stockpot-runs/again/logs/0*")):
+        assert holding_on.poll() is None, (folder / "again.log").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.5)
     more = LocalNodes(nodes.token, cpus=1, join=nodes.address)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([fake(folder, "torch", "2.0.0"), str(folder / "none")]))
         patch.setenv("PLANTED", PLANTED)
         more.start(1)
     try:
+        while "torch is 2.0.0 on " not in (folder / "again.log").read_text():
+            assert time.monotonic() < until, (folder / "again.log").read_text()
+            time.sleep(0.5)
+        (folder / "go").touch()
+        assert holding_on.wait(SECONDS) == 0, "a node that joins later is told of"
+        assert kept(nodes) == packages
         refused = stockpot(folder, *words, "--set", "name=no")
         assert refused.returncode == 2, refused.stdout
         assert "torch is 2.0.0 on " in refused.stderr
@@ -285,6 +300,8 @@ def test_an_attached_driver_brings_its_code_and_refuses_what_trials_could_not_be
         told = {one["about"]: one for one in json.loads(found.stdout)}["versions"]
         assert (told["state"], "torch is 2.0.0 on " in told["text"]) == ("wrong", True)
     finally:
+        holding_on.kill()
+        holding_on.wait()
         more.close()
 
 

@@ -178,3 +178,24 @@ def test_lost_and_new_nodes_are_told_once() -> None:
         assert found == [told]
     assert count.news() == []
     count.close()
+
+
+def test_what_is_odd_about_nodes_that_joined_is_told() -> None:
+    there, said = [1], [["trl is missing on B"], ClusterError("torch is 1 on A and 2 on B\ninstall the same")]
+
+    def look() -> list[str]:
+        found = said.pop(0)
+        if isinstance(found, ClusterError):
+            raise found
+        return found
+
+    count = NodeCount(lambda: there[0], every=0.001, joined=look)
+    for now, told in ((2, ["trl is missing on B"]), (1, []), (3, ["torch is 1 on A and 2 on B", "install the same"])):
+        there[0], found = now, []
+        until = time.monotonic() + 60
+        while len(found) < 1 + len(told) and time.monotonic() < until:
+            found += count.news()
+            time.sleep(0.001)
+        assert found[1:] == told
+    count.close()
+    assert not said
