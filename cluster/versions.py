@@ -83,7 +83,8 @@ def compare(own: Mapping[str, str], nodes: Sequence[Told]) -> Comparison:
     for name in (*MUST, CODE):
         others = [node for node in nodes if _release(name, node.versions) != _release(name, own)]
         if others:
-            wrong.append(f"{name} is {_listed(name, others)}, and {own.get(name, 'missing')} here")
+            why = ": something there puts another copy first on Python's path" if name == CODE else ""
+            wrong.append(f"{name} is {_listed(name, others)}, and {own.get(name, 'missing')} here{why}")
     holding = [node for node in nodes if node.trials]
     for name in RESULTS:
         having = [node for node in holding if name in node.versions]

@@ -23,7 +23,12 @@ def node(where: str, trials: bool = True, **versions: str | None) -> Told:
         ([node("A"), node("B", python="3.11.9", torch="2.13.0+cu128")], Comparison()),
         ([node("A", python="3.12.1")], Comparison(("python is 3.12.1 on A, and 3.11.7 here",))),
         ([node("A"), node("B", trials=False, ray="2.59.0")], Comparison(("ray is 2.59.0 on B, and 2.60.0 here",))),
-        ([node("A", code="bbbb")], Comparison((f"{CODE} is bbbb on A, and aaaa here",))),
+        (
+            [node("A", code="bbbb")],
+            Comparison(
+                (f"{CODE} is bbbb on A, and aaaa here: something there puts another copy first on Python's path",)
+            ),
+        ),
         (
             [node("A"), node("B", torch="2.12.1"), node("C")],
             Comparison(("torch is 2.12.1 on B and 2.13.0+cpu on A, C: trials there could not be compared",)),
