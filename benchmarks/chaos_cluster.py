@@ -36,9 +36,12 @@ class Town:
         nodes: in all.
         hosts: one for each node, in order; None has them share this machine's own network.
         cpus: of each node.
+        disk: size of a file system of its own that the nodes spill objects to, in bytes, which takes root; None for their folders.
     """
 
-    def __init__(self, folder: Path, nodes: int, hosts: Hosts | None = None, cpus: int = 1) -> None:
+    def __init__(
+        self, folder: Path, nodes: int, hosts: Hosts | None = None, cpus: int = 1, disk: int | None = None
+    ) -> None:
         self.folder = folder
         self.count = nodes
         self.cpus = cpus
@@ -50,6 +53,13 @@ class Town:
             "HOME": str(folder),
             "OMP_NUM_THREADS": "1",
         }
+        self.disk: Path | None = None
+        """Where nodes spill to, where that is a file system of its own."""
+        if disk is not None:
+            self.disk = folder / "disk"
+            spill = {"type": "filesystem", "params": {"directory_path": str(self.disk)}}
+            self.environment["RAY_object_spilling_config"] = json.dumps(spill)
+            self._size = disk
 
     def up(self) -> None:
         """Raise the head, then the others.
@@ -57,6 +67,9 @@ class Town:
         Raises:
             RuntimeError: if one does not come up.
         """
+        if self.disk is not None:
+            self.disk.mkdir(exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self.disk)], check=True)
         self._raise(0)
         self.address = re.findall(r"--address (\S+)", self._await(0, "Ctrl-C ends it"))[0]
         for number in range(1, self.count):
@@ -86,6 +99,8 @@ class Town:
                 end([one.pid], 0.0)
                 one.wait()
         self.raised.clear()
+        if self.disk is not None and self.disk.is_mount():
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
 
     def head(self) -> list[Process]:
         """The process that knows the cluster."""
@@ -109,6 +124,13 @@ class Town:
                 if mark in (entry / "environ").read_bytes() and (words := (entry / "cmdline").read_bytes()):
                     found.append(words.replace(b"\0", b" ").decode(errors="replace")[:80])
         return found
+
+    def fill(self, node: str, seconds: float, refuse: bool, out: Path) -> subprocess.Popen[bytes]:
+        """Have a node's object store full for a while; with `refuse`, so that nothing can be spilled. See `chaos_filler.py`."""
+        words = [sys.executable, str(Path(__file__).with_name("chaos_filler.py")), self.address, node, str(seconds)]
+        words += [str(self.disk)] if refuse else []
+        with out.open("ab") as told:
+            return subprocess.Popen(self.command(0, words), env=self.environment, stdout=told, stderr=told)
 
     def command(self, number: int, words: Sequence[str]) -> list[str]:
         """A command as it is run on a node's host."""

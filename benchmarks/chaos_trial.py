@@ -1,11 +1,13 @@
 """The trials of `chaos.py`: seconds of waiting, a state that only an unbroken history brings to its value, no torch.
 
 `CHAOS_STEP` says how many seconds a step takes. `CHAOS_HOLD`, where it is set, names a JSON file with the step that each value of
-x may go to; a trial waits there until the file says more, or is gone.
+x may go to; a trial waits there until the file says more, or is gone. `CHAOS_ITEMS` is the number of items of a score (8): with
+thousands of them a report goes through Ray's object store, as all results beyond 100 KB do.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -18,7 +20,7 @@ from evaluators.base import ItemSet, Report, Score, summarise
 from pipelines.finetune.checkpoint import placing, read_report, write_complete
 from pipelines.stage import EvaluationJob, Task
 
-ITEMS = ItemSet(tuple(f"item-{i}" for i in range(8)))
+EIGHT = 8
 
 
 class Curve:
@@ -74,6 +76,13 @@ def turned(state: float) -> float:
     return 3.9 * state * (1 - state)
 
 
+@functools.cache
+def items() -> ItemSet:
+    """What a score is made of."""
+    return ItemSet(tuple(f"item-{i}" for i in range(int(os.environ.get("CHAOS_ITEMS", EIGHT)))))
+
+
 def scored(state: float, split: Any) -> Score:
     """The loss of a state in [0, 1]."""
-    return summarise("loss", split, "minimize", ITEMS, [abs(state - 0.5) + 0.01 * i for i in range(len(ITEMS.ids))])
+    values = [abs(state - 0.5) + 0.01 * (i % EIGHT) for i in range(len(items().ids))]
+    return summarise("loss", split, "minimize", items(), values)

@@ -128,9 +128,12 @@ class Callers:
         return Call(self, function, dict(payload))
 
     def begin(self, function: str, payload: Mapping[str, Any]) -> Caller:
-        """A worker that is at a call now; raises as `start`."""
+        """A worker that is at a call now; raises as `start`, and CallFailed where the payload can't be handed over."""
         caller = self._free()
-        caller.begin(function, payload)
+        try:
+            caller.begin(function, payload)
+        except ray.exceptions.RayError as error:  # a large one goes through the object store, which may be full
+            raise CallFailed(classify(error)) from error
         return caller
 
     def make_room(self, caller: Caller) -> None:

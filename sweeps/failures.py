@@ -74,12 +74,17 @@ def classify(error: BaseException) -> Failure:
     told = getattr(error, "failure", None)
     if isinstance(told, Failure):  # another worker's
         return told
-    names = {cls.__name__ for cls in type(error).__mro__}
+    names, whole = {cls.__name__ for cls in type(error).__mro__}, error
+    if "RayTaskError" in names and isinstance(cause := getattr(error, "cause", None), BaseException):
+        error = cause  # what the task raised; the error around it begins with the process
+        names = {cls.__name__ for cls in type(error).__mro__}
     said = str(error)
     lines = masked(said).strip().splitlines()
     message = f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")
     low = said.lower()
     kind: FailureKind = "unknown"
+    if "OutOfDiskError" in names:  # Ray names the object, and nothing else
+        message = "OutOfDiskError: the object store of a node is full, and so is the disk that it spills to"
     if "UserError" in names:
         kind, message = "user", lines[0] if lines else message
     elif "Diverged" in names:
@@ -95,7 +100,7 @@ def classify(error: BaseException) -> Failure:
         kind = "node"
     elif names & {"ImportError", "ModuleNotFoundError", "AttributeError", "TypeError", "NameError", "KeyError"}:
         kind = "user"
-    return Failure(kind, message[:500], masked("".join(tb.format_exception(error))))
+    return Failure(kind, message[:500], masked("".join(tb.format_exception(whole))))
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.air.execution import PlacementGroupResourceManager
 from ray.tune.execution.placement_groups import PlacementGroupFactory
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment, Trial
@@ -28,6 +29,7 @@ from ray.util.placement_group import placement_group_table
 from cluster.base import Node, Placement, holds
 from sweeps.elsewhere import Elsewhere
 from sweeps.failures import Failure, classify
+from sweeps.lease_actors import LeaseActors
 from sweeps.lease_thread import Met
 from sweeps.loop import Loop
 from sweeps.trial import Lease
@@ -184,6 +186,7 @@ class LeaseController(TuneController):
         super().__init__(
             search_alg=self.search, scheduler=self.scheduler, storage=experiment.storage, reuse_actors=True
         )
+        self._actor_manager = LeaseActors(resource_manager=PlacementGroupResourceManager())
         self.update_max_pending_trials(placement.slots)
         self._actor_cache.increase_max(resources, placement.slots)
 

@@ -17,7 +17,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 import chaos_trial
-from chaos import STEPS, results, untrue
+from chaos import STEPS
+from chaos_checks import results, untrue
 from chaos_cluster import TRIAL, Driver, Town, events_of, title
 from chaos_trial import scored, turned
 from namespaces import Hosts

@@ -1,4 +1,7 @@
-"""A run that lost its worker goes on on another node where one has room, and on the same one where none has."""
+"""A run that lost its worker goes on on another node where one has room, and on the same one where none has.
+
+What a full object store does to a report is tried on the same nodes.
+"""
 
 from __future__ import annotations
 
@@ -46,10 +49,13 @@ report_every: 1
 resources: {{cpus: 1, gpus: 0}}
 max_concurrent_trials: {most}
 stall_after: {stall}
-env: {{CHAOS_STEP: "0.1", CHAOS_HOLD: "{hold}", PLACES: "{places}"}}
+env: {{CHAOS_STEP: "0.1", CHAOS_HOLD: "{hold}", PLACES: "{places}", CHAOS_ITEMS: "{items}"}}
 """
 SECONDS = 200
 HELD_AT = 2
+DISK_BYTES = 16 * 2**20
+MANY = 12000
+"""Items of a report that is too large to go past Ray's object store."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     folder = tmp_path_factory.mktemp("town")
     shutil.copy(chaos_trial.__file__, folder)
     (folder / "placed.py").write_text(PIPELINE)
-    made = Town(folder, 2, cpus=2)
+    made = Town(folder, 2, cpus=2, disk=DISK_BYTES if os.geteuid() == 0 else None)
     try:
         made.up()
         yield made
@@ -69,13 +75,13 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
 class Held:
     """A sweep whose trials stop after their second step until told to go on."""
 
-    def __init__(self, town: Town, name: str, values: list[float], most: int, stall: int = 600) -> None:
+    def __init__(self, town: Town, name: str, values: list[float], most: int, stall: int = 600, items: int = 8) -> None:
         self.places = town.folder / f"{name}-places"
         self.places.mkdir()
         self.hold = town.folder / f"{name}-hold.json"
         self.hold.write_text(json.dumps({str(x): HELD_AT for x in values}))
         file = town.folder / f"{name}.yaml"
-        about: dict[str, Any] = {"name": name, "values": values, "most": most, "stall": stall}
+        about: dict[str, Any] = {"name": name, "values": values, "most": most, "stall": stall, "items": items}
         file.write_text(FILE.format(**about, hold=self.hold, places=self.places))
         self.driver = Driver(town, file, town.folder / "runs" / name)
         self.driver.start()
@@ -139,3 +145,37 @@ def test_without_room_elsewhere_it_goes_on_on_its_own_node_and_else_takes_a_free
     assert same["node"] == places[0.2]["node"]
     assert again["pid"] == places[ends]["pid"], "a warm worker was there"
     assert new["node"] == places[0.2]["node"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a disk that can be filled is a mount, which takes root")
+def test_a_report_for_which_the_store_and_its_disk_are_full_is_made_again_elsewhere(town: Town, tmp_path: Path) -> None:
+    held, out = Held(town, "full", [0.2, 0.7], most=1, items=MANY), tmp_path / "filler.json"
+    filler = None
+    try:
+        first = held.place(0.2, 0)
+        filler = town.fill(first["node"], 15.0, refuse=True, out=out)
+        while not out.exists() or not out.read_text():
+            assert filler.poll() is None
+            time.sleep(0.05)
+        allowed = {"0.2": HELD_AT + 1, "0.7": HELD_AT}
+        held.hold.write_text(json.dumps(allowed))
+        again = held.place(0.2, 1)
+        filler.send_signal(signal.SIGINT)
+        failed = held.finish()
+        assert filler.wait(SECONDS) == 0, out.read_text()
+    finally:
+        held.driver.kill()
+        if filler is not None:
+            filler.kill()
+            filler.wait()
+    assert json.loads(out.read_text())["refused"] == "OutOfDiskError"
+    assert failed[0] == ("node", 0)
+    assert again["node"] != first["node"]
+    events = events_of(held.driver.root)
+    messages = [event.body["message"] for event in events if event.kind == "failed"]
+    assert all(message.startswith("OutOfDiskError") for message in messages), messages
+    reported = [(one.body["run"], one.body["resource"]) for one in events if one.kind == "reported"]
+    assert len(set(reported)) == len(reported) == 8
+    lease = next(one.body for one in events if one.kind == "lease_started" and one.body["why"] == "again")
+    assert lease["from_resource"] == HELD_AT + 1, "the checkpoint of the report that was lost is whole"
+    assert lease["replay"], "and its report is made again from it"

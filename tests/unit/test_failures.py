@@ -19,6 +19,18 @@ class ObjectStoreFullError(Exception):
     """Named as Ray's is."""
 
 
+class OutOfDiskError(Exception):
+    """Named as Ray's is."""
+
+
+class RayTaskError(Exception):
+    """Named as Ray's is, which begins with the process and holds what the task raised."""
+
+    def __init__(self, cause):
+        super().__init__("\x1b[36mray::LeaseTrainable.train()\x1b[39m (pid=7)\nwhat was raised")
+        self.cause = cause
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
@@ -33,6 +45,14 @@ class ObjectStoreFullError(Exception):
         (ActorDiedError("Worker exit type: NODE_OUT_OF_MEMORY Worker exit detail: ..."), "oom", None),
         (ActorDiedError("gone"), "node", "ActorDiedError: gone"),
         (ObjectStoreFullError("no room for 3 MB"), "node", "ObjectStoreFullError: no room for 3 MB"),
+        (
+            OutOfDiskError("8574", b"7"),
+            "node",
+            "OutOfDiskError: the object store of a node is full, and so is the disk that it spills to",
+        ),
+        (RayTaskError(ObjectStoreFullError("no room")), "node", "ObjectStoreFullError: no room"),
+        (RayTaskError(RuntimeError("odd")), "unknown", "RuntimeError: odd"),
+        (RayTaskError(None), "unknown", None),
         (ModuleNotFoundError("No module named 'x'"), "user", None),
         (TypeError("f() takes 0"), "user", None),
         (ValueError("odd\nsecond line"), "unknown", "ValueError: odd"),
