@@ -18,6 +18,7 @@ from typing import Literal
 
 from cluster.base import ClusterError
 from cluster.door import Door
+from cluster.packages import not_unpacked
 from cluster.versions import CODE, MEND, Told, compare, own_versions
 
 SKEW_SECONDS = 2.0
@@ -142,6 +143,8 @@ def ask_nodes(storage: str | None, probe: str, remote: Proof | None = None) -> l
             said: Facts = ray.get(pinned.remote(storage, probe, remote), timeout=SEEING_SECONDS)
             holds = gpus > 0 or node["Resources"].get("CPU", 0.0) > 0
             answers.append(NodeAnswer(where, gpus, said, began, time.time() - began, holds_trials=holds))
+        except ray.exceptions.RuntimeEnvSetupError as error:
+            answers.append(NodeAnswer(where, gpus, None, error=not_unpacked(str(error))))
         except ray.exceptions.RayError as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             answers.append(NodeAnswer(where, gpus, None, error=lines[-1]))
@@ -185,7 +188,7 @@ def judge(own: Facts, answers: Sequence[NodeAnswer]) -> list[Finding]:
             Finding(
                 "nodes",
                 "wrong",
-                f"no answer from {told}. Its Ray unpacks Stockpot's packages first: see logs/runtime_env_agent.log in its folder",
+                f"no answer from {told}",
             )
         ]
     heard = [(answer, answer.said) for answer in answers if answer.said is not None]
@@ -196,6 +199,8 @@ Heard = Sequence[tuple[NodeAnswer, Facts]]
 
 
 def _versions(own: Facts, heard: Heard) -> Finding:
+    if not heard:
+        return Finding("versions", "warning", "no node says what it has")
     nodes = [Told(answer.address, said.versions, answer.holds_trials) for answer, said in heard]
     found = compare(own.versions, nodes)
     if found.wrong or found.notes:

@@ -21,7 +21,7 @@ from typing import Any
 
 from cluster.backend import Asked, Errand, Job, JobState
 from cluster.base import ClusterError
-from cluster.packages import CODE, code_hash, pack, stage
+from cluster.packages import CODE, code_hash, not_unpacked, pack, stage
 from cluster.token import open_door, read_token
 
 LARGEST_BYTES = 90 * 1024**2
@@ -85,7 +85,10 @@ class RayJobs(Asked):
             info = self._client.get_job_info(job)
         except (RuntimeError, OSError) as error:
             raise ClusterError(f"{self.address} says nothing of the job {job}: {_first(error)}") from error
-        return Job(job, _STATES[str(info.status.value)], info.message or "", info.driver_exit_code)
+        message = info.message or ""
+        if message.startswith("runtime_env setup failed"):
+            message = f"the head {not_unpacked(message)}"
+        return Job(job, _STATES[str(info.status.value)], message, info.driver_exit_code)
 
     def logs(self, job: str) -> str:
         """See `Backend.logs`. Asked for again and again by `follow`: Ray's own stream may end while the job runs (ray#60665)."""

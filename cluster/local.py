@@ -27,7 +27,7 @@ from typing import Any
 from cluster.base import ClusterError, Node
 from cluster.door import Door, ask_head, find_address, refuse_door, refuse_versions
 from cluster.machine import Machine, this_machine, unset
-from cluster.packages import has_travelled, stage
+from cluster.packages import has_travelled, not_unpacked, stage
 from cluster.processes import await_end, below
 from cluster.token import reread_environment, token_settings, write_private
 from cluster.versions import MEND, Told, compare, own_versions
@@ -154,10 +154,7 @@ def _ask(
     try:
         found: list[Any] = ray.get(asked, timeout=seconds)
     except ray.exceptions.RuntimeEnvSetupError as error:
-        raise ClusterError(
-            f"a node of the cluster can't unpack Stockpot's packages, which travel with every sweep ({_last(error)}): look at the disk of its "
-            "Ray folder, and at logs/runtime_env_agent.log in it"
-        ) from error
+        raise ClusterError(f"a node of the cluster {not_unpacked(str(error))}") from error
     except ray.exceptions.RayError as error:
         raise ClusterError(f"a node of the cluster does not say what it has: {_last(error)}") from error
     return found

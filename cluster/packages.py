@@ -75,6 +75,12 @@ def has_travelled(environment: Mapping[str, str]) -> bool:
     return environment.get(CODE) == code_hash()
 
 
+def not_unpacked(message: str) -> str:
+    """What to tell of a node that could not set up what travelled, from what Ray says of it: the first sentence of the last line."""
+    why = (message.strip().splitlines() or ["no reason given"])[-1].partition(". ")[0]
+    return f"can't unpack what travels with every sweep ({why}): look at the disk of its Ray folder, and at logs/runtime_env_agent.log in it"
+
+
 def pack(folder: Path, into: Path) -> Path:
     """A folder as one zip file with the same bytes for the same content.
 

@@ -92,7 +92,7 @@ def job_log(arguments: argparse.Namespace) -> int:
 
 def last_words(backend: Backend, job: Job) -> str:
     """Why a job ended, as far as it said."""
-    return told_last(backend.logs(job.id)) or job.message
+    return told_last(backend.logs(job.id)) or last_line(job.message)
 
 
 def told_last(log: str) -> str:

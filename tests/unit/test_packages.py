@@ -9,7 +9,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-from cluster.packages import CODE, code_hash, files, has_travelled, pack, stage
+from cluster.packages import CODE, code_hash, files, has_travelled, not_unpacked, pack, stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,3 +74,11 @@ def test_a_folder_is_packed_whole_and_always_into_the_same_bytes(tmp_path: Path)
     assert one.read_bytes() == two.read_bytes()
     with zipfile.ZipFile(one) as packed:
         assert {name: packed.read(name).decode() for name in packed.namelist()} == names
+
+
+def test_a_node_that_can_not_unpack_is_told_of_in_one_line() -> None:
+    said = "Failed to set up runtime environment.\nTraceback\nOSError: Failed to download gcs://p.zip from the GCS. Try this."
+    assert not_unpacked(said).startswith(
+        "can't unpack what travels with every sweep (OSError: Failed to download gcs://p.zip from the GCS): look at"
+    )
+    assert "(no reason given)" in not_unpacked("\n")
