@@ -99,7 +99,10 @@ def open_backend(address: str, machines: Machines | None = None, *, insecure: bo
         return RayJobs(address, insecure=insecure)
     if not address.startswith(RAISING):
         from cluster.background import Background
+        from cluster.local import refuse_address
 
+        if address:
+            refuse_address(address)
         return Background(address or None)
     assert machines is not None
     rest = address.partition("://")[2].rstrip("/")

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,42 @@ def test_a_higher_priority_gets_the_next_free_places_and_the_lower_goes_on_after
     assert cluster.shot("low")["held_back"] is None
     assert cluster.shot("high")["trials"]["unplaced"] == 0
     assert cluster.claims() == {}
+
+
+def test_monitoring_reads_what_the_ledger_says_while_the_sweep_runs(cluster: TwoCpus) -> None:
+    """Ray's own endpoint of the node; it passes numbers on every ten seconds."""
+    paths = cluster.write("metered", wait_at=2, early="{type: asha, min: 1, eta: 3, finalists: 1}")
+    (node,) = [node for node in ray.nodes() if node["Alive"]]
+    url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    driver = cluster.drive("metered")
+    try:
+        await_that(lambda: [e.kind for e in killing.read(paths)].count("reported") == 2, driver)
+        reported = [event.body["scores"] for event in killing.read(paths) if event.kind == "reported"]
+        losses = [score["value"] for scores in reported for score in scores if score["name"] == "loss"]
+        expected = {
+            ("ray_stockpot_reports_total", ""): 2.0,
+            ("ray_stockpot_trials", ""): 2.0,
+            ("ray_stockpot_slots", ""): 2.0,
+            ("ray_stockpot_runs", "running"): 1.0,
+            ("ray_stockpot_runs", "finished"): 0.0,
+            ("ray_stockpot_best", "tune/loss"): min(losses),
+        }
+        await_that(lambda: expected.items() <= scraped(url, "metered").items(), driver, seconds=60)
+        cluster.let_go("metered")
+        assert driver.wait(SECONDS) == 0
+    finally:
+        driver.kill()
+        driver.wait()
+
+
+def scraped(url: str, sweep: str) -> dict[tuple[str, str], float]:
+    """What Prometheus would read of a sweep: by the metric's name and its label beside `sweep`."""
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found = {}
+    for line in lines:
+        read = re.fullmatch(r"(ray_stockpot_\w+)\{(.*)\} (\S+)", line)
+        labels = dict(re.findall(r'(\w+)="([^"]*)"', read[2])) if read else {}
+        if read and labels.get("sweep") == sweep:
+            found[read[1], labels.get("phase") or labels.get("metric") or labels.get("kind") or ""] = float(read[3])
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from cluster.base import ClusterError
 from cluster.door import Door, refuse_door, refuse_versions
 from sweeps import cli
+from sweeps.commands import remote
 
 OPEN = Door(open=True, admits=True)
 SHUT = Door(open=False, admits=False)
@@ -79,3 +81,49 @@ def test_insecure_without_a_cluster_is_a_mistake(
     assert cli.main([*words, "--insecure"]) == 2
     assert "--insecure is for a cluster" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("more", [[], ["--detach"]])
+def test_a_ray_client_address_is_refused_with_what_to_say_instead(
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("class Own: ...\n")
+    (tmp_path / "s.yaml").write_text(
+        'name: s\npipeline: {type: custom, import_path: "mine:Own", total: 2, metrics: {loss: minimize}}\n'
+        "parameters: {kwargs.x: [1, 2]}\nmethod: grid\nmetric: loss\n"
+    )
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["submit", "s.yaml", "--address", "ray://head:10001", *more]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("stockpot: --address ray://head:10001: a Ray Client connection can't drive a sweep")
+    assert "--address auto, or give the head's host:port" in told
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_a_storage_that_cannot_be_read_here_means_is_said_at_submit(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    remote._warn_unreadable(str(tmp_path), "http://head:8265", "orders")
+    assert capsys.readouterr().err == ""
+    remote._warn_unreadable("/no/such/mount", "http://head:8265", "orders")
+    assert capsys.readouterr().err == (
+        "stockpot: /no/such/mount can't be read from here: status, logs, show, stop and resume of orders will ask "
+        "http://head:8265, a short job each time\n"
+    )
+
+
+def test_why_remote_storage_cannot_be_read_here_is_said_at_submit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("s3fs")
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        port = nobody.getsockname()[1]
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "planted-key")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    remote._warn_unreadable("s3://bucket/runs", "http://head:8265", "orders")
+    told = capsys.readouterr().err
+    assert told.startswith("stockpot: s3://bucket/runs can't be read from here (unreachable: ")
+    assert "planted-key" not in told
