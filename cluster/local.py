@@ -296,11 +296,11 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
 
 def _with_packages(folder: Path) -> dict[str, Any]:
     """What has the workers run this process' code, also where their nodes have other or none; nothing in a job that brought it."""
-    if has_travelled(os.environ):
-        return {}
-    modules = stage(folder / "code")
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
-    return {"runtime_env": {"py_modules": [*modules, *given.get("py_modules", ())]}}
+    theirs = given.get("py_modules") or []
+    if theirs and has_travelled(os.environ):
+        return {}
+    return {"runtime_env": {"py_modules": [*stage(folder / "code"), *theirs]}}
 
 
 def _own_paths_alone() -> Any:

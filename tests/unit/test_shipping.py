@@ -6,6 +6,8 @@ import argparse
 import base64
 import json
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -18,6 +20,7 @@ from cluster.backend import Asked, Errand, Job
 from cluster.base import ClusterError
 from cluster.jobs import refuse_open
 from sweeps import away, shipping
+from sweeps.arguments import parser
 from sweeps.commands import remote
 from sweeps.commands.places import UsageError
 from sweeps.notes import Note, read_note, write_note
@@ -267,3 +270,57 @@ def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
     )
     assert remote.ask(note, arguments, ["status", "det"]) == 2
     assert told in capsys.readouterr().err
+
+
+class Here(Jobs):
+    """A cluster that is this machine: runs what it is given, and tells what came of it."""
+
+    def __init__(self) -> None:
+        self.told, self.failed = "", False
+
+    def run(self, errand: Errand) -> int:
+        words = [sys.executable, *errand.words[1:]]
+        done = subprocess.run(
+            words, env={**os.environ, **errand.environment}, capture_output=True, text=True, timeout=120, check=False
+        )
+        self.told = done.stdout + done.stderr
+        return done.returncode
+
+    def ask(self, errand: Errand, near: str, seconds: float) -> str:
+        self.run(errand)
+        return self.told
+
+    def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
+        return self.run(errand)
+
+    def submit(self, errand: Errand) -> Job:
+        self.failed = bool(self.run(errand))
+        return self.status(errand.name)
+
+    def status(self, job: str) -> Job:
+        return Job(job, "failed" if self.failed else "succeeded")
+
+    def logs(self, job: str) -> str:
+        return self.told
+
+
+@pytest.mark.parametrize("command", ["status", "logs -f", "status --watch", "resume"])
+def test_every_command_that_runs_on_the_cluster_compares_versions_there(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    there = Here()
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: there)
+    monkeypatch.setattr(remote, "versions", lambda: {**away.versions(), "ray": "9.9"})
+    note = Note("det", "http://head:1", str(tmp_path), "running")
+    words = [*command.split(), "det"]
+    arguments = parser().parse_args(words)
+    if command == "resume":
+        with pytest.raises(UsageError, match=r"9\.9 where the command was given"):
+            remote.resume(arguments, note)
+    elif "-" in command:
+        assert remote.ask(note, arguments, words) == 2
+    else:
+        with pytest.raises(UsageError, match=r"9\.9 where the command was given"):
+            remote.ask(note, arguments, words)
+    assert "9.9 where the command was given" in there.told
