@@ -7,7 +7,9 @@ Example:
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from dataclasses import dataclass
 
 from cluster.base import ClusterError
@@ -60,6 +62,7 @@ class Demand:
     def command(self, file: str, address: str) -> list[str]:
         """The command that runs the sweep, or goes on with it after a restart."""
         sets = [word for text in self.sets for word in ("--set", text)]
+        file = f"./{file}" if file.startswith("-") else file  # no option of the command's
         return ["stockpot", "submit", file, "--or-resume", "--address", address, *sets]
 
 
@@ -74,3 +77,21 @@ def wanted_image(demand: Demand) -> str:
             "--image: name a container image of yours with Stockpot, and so Ray, in it; there is no public one"
         )
     return demand.image
+
+
+def on_one_line(text: str) -> str:
+    """A text for a comment of a manifest, which it must not end: what is no letter, digit, sign or space becomes `?`."""
+    return "".join(one if one.isprintable() else "?" for one in text)
+
+
+def bash_word(text: str) -> str:
+    """A word of a bash command, on one line whatever is in it, so that it can't end a comment or a here-document either."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(_bash_letter(one) for one in text) + "'"
+
+
+def _bash_letter(letter: str) -> str:
+    if letter in "\\'":
+        return f"\\{letter}"
+    return letter if letter.isprintable() else "".join(f"\\x{byte:02x}" for byte in os.fsencode(letter))

@@ -10,6 +10,7 @@ Sources: KubeRay's RayJob resource (ray.io/v1), https://docs.ray.io/en/latest/cl
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from typing import Any
 import yaml
 
 from cluster.base import HEALTH, ClusterError
-from cluster.demand import Demand, wanted_image
+from cluster.demand import Demand, on_one_line, wanted_image
 
 MOUNT = "/stockpot"
 """Where the volume lies in every pod; the sweep file lies on top of it, so its relative paths are the volume's."""
@@ -27,6 +28,8 @@ DEFAULT_MEMORY_GB = 16
 RETRIES = 3
 """Clusters that KubeRay makes anew when the head is lost; each goes on from the ledger on the volume."""
 TTL_SECONDS = 300
+LONGEST_KEY = 200
+"""Letters of a ConfigMap's key; Kubernetes allows 253."""
 
 
 def rayjob(demand: Demand, volume: str, operator: str = "kuberay-operator", words: Sequence[str] = ()) -> str:
@@ -44,8 +47,8 @@ def rayjob(demand: Demand, volume: str, operator: str = "kuberay-operator", word
     if len(demand.text.encode()) > 900_000:
         raise ClusterError(f"{demand.file}: more than 900 kB do not fit into a ConfigMap; put it on the volume")
     notes = [
-        f"# {demand.name} on {demand.nodes} x {demand.cpus} CPUs + {demand.gpus} GPUs; see docs/guides/deploying.md",
-        f"# Paths in {demand.file} are relative to the root of the volume '{volume}'.",
+        f"# {on_one_line(demand.name)} on {demand.nodes} x {demand.cpus} CPUs + {demand.gpus} GPUs; see docs/guides/deploying.md",
+        f"# Paths in {on_one_line(demand.file)} are relative to the root of the volume '{on_one_line(volume)}'.",
     ]
     notes += _asked_before(demand)
     parts = [_config_map(demand)] if demand.text else []
@@ -109,7 +112,9 @@ class _Plain(yaml.SafeDumper):
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    strange = not all(one.isprintable() or one == "\n" for one in text)  # U+0085 is a line's end to some readers
+    style = '"' if strange else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
 _Plain.add_representer(str, _text)
@@ -120,16 +125,31 @@ def _config_map(demand: Demand) -> dict[str, Any]:
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": f"{_name(demand)}-sweep"},
-        "data": {demand.file: demand.text},
+        "data": {_key(demand): demand.text},
     }
 
 
+def _key(demand: Demand) -> str:
+    """The sweep file's name as Kubernetes takes it for the key of a ConfigMap, and so in the pods."""
+    letters = re.sub(r"[^-._a-zA-Z0-9]+", "-", demand.file)
+    return letters[-LONGEST_KEY:].lstrip(".-") or "sweep.yaml"
+
+
+def _entrypoint(words: Sequence[str]) -> str:
+    """The command, quoted for the shell that KubeRay puts it before.
+
+    It stands in the arguments of a container, where Kubernetes reads `$(NAME)` and `$$` in its own way, quotes or not: they are
+    taken apart by an empty pair of quotes.
+    """
+    return " ".join(shlex.quote(word).replace("$", "$''") for word in words)
+
+
 def _job(demand: Demand, volume: str, words: Sequence[str]) -> dict[str, Any]:
-    command = list(words) or demand.command(f"{MOUNT}/{demand.file}", "auto")
+    command = list(words) or demand.command(f"{MOUNT}/{_key(demand)}", "auto")
     if not words and not demand.names_storage:
         command += ["--set", f"storage={MOUNT}/stockpot-runs"]
     spec: dict[str, Any] = {
-        "entrypoint": shlex.join(command),
+        "entrypoint": _entrypoint(command),
         "submissionMode": "K8sJobMode",
         "backoffLimit": RETRIES,
         "shutdownAfterJobFinishes": True,
@@ -182,7 +202,8 @@ def _pod(demand: Demand, volume: str, name: str, cpus: int, gpus: int, memory_gb
     }
     volumes: list[dict[str, Any]] = [{"name": "volume", "persistentVolumeClaim": {"claimName": volume}}]
     if demand.text:
-        place = {"name": "sweep", "mountPath": f"{MOUNT}/{demand.file}", "subPath": demand.file, "readOnly": True}
+        key = _key(demand)
+        place = {"name": "sweep", "mountPath": f"{MOUNT}/{key}", "subPath": key, "readOnly": True}
         container["volumeMounts"].append(place)
         volumes.append({"name": "sweep", "configMap": {"name": f"{_name(demand)}-sweep"}})
     container["env"] = [{"name": name, "value": value} for name, value in HEALTH.items()]

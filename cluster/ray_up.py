@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from cluster.base import HEALTH, ClusterError
-from cluster.demand import Demand
+from cluster.demand import Demand, bash_word, on_one_line
 
 TOKEN = "~/.stockpot/ray-token"
 PORT = 6379
@@ -74,12 +74,12 @@ def autoscaler(
     if not own:
         body["available_node_types"] = _instances(demand, str(instance))
         body["head_node_type"] = "head"
-    command = shlex.join(demand.command(demand.file, "auto"))
+    command = " ".join(map(bash_word, demand.command(demand.file, "auto")))
     notes = [
-        f"# {demand.name}: before the first `ray up`, a token that only you can read, where you have none yet:",
+        f"# {on_one_line(demand.name)}: before the first `ray up`, a token that only you can read, where you have none yet:",
         f"#   install -d -m 700 ~/.stockpot; [ -e {TOKEN} ] || (umask 077; {_MAKE} > {TOKEN})",
         *_make_environment(demand),
-        f"# Then, with this file as {FILE}: ray up {FILE}; ray attach {FILE}, and on the head, beside {demand.file}:",
+        f"# Then, with this file as {FILE}: ray up {FILE}; ray attach {FILE}, and on the head, beside {on_one_line(demand.file)}:",
         f"#   {_sourced(demand)}RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={TOKEN} {command}",
         "# Every node must see the sweep's folder, its data and models at the same paths (docs/guides/deploying.md).",
     ]

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Sequence
 
 from cluster.backend import ADDRESS
 from cluster.base import HEALTH, ClusterError
-from cluster.demand import Demand
+from cluster.demand import Demand, bash_word, on_one_line
 
 TOLD_SECONDS = 120
 """How long before its time is up the driver is told, so that running trials reach their next report."""
@@ -55,13 +54,13 @@ def sbatch(demand: Demand, partition: str | None = None, words: Sequence[str] = 
     )
     values = {
         "HEAD": head,
-        "NAME": demand.name,
+        "NAME": on_one_line(demand.name),
         "SECRETS": _secrets(demand),
         "HEALTH": " ".join(f"{name}={value}" for name, value in HEALTH.items()),
-        "FOLDER": shlex.quote(demand.folder),
+        "FOLDER": bash_word(demand.folder),
         "LABEL": demand.label,
         "GPUS": str(demand.gpus),
-        "COMMAND": " ".join('"$address"' if word is None else shlex.quote(word) for word in _words(demand, words)),
+        "COMMAND": " ".join('"$address"' if word is None else bash_word(word) for word in _words(demand, words)),
     }
     return re.sub("@([A-Z]+)@", lambda mark: values[mark[1]], _SCRIPT)
 
