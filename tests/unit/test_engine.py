@@ -225,6 +225,45 @@ def test_restarts_have_a_budget(tmp_path):
     assert hand.engine.over
 
 
+def test_restarts_are_counted_across_drivers_and_a_driver_that_died_is_none(tmp_path):
+    sweep = plan(trials=1, total=9, on_failure={"max_restarts": 2})
+    attempts, hand = [], None
+    for kind in ("node", None, "stall", None, "node"):
+        if hand is not None:
+            hand.ledger.close()
+        hand = Hand(tmp_path / "s", sweep)
+        lease = hand.engine.ask()
+        attempts.append(lease.attempt.n)
+        if kind is not None:
+            hand.engine.failed(lease.id, Failure(kind, "gone"))
+    assert attempts == [0, 1, 2, 3, 4]
+    assert [failure.kind for failure in hand.run(lease).failures] == ["node", "stall", "node"]
+    assert (hand.run(lease).phase, hand.engine.ask(), hand.engine.over) == ("failed", None, True)
+
+
+def test_the_searcher_never_sees_a_number_of_a_half_dead_trial(tmp_path):
+    hand = Hand(tmp_path / "s", plan(trials=3, total=9, on_failure={"max_restarts": 1}))
+
+    def told():
+        return [(one.state, one.values) for one in hand.engine._standings.history()]
+
+    lost = hand.engine.ask()
+    hand.engine.failed(lost.id, Failure("stall", "silent"))
+    assert hand.report(lost, 1, 0.01) == "stop"
+    assert told() == [("running", None)], "its node was healed, and it reported"
+    again = hand.engine.ask()
+    assert hand.report(lost, 1, 0.01) == "stop"
+    assert told() == [("running", None)], "its successor has begun"
+    hand.finish(again, 1, 0.7)
+    assert hand.report(lost, 3, 0.01) == "stop"
+    assert told() == [("complete", (0.7,))], "its successor has reported"
+    other = hand.engine.ask()
+    for _ in range(2):
+        hand.engine.failed(other.id, Failure("node", "gone"))
+        other = hand.engine.ask()
+    assert told()[1] == ("failed", None), "its restarts are used up"
+
+
 def test_the_same_error_everywhere_stops_the_sweep(tmp_path):
     hand = Hand(tmp_path / "s", plan(trials=9, total=9))
     for i in range(3):
