@@ -87,8 +87,9 @@ class Town:
 
     def down(self) -> None:
         """End it all; hosts that are cut off are healed first."""
-        for number in range(self.count if self.hosts else 0):
-            self.hosts.heal(number)
+        if self.hosts is not None:
+            for number in range(self.count):
+                self.hosts.heal(number)
         for one in self.raised:
             if one.poll() is None:
                 one.send_signal(signal.SIGINT)

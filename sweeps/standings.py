@@ -68,6 +68,7 @@ class Standings:
         self._limit = self._at_most(plan.spec.budget.trials)
         self._distinct = plan.space.size
         self._views: list[RunView] = []
+        self._changes: list[int] = []
         self._place: dict[str, int] = {}
         self._told: list[Told] = []
         self._same: dict[str, list[int]] = {}
@@ -106,12 +107,13 @@ class Standings:
 
     def view(self) -> SweepView:
         """The sweep as schedulers see it; valid until the next event."""
-        return SweepView(self._views, self.more_to_come, self.milestones, self.items)
+        return SweepView(self._views, self.more_to_come, self.milestones, self.items, self._changes)
 
     def reported_view(self, run: Run) -> SweepView:
         """The same just after a report of `run`, which now waits at its rung for the scheduler's word."""
         place = self._place[run.trial]
         self._views[place] = replace(self._views[place], state="waiting")
+        self._changes.append(place)
         return self.view()
 
     def history(self) -> Sequence[Told]:
@@ -278,6 +280,7 @@ class Standings:
         self._repeats = 0
         self._by_config[config_hash(trial.config)] = trial.id
         self._place[trial.id] = len(self._views)
+        self._changes.append(len(self._views))
         self._views.append(
             RunView(Run(trial.id, self.seeds[0]), trial.order, "running", {}, self.milestones_of(trial.id)[0])
         )
@@ -289,6 +292,7 @@ class Standings:
         runs = [run for run in (self._run(trial, seed) for seed in self.seeds) if run is not None]
         values = self._values(trial, runs)
         place = self._place[trial]
+        self._changes.append(place)
         oriented = {resource: self.oriented_vector(vector) for resource, vector in values.items()}
         self._views[place] = RunView(
             self._views[place].run,

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,10 +40,11 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Rung:
-    """A rung's counts and ranking (value, order, run). With several metrics the ranking is made anew from `members`."""
+    """A rung's counts and ranking (value, order, run), and who of it may be promoted. With several metrics the ranking is made anew from `members`."""
 
     results: int = 0
     ranked: list[tuple[float, int, RunView]] = field(default_factory=list)
+    ready: list[tuple[float, int]] = field(default_factory=list)
     beyond: int = 0
     coming: int = 0
     members: dict[int, RunView] = field(default_factory=dict)
@@ -55,33 +57,64 @@ class _Rung:
         self.ranked = [(runs[i].values[milestone], runs[i].order, runs[i]) for i in order]
         self.stale = False
 
+    def first_ready(self, milestone: int) -> int | None:
+        """Place in the ranking of the best run that waits here."""
+        if self.members:
+            return next((i for i, (_, _, run) in enumerate(self.ranked) if _waits(run, milestone)), None)
+        return bisect_left(self.ranked, self.ready[0]) if self.ready else None
+
+    def place(self, run: RunView, milestone: int) -> int | None:
+        """A run's place in the ranking; None where it has none, as it diverged."""
+        value = run.values.get(milestone, math.nan)
+        if not math.isfinite(value):
+            return None
+        if self.members:
+            return next((i for i, (_, order, _) in enumerate(self.ranked) if order == run.order), None)
+        return bisect_left(self.ranked, (value, run.order))
+
 
 class _Table:
-    """The rungs of the view it was last shown. Only runs that changed since are counted again; nothing else is kept."""
+    """The rungs of the view it was last shown. Only runs that changed since are looked at; nothing else is kept."""
 
     def __init__(self, milestones: tuple[int, ...]) -> None:
         self._milestones = milestones
         self._runs: list[RunView] = []
+        self._places: dict[Run, int] = {}
+        self._changes: Sequence[int] | None = None
+        self._seen = 0
         self.rungs = [_Rung() for _ in milestones]
 
     def show(self, view: SweepView) -> list[_Rung]:
         """The view's rungs."""
         if len(view.runs) < len(self._runs):
-            self._runs, self.rungs = [], [_Rung() for _ in self._milestones]
+            self._runs, self._places, self.rungs = [], {}, [_Rung() for _ in self._milestones]
         known = len(self._runs)
-        changed = [i for i, (old, new) in enumerate(zip(self._runs, view.runs, strict=False)) if old is not new]
+        changed = [i for i in self._to_look_at(view, known) if self._runs[i] is not view.runs[i]]
         for i in changed:
             self._count(self._runs[i], -1)
         for i in changed:
             self._runs[i] = view.runs[i]
             self._count(view.runs[i], 1)
         for run in view.runs[known:]:
+            self._places[run.run] = len(self._runs)
             self._runs.append(run)
             self._count(run, 1)
         for milestone, rung in zip(self._milestones, self.rungs, strict=True):
             if rung.stale:
                 rung.rank(milestone)
         return self.rungs
+
+    def view_of(self, run: Run) -> RunView:
+        """A run as the view has it."""
+        return self._runs[self._places[run]]
+
+    def _to_look_at(self, view: SweepView, known: int) -> Iterable[int]:
+        """Places below `known` that may have changed since the last view: all of them where another list of changes comes."""
+        before, seen = self._changes, self._seen
+        self._changes, self._seen = view.changes, len(view.changes or ())
+        if view.changes is None or view.changes is not before:
+            return range(known)
+        return {place for place in view.changes[seen:] if place < known}
 
     def _count(self, run: RunView, sign: int) -> None:
         goal = bisect_left(self._milestones, run.target)
@@ -105,11 +138,20 @@ class _Table:
                 else:
                     del rung.members[run.order]
             else:
-                place = bisect_left(rung.ranked, (value, run.order))
+                key = (value, run.order)
+                place = bisect_left(rung.ranked, key)
                 if sign > 0:
-                    rung.ranked.insert(place, (value, run.order, run))
+                    rung.ranked.insert(place, (*key, run))
                 else:
                     del rung.ranked[place]
+                if _waits(run, milestone):
+                    place = bisect_left(rung.ready, key)
+                    rung.ready[place : place + (sign < 0)] = [key] if sign > 0 else []
+
+
+def _waits(run: RunView, milestone: int) -> bool:
+    """Whether a run waits for its promotion at a milestone."""
+    return run.state == "waiting" and run.target == milestone
 
 
 class ASHAScheduler:
@@ -152,7 +194,7 @@ class ASHAScheduler:
         rung = rungs[self.milestones.index(resource)]
         if chosen is not None and chosen.run == run:
             return [Decision(run, "continue", resource, chosen.reason)]
-        place = next((i for i, (_, _, ranked) in enumerate(rung.ranked) if ranked.run == run), None)
+        place = rung.place(self._table.view_of(run), resource)
         reason = "diverged" if place is None else self._place(place, rung, resource)
         return [Decision(run, "stop", resource, reason)]
 
@@ -180,14 +222,9 @@ class ASHAScheduler:
 
     def _promotable(self, rung: _Rung, milestone: int, closed: bool) -> int | None:
         """Place in the rung's ranking of the run to promote, or None."""
-        top = rung.results // self.eta
         wanted = closed and rung.beyond < max(1, self.finalists)
-        for place, (_, _, run) in enumerate(rung.ranked):
-            if place >= top and not wanted:
-                return None
-            if run.state == "waiting" and run.target == milestone:
-                return place
-        return None
+        place = rung.first_ready(milestone)
+        return place if place is not None and (wanted or place < rung.results // self.eta) else None
 
     def _place(self, place: int, rung: _Rung, milestone: int) -> str:
         return f"{place + 1} of {rung.results} at {milestone}"

@@ -74,12 +74,15 @@ class SweepView:
         more_to_come: whether new trials will still be suggested.
         milestones: all rungs, ascending; the last is the pipeline's total.
         items: (run, milestone) -> item scores of the primary metric there, larger is better, NaN = unscored.
+        changes: places in `runs` in the order in which they changed, from the first on; who was shown the same list before
+            need only look at what it has more now. None where nobody keeps it.
     """
 
     runs: Sequence[RunView]
     more_to_come: bool
     milestones: tuple[int, ...]
     items: ItemReader = no_items
+    changes: Sequence[int] | None = None
 
 
 class Scheduler(Protocol):

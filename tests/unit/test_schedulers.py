@@ -220,3 +220,68 @@ class TestASHA:
         assert sum(r > 1 for r in reached.values()) >= 9
         assert ASHAScheduler((1, 3, 9, 27), 3, 1).expected(27) == (27, 9, 3, 1)
         assert ASHAScheduler((1, 3, 9, 27), 3, 4).expected(10) == (10, 4, 4, 4)
+
+    @pytest.mark.parametrize("several", [False, True])
+    def test_what_it_keeps_between_views_changes_no_decision(self, several):
+        """A table that is told what changed, one that looks at everything, and the rule itself say the same."""
+        draw = random.Random(5)
+        runs, changes = [], []
+        kept, fresh = ASHAScheduler(RUNGS, 2, 3), ASHAScheduler(RUNGS, 2, 3)
+        said = set()
+        for _ in range(400):
+            order = draw.randrange(len(runs) + 1) if len(runs) < 30 else draw.randrange(30)
+            runs[order : order + 1] = [any_run(draw, order, several)]
+            changes.append(order)
+            if draw.random() < 0.4:
+                continue
+            more = draw.random() < 0.5
+            told, plain = SweepView(runs, more, RUNGS, changes=changes), SweepView(list(runs), more, RUNGS)
+            found = kept.next_lease(told)
+            assert found == fresh.next_lease(plain) == ASHAScheduler(RUNGS, 2, 3).next_lease(plain)
+            if not several:
+                assert promoted(found) == by_the_rule(runs, more, eta=2, finalists=3)
+            said.add(promoted(found))
+            last = draw.choice([one for one in runs if one.values and one.state != "failed"] or [None])
+            if last is not None:
+                resource = max(last.values)
+                assert kept.on_report(last.run, resource, told) == fresh.on_report(last.run, resource, plain)
+        assert len(said) > 5
+
+
+def any_run(draw, order, several):
+    """A run in any state that a sweep can bring it to; few values, so that there are ties."""
+    reached = draw.randrange(len(RUNGS) + 1)
+    values = {milestone: draw.randrange(6) / 2 for milestone in RUNGS[:reached]}
+    state = draw.choice(["waiting", "waiting", "running", "failed"]) if reached else draw.choice(["running", "failed"])
+    target = RUNGS[max(0, reached - 1)]
+    if state != "waiting":
+        target = RUNGS[min(reached, len(RUNGS) - 1)]
+    if state == "failed" and draw.random() < 0.5:
+        values[target] = math.nan
+    if reached == len(RUNGS):
+        state = "finished"
+    vectors = {m: (value, math.nan if math.isnan(value) else 3 - value) for m, value in values.items()}
+    return RunView(Run(f"{order:04d}-x", 0), order, state, values, target, vectors if several else {})
+
+
+def by_the_rule(runs, more, eta, finalists):
+    """The paper's rule and ours for closed rungs, read off all runs: (order, rung) of the one to promote."""
+    chosen, closed = None, not more
+    for milestone in RUNGS[:-1]:
+        there = [one for one in runs if milestone in one.values]
+        healthy = [one for one in there if one.state != "failed" or any(map(math.isnan, one.values.values()))]
+        ranked = sorted(
+            (one for one in healthy if math.isfinite(one.values[milestone])),
+            key=lambda one: (one.values[milestone], one.order),
+        )
+        coming = any(one.state == "running" and one.target == milestone and one not in there for one in runs)
+        beyond = sum(one.target > milestone and one.state != "failed" for one in runs)
+        closed = closed and not coming
+        top = len(there) // eta
+        for place, one in enumerate(ranked):
+            if place >= top and not (closed and beyond < max(1, finalists)):
+                break
+            if one.state == "waiting" and one.target == milestone:
+                chosen, closed = (str(one.order), milestone), False
+                break
+    return chosen
