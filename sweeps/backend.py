@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -94,9 +93,11 @@ class RayBackend:
             refuse_absent(loaded.spec.env)  # Ray that is started here has this process's environment
         know(values_of(loaded.spec.env))
         os.environ.update(TUNE_ENVIRONMENT)
-        self._cluster: RayCluster = connect(address, insecure=insecure)
-        self._watch = HeadWatch(self._cluster.head, self._give_up)
         self._told_lost = False
+        self._stderr = 2
+        self._embedded = address is None
+        self._cluster: RayCluster = self._join(address, insecure=insecure)
+        self._watch = HeadWatch(self._cluster.head, self._give_up)
         odd = tuple if self._cluster.embedded else self._cluster.differences
         self._nodes = NodeCount(lambda: len(self._cluster.nodes), joined=odd)
         self._residents: Residents | None = None
@@ -116,6 +117,20 @@ class RayBackend:
             raise
         if self._sharing is not None:
             self._sharing.placement = self.placement
+
+    def _join(self, address: str | None, *, insecure: bool) -> RayCluster:
+        """Connect; a head that dies meanwhile is watched for, as Ray would try to reach it for a quarter of an hour."""
+        host, _, port = (address or "").rpartition(":")
+        if not port.isdigit():
+            return connect(address, insecure=insecure)
+        self._stderr = os.dup(2)  # what is printed while Ray joins is held back
+        self._watch = HeadWatch(f"{host}:{port}", self._give_up)
+        try:
+            return connect(address, insecure=insecure)
+        finally:
+            self._watch.close()
+            os.close(self._stderr)
+            self._stderr = 2
 
     def _share(self, spec: SweepSpec) -> Sharing:
         """Tell the cluster's other drivers of this one; resident models wait for their places from the start."""
@@ -315,11 +330,11 @@ class RayBackend:
         lost = self._lost()
         self._on_hang(str(lost))
         if not self._told_lost:
-            print(f"stockpot: {lost}; {lost.mend}", file=sys.stderr, flush=True)
+            os.write(self._stderr, f"stockpot: {lost}; {lost.mend}\n".encode())
 
     def _lost(self) -> ClusterLost:
         silence = f"has not answered for {self._watch.silent:.0f} s"
-        if self._cluster.embedded:
+        if self._embedded:
             return ClusterLost(f"Ray, which this command had started here, {silence}: something ended it")
         head = f"the head of the Ray cluster ({self._watch.address}) {silence}"
         return ClusterLost(head, "raise one again, then resume the sweep")

@@ -179,3 +179,20 @@ def test_a_report_for_which_the_store_and_its_disk_are_full_is_made_again_elsewh
     lease = next(one.body for one in events if one.kind == "lease_started" and one.body["why"] == "again")
     assert lease["from_resource"] == HELD_AT + 1, "the checkpoint of the report that was lost is whole"
     assert lease["replay"], "and its report is made again from it"
+
+
+def test_a_driver_that_connects_while_the_head_dies_ends_and_says_so(town: Town) -> None:
+    """Ray itself would try to reach the head for a quarter of an hour. Last of all, for the cluster is gone then."""
+    held = Held(town, "joins", [0.2], most=1)
+    process = held.driver.process
+    assert process is not None
+    try:
+        while "/stderr" not in os.readlink(f"/proc/{process.pid}/fd/2"):  # held back while Ray joins
+            assert process.poll() is None, held.said
+            time.sleep(0.01)
+        os.kill(town.head()[0].pid, signal.SIGKILL)
+        assert process.wait(SECONDS) == 130, held.said
+    finally:
+        held.driver.kill()
+    assert f"the head of the Ray cluster ({town.address}) has not answered for" in held.said
+    assert "raise one again, then resume the sweep" in held.said
