@@ -320,7 +320,7 @@ class Watch:
 @pytest.fixture
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ray_backend.RayBackend]:
     cluster = FakeCluster(tmp_path)
-    monkeypatch.setattr(ray_backend, "connect", lambda address: cluster)
+    monkeypatch.setattr(ray_backend, "connect", lambda address, insecure: cluster)
     monkeypatch.setattr(ray_backend, "Residents", Recorder)
     monkeypatch.setattr(ray_backend, "HeadWatch", lambda head, give_up: Watch())
     monkeypatch.setattr(Recorder, "events", [])
@@ -367,7 +367,7 @@ def test_a_lost_head_is_watched_no_longer_once_it_is_told(
     with pytest.raises(ClusterLost, match="which this command had started") as lost:
         made._refuse_lost()
     assert lost.value.mend == "resume the sweep"
-    monkeypatch.setattr(FakeCluster, "embedded", False)
+    monkeypatch.setattr(made, "_embedded", False)
     with pytest.raises(ClusterLost, match="here:1") as lost:
         made._refuse_lost()
     assert lost.value.mend.startswith("raise one again")
@@ -378,7 +378,7 @@ def test_a_lost_head_is_watched_no_longer_once_it_is_told(
 def test_a_process_that_hangs_says_so_and_is_ended_whatever_else_hangs(
     backend: Callable[[str], ray_backend.RayBackend],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     made, told, ended, stuck = backend(CUSTOM.replace("ASKS", "")), [], [], threading.Event()
     monkeypatch.setattr(ray_backend.os, "_exit", ended.append)
@@ -386,7 +386,7 @@ def test_a_process_that_hangs_says_so_and_is_ended_whatever_else_hangs(
     made._give_up()
     why = "Ray, which this command had started here, has not answered for 0 s: something ended it"
     assert (told, ended) == ([why], [130])
-    assert why in capsys.readouterr().err
+    assert why in capfd.readouterr().err
     monkeypatch.setattr(ray_backend, "TELL_SECONDS", 0.01)
     made._on_hang = lambda why: told.append(str(stuck.wait(60)))
     made._give_up()
