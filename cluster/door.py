@@ -121,6 +121,29 @@ def refuse_door(address: str, door: Door, environment: Mapping[str, str], *, ins
     )
 
 
+def refuse_join(address: str, token: Path) -> None:
+    """Raise where a node of this machine should not join a head: whoever that lets in runs programs on its nodes.
+
+    Args:
+        address: the head's.
+        token: file of the token that the node would have.
+
+    Raises:
+        ClusterError: if the head lets everybody in, does not take the token, or runs another Ray or Python.
+    """
+    own = {name: value for name, value in os.environ.items() if name != "RAY_AUTH_TOKEN"}
+    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token)}
+    door = ask_head(address, own)
+    if door.open:
+        raise ClusterError(
+            f"{address} lets everybody in: whoever reaches it would run programs on this machine too. Start it with a token "
+            "(stockpot cluster up does, docs/guides/deploying.md)"
+        )
+    if not door.admits:
+        raise ClusterError(f"{address} does not take the token in {token}: copy the file of its own machine there")
+    refuse_versions(address, door)
+
+
 def refuse_versions(address: str, door: Door) -> None:
     """Raise where the cluster's Ray or Python is not the one here, by Ray's own rule: it refuses such a driver, in words of its own.
 

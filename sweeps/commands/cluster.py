@@ -40,6 +40,8 @@ def cluster(arguments: argparse.Namespace) -> int:
 
 def up(arguments: argparse.Namespace) -> int:
     """Raise nodes on this machine, or have them join a head elsewhere, until Ctrl-C; 130 where it comes before they run."""
+    from cluster.door import refuse_join
+    from cluster.local import refuse_address, refuse_silence
     from cluster.nodes import LocalNodes
     from cluster.token import make_token
     from sweeps.interrupts import noted
@@ -47,7 +49,12 @@ def up(arguments: argparse.Namespace) -> int:
     join, count = arguments.join, arguments.nodes
     cpus = arguments.cpus or max(1, (os.cpu_count() or 1) // count)
     port = _jobs_port(arguments)
-    nodes = LocalNodes(make_token(), cpus, arguments.gpus or 0, join, arguments.host, port)
+    token = make_token()
+    if join is not None:
+        refuse_address(join)
+        refuse_silence(join)
+        refuse_join(join, token)
+    nodes = LocalNodes(token, cpus, arguments.gpus or 0, join, arguments.host, port)
     with noted() as interrupts:
         print(f"starting {count} node{'s' * (count > 1)} with {cpus} CPUs each", flush=True)
         try:

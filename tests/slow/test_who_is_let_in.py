@@ -75,6 +75,13 @@ def test_the_doctor_says_that_it_is_open_and_its_dashboard_too(opened: OpenHead,
     assert found["nodes"] == ("ok", "1 of 1 nodes answer")
 
 
+def test_no_node_of_ours_joins_an_open_cluster(opened: OpenHead, folder: Path) -> None:
+    """Whoever reaches its head would run programs here."""
+    refused = stockpot(folder, "cluster", "up", "--cpus", "1", "--join", opened.address)
+    assert (refused.returncode, "would run programs on this machine too" in refused.stderr) == (2, True)
+    assert "starting" not in refused.stdout
+
+
 @pytest.mark.parametrize("kind", ["attach", "jobs"])
 def test_whoever_says_insecure_is_let_in(opened: OpenHead, folder: Path, kind: str) -> None:
     address = f"http://127.0.0.1:{opened.dashboard}" if kind == "jobs" else opened.address
@@ -123,6 +130,8 @@ def test_what_a_cluster_with_a_token_says_to_whom(folder: Path) -> None:
         env = {**environment(folder, "nobody"), "RAY_AUTH_TOKEN": "0" * 64}
         wrong = run(folder, env, ["submit", "two.yaml", "--address", nodes.address, "--insecure"])
         assert (wrong.returncode, "does not take the token that is here" in wrong.stderr) == (2, True)
+        joining = stockpot(folder, "cluster", "up", "--cpus", "1", "--join", nodes.address, home="nobody")
+        assert (joining.returncode, "does not take the token in" in joining.stderr) == (2, True)
     finally:
         nodes.close()
 

@@ -304,6 +304,21 @@ class Here(Jobs):
         return self.told
 
 
+@pytest.mark.parametrize("flags", [[], ["--insecure"]])
+def test_the_driver_of_a_resumed_job_joins_the_cluster_that_the_command_was_let_into(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen: list[Errand] = []
+    there = Here()
+    monkeypatch.setattr(there, "submit", lambda errand: seen.append(errand) or Job(errand.name, "succeeded"))
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: there)
+    remote.resume(parser().parse_args(["resume", "det", "--detach", *flags]), Note("det", "http://h:1", "/s", "old"))
+    (errand,) = seen
+    at = errand.words.index("--address")
+    assert list(errand.words[at:]) == ["--address", "auto", *flags]
+
+
 @pytest.mark.parametrize("command", ["status", "logs -f", "status --watch", "resume"])
 def test_every_command_that_runs_on_the_cluster_compares_versions_there(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
