@@ -24,7 +24,7 @@ from cluster.versions import MEND
 
 ANSWER_SECONDS = 60.0
 """How long the asking process may take, Python's and Ray's start on a busy machine included."""
-SILENCE_SECONDS = 10
+SILENCE_SECONDS = 20
 """After so long without an answer Ray gives up."""
 RAYS_TOKEN = Path("~/.ray/auth_token")
 """Ray's own place for a token, which it reads under `RAY_AUTH_MODE=token` where nothing else is set."""
