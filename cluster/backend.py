@@ -76,10 +76,12 @@ class Backend(abc.ABC):
     Attributes:
         place: what people call it.
         inside: the address of the cluster for a command that runs there; None where it raises a Ray of its own.
+        every: seconds between two questions while a job is followed; schedulers of many users are asked less often.
     """
 
     place: str
     inside: str | None
+    every: float = 1.0
 
     @abc.abstractmethod
     def submit(self, errand: Errand) -> Job:
@@ -126,7 +128,7 @@ class Backend(abc.ABC):
             time.sleep(POLL_SECONDS)
         return found
 
-    def follow(self, job: str, every: float = 1.0) -> Iterator[str]:
+    def follow(self, job: str) -> Iterator[str]:
         """What its command prints, as it comes, until it has ended.
 
         Raises:
@@ -141,7 +143,7 @@ class Backend(abc.ABC):
                 shown = len(text)
             if over:
                 return
-            time.sleep(every)
+            time.sleep(self.every)
 
 
 class Asked(Backend):

@@ -42,6 +42,7 @@ class KubeRayJobs(Asked):
     """
 
     inside = "auto"
+    every = 5.0
 
     def __init__(self, demand: Demand, volume: str, namespace: str = "") -> None:
         self.place = f"KubeRay{f' in {namespace}' if namespace else ''}"

@@ -30,6 +30,7 @@ class SlurmJobs(Backend):
 
     place = "Slurm"
     inside = ADDRESS
+    every = 10.0
 
     def __init__(self, demand: Demand, partition: str = "") -> None:
         self._demand = demand

@@ -72,7 +72,7 @@ def submit(arguments: argparse.Namespace) -> int:
         job = backend.submit(errand)
     note = Note(loaded.spec.name, address, storage, job.id, machines.record() if machines else {})
     write_note(note)
-    return _submitted(note, backend, arguments, _refuse_early_end(backend, job.id, loaded.paths))
+    return _submitted(note, backend, arguments, refuse_early_end(backend, job.id, loaded.paths))
 
 
 def _errand(
@@ -122,7 +122,7 @@ def resume(arguments: argparse.Namespace, note: Note) -> int:
     job = backend.submit(Errand(_job_name(note.name), words, None, _environment()))
     note = replace(note, job=job.id)
     write_note(note)
-    return _submitted(note, backend, arguments, _refuse_early_end(backend, job.id, paths))
+    return _submitted(note, backend, arguments, refuse_early_end(backend, job.id, paths))
 
 
 def elsewhere(arguments: argparse.Namespace) -> Note | None:
@@ -182,7 +182,7 @@ def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace, job:
         else:
             print(f"{note.name} {STATES[job.state]} on {backend.place} as the job {note.job}, in {told['folder']}")
             print(f"  stockpot status {note.name}")
-        return 0
+        return int(job.state == "failed")  # a sweep that has ended already, without a trial that finished
     print(
         f"{note.name} {STATES[job.state]} on {backend.place} as the job {note.job}; Ctrl-C leaves it running",
         file=sys.stderr,
@@ -197,7 +197,7 @@ def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace, job:
     return done.status if done.status is not None else int(done.state != "succeeded")
 
 
-def _refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:
+def refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:
     """Wait until the job has run for a moment, on this machine until the sweep has begun: a refusal is told at once.
 
     Returns:
@@ -210,7 +210,7 @@ def _refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:
     here, queues = isinstance(backend, Background), not isinstance(backend, Background | RayJobs)
     while True:
         found, waited = backend.status(job), time.monotonic() - began
-        if found.state == "failed":
+        if found.state == "failed" and not (here and holds_sweep(paths) and found.status != MISTAKE):
             raise UsageError(f"{backend.place} did not start it: {last_words(backend, found)}")
         settled = running >= REFUSAL_SECONDS and (not here or _driven(paths))
         queued = queues and found.state == "waiting" and waited >= REFUSAL_SECONDS

@@ -17,8 +17,12 @@ from cluster.base import ClusterError
 from cluster.demand import Demand
 from cluster.kuberay_jobs import KubeRayJobs
 from cluster.slurm_jobs import SlurmJobs
+from sweeps.commands import remote
 from sweeps.commands.backends import Machines, is_elsewhere, noted_backend
+from sweeps.commands.places import UsageError
+from sweeps.ledger import Ledger
 from sweeps.notes import Note
+from sweeps.paths import SweepPaths
 
 DEMAND = Demand(
     "two", 2, 4, 1, "two.yaml", "name: two\n", "/home/me", sets=("a=1",), secrets=("A_TOKEN",), image="mine"
@@ -100,6 +104,23 @@ def test_what_cannot_be_started_is_told(tmp_path: Path) -> None:
         here.submit(Errand("six", ["true"]))
     with pytest.raises(ClusterError, match="there is no job seven"):
         here.status("seven")
+
+
+@pytest.mark.parametrize(("status", "begun", "refused"), [(1, True, False), (1, False, True), (2, True, True)])
+def test_a_sweep_that_fails_at_once_is_told_from_one_that_never_began(
+    status: int, begun: bool, refused: bool, tmp_path: Path
+) -> None:
+    here, paths = Background(home=tmp_path / "jobs"), SweepPaths.of(tmp_path, "two")
+    if begun:
+        Ledger.create(paths.root).close()
+    here.submit(
+        Errand("one", python(f"import sys; print('stockpot: no such thing'); print('more'); sys.exit({status})"))
+    )
+    if refused:
+        with pytest.raises(UsageError, match="this machine did not start it: no such thing"):
+            remote.refuse_early_end(here, "one", paths)
+    else:
+        assert remote.refuse_early_end(here, "one", paths).state == "failed"
 
 
 def program(folder: Path, name: str, text: str) -> None:
