@@ -5,7 +5,7 @@ curves. Each number of trials is a process of its own: half as many, as many, an
 quadratic. Waiting for the disk and for other processes is no part of a decision's growth, so that is of CPU time. With `--real` a small
 sweep runs on so many nodes of this machine after that, its decisions timed in the driver.
 
-    python benchmarks/scale.py [--trials 1000] [--nodes 50] [--method random] [--real 4]
+    python benchmarks/scale.py [--trials 1000] [--nodes 50] [--method random] [--several] [--real 4]
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ MOST_MS, MOST_MB, MOST_GROWTH = 5.0, 20.0, 1.5
 FILE = """
 name: scale
 storage: {storage}
-pipeline: {{type: custom, import_path: "scale:Nothing", total: 81, metrics: {{loss: minimize}}, kwargs: {{x: 0.1, r: 8}}}}
+pipeline: {{type: custom, import_path: "scale:Nothing", total: 81, metrics: {{loss: minimize, size: minimize}}, kwargs: {{x: 0.1, r: 8}}}}
 parameters: {{kwargs.x: {{distribution: log_uniform_values, min: 1.0e-5, max: 1.0e-3}}, kwargs.r: [8, 16, 32]}}
-metric: loss
+metric: {metric}
 method: {method}
 budget: {{trials: {trials}}}
 early_terminate: {{type: asha, min: 3, eta: 3}}
@@ -114,19 +114,27 @@ def curve(config: Mapping[str, Any], resource: int, seed: int) -> float:
     return int(told[:8], 16) / 2**32 + 1.0 / (1 + resource)
 
 
-def one(trials: int, nodes: int, method: str) -> dict[str, float]:
+def size(config: Mapping[str, Any], resource: int, seed: int) -> float:
+    """Of a model: nothing that the first metric tells of."""
+    return int(hashlib.sha256(repr(config["kwargs"]["x"]).encode()).hexdigest()[:8], 16) / 2**32
+
+
+def one(trials: int, nodes: int, method: str, *, several: bool) -> dict[str, float]:
     """Run a sweep to its end; its figures."""
     from sweeps.engine import Engine
     from sweeps.events import Event
     from sweeps.ledger import Ledger
     from sweeps.load import load_text
-    from sweeps.simulate import MemoryCheckpoints, SimulatedBackend
+    from sweeps.simulate import Known, MemoryCheckpoints, SimulatedBackend
 
+    metric, more = ("[loss, size]", (Known("tune/size", "minimize", size),)) if several else ("loss", ())
     with tempfile.TemporaryDirectory() as storage:
-        text = FILE.format(storage=storage, trials=trials, method=method)
+        text = FILE.format(storage=storage, trials=trials, method=method, metric=metric)
         loaded = load_text(text.encode(), Path(__file__).resolve().parent)
         paths = loaded.paths
-        backend = SimulatedBackend(nodes * A_NODE, curve, report_every=9, checkpoints=MemoryCheckpoints(paths))
+        backend = SimulatedBackend(
+            nodes * A_NODE, curve, report_every=9, checkpoints=MemoryCheckpoints(paths), more=more
+        )
         ledger = Ledger.create(paths.root)
         ledger.clock = backend.clock
         ledger.append([Event("sweep_created", {"name": "scale", "spec": loaded.record(), "versions": {}, "space": {}})])
@@ -212,9 +220,10 @@ def memory() -> int:
     return resident_bytes()
 
 
-def measure(trials: int, nodes: int, method: str) -> dict[str, float]:
+def measure(trials: int, nodes: int, method: str, *, several: bool) -> dict[str, float]:
     """One run in a fresh process."""
-    return run_words(["--one", "--trials", str(trials), "--nodes", str(nodes), "--method", method])
+    words = ["--one", "--trials", str(trials), "--nodes", str(nodes), "--method", method]
+    return run_words([*words, *(["--several"] if several else ())])
 
 
 def run_words(words: list[str], environment: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -239,17 +248,22 @@ def main() -> int:
     )
     for hidden in ("--attached", "--folder"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
+    parser.add_argument("--several", action="store_true", help="two metrics, whose rungs are ranked front by front")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(json.dumps(one(arguments.trials, arguments.nodes, arguments.method)))
+        print(json.dumps(one(arguments.trials, arguments.nodes, arguments.method, several=arguments.several)))
         return 0
     if arguments.attached:
         print(json.dumps(attached(arguments.attached, arguments.trials, Path(arguments.folder))))
         return 0
     shares = (0.5, 1, 2)
-    runs = [measure(int(arguments.trials * share), arguments.nodes, arguments.method) for share in shares]
-    print(f"{arguments.nodes} nodes of {A_NODE} trials, {arguments.method} with asha, a durable ledger")
+    runs = [
+        measure(int(arguments.trials * share), arguments.nodes, arguments.method, several=arguments.several)
+        for share in shares
+    ]
+    metrics = "two metrics" if arguments.several else "one metric"
+    print(f"{arguments.nodes} nodes of {A_NODE} trials, {arguments.method} with asha, {metrics}, a durable ledger")
     for run in runs:
         print(LINE.format(**run))
         print(

@@ -45,9 +45,13 @@ def fronts(points: ArrayLike) -> list[int]:
     p = _points(points)
     if not len(p):
         return []
-    distinct, place = np.unique(p, axis=0, return_inverse=True)
-    found = _two_metrics(distinct) if p.shape[1] == 2 else _chains(distinct)
-    return [found[i] for i in place.reshape(-1)]
+    order = np.lexsort(p.T[::-1])
+    ascending = p[order]
+    new = np.concatenate(([True], (ascending[1:] != ascending[:-1]).any(axis=1)))
+    found = np.array(_two_metrics(ascending[new]) if p.shape[1] == 2 else _chains(ascending[new]))
+    told = np.empty(len(p), dtype=int)
+    told[order] = found[np.cumsum(new) - 1]
+    return [int(k) for k in told]
 
 
 def spread(points: ArrayLike, chosen: Sequence[int] = ()) -> list[int]:
@@ -83,25 +87,66 @@ def spread(points: ArrayLike, chosen: Sequence[int] = ()) -> list[int]:
     return order
 
 
-def ranking(points: ArrayLike, chosen: Sequence[bool] | None = None) -> list[int]:
-    """Indexes, best first: front by front, each in the order of `spread`.
+class Ranking:
+    """Points ranked front by front, each in the order of `spread`. A front is put in order when somebody asks for a place in it.
 
     Args:
         points: (n, metrics), finite.
         chosen: points that keep their place: within their front they come first, by the metrics in order, and the others
             by their distance from them.
     """
-    p = _points(points)
-    number = np.array(fronts(p), dtype=int)
-    kept = np.zeros(len(p), dtype=bool) if chosen is None else np.asarray(chosen, dtype=bool)
-    by_metrics = np.lexsort(p.T[::-1]) if len(p) else np.array([], dtype=int)
-    order: list[int] = []
-    for k in range(int(number.max(initial=-1)) + 1):
-        members = np.flatnonzero(number == k)
-        position = {int(index): i for i, index in enumerate(members)}
-        first = [position[int(index)] for index in by_metrics if number[index] == k and kept[index]]
-        order += [int(members[i]) for i in spread(p[members], first)]
-    return order
+
+    def __init__(self, points: ArrayLike, chosen: Sequence[bool] | None = None) -> None:
+        self._points = _points(points)
+        n = len(self._points)
+        self._kept = np.zeros(n, dtype=bool) if chosen is None else np.asarray(chosen, dtype=bool)
+        self._front = np.array(fronts(self._points), dtype=int)
+        by_metrics = np.lexsort(self._points.T[::-1]) if n else np.array([], dtype=int)
+        by_front = by_metrics[np.argsort(self._front[by_metrics], kind="stable")]
+        self._starts = np.searchsorted(self._front[by_front], np.arange(self._front.max(initial=-1) + 2))
+        self._members = by_front
+        self._ordered: dict[int, list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def __getitem__(self, place: int) -> int:
+        """The index of the point at a place, 0 is the best.
+
+        Raises:
+            IndexError: where there are fewer points.
+        """
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        front = int(np.searchsorted(self._starts, place, side="right")) - 1
+        return self._order(front)[place - int(self._starts[front])]
+
+    def place(self, index: int) -> int:
+        """The place of a point."""
+        front = int(self._front[index])
+        return int(self._starts[front]) + self._order(front).index(index)
+
+    def first(self, wanted: Sequence[bool]) -> int | None:
+        """The place of the best of the wanted points; None where none is."""
+        indexes = np.flatnonzero(np.asarray(wanted, dtype=bool))
+        if not len(indexes):
+            return None
+        front = int(self._front[indexes].min())
+        asked = set(indexes.tolist())
+        return int(self._starts[front]) + next(i for i, index in enumerate(self._order(front)) if index in asked)
+
+    def _order(self, front: int) -> list[int]:
+        if front not in self._ordered:
+            members = self._members[self._starts[front] : self._starts[front + 1]]
+            found = spread(self._points[members], np.flatnonzero(self._kept[members]).tolist())
+            self._ordered[front] = members[found].tolist()
+        return self._ordered[front]
+
+
+def ranking(points: ArrayLike, chosen: Sequence[bool] | None = None) -> list[int]:
+    """Indexes, best first: all of a `Ranking`."""
+    found = Ranking(points, chosen)
+    return [found[place] for place in range(len(found))]
 
 
 def representatives(points: ArrayLike, groups: Sequence[object], most: int | None = None) -> list[int]:

@@ -13,7 +13,7 @@ came later. Beyond the paper:
 * Ties go to the trial that was suggested first.
 * With several metrics a rung is ranked front by front (non-dominated sorting), as in MO-ASHA (Schmucker et al. 2021, arXiv
   2106.12639): within a front the trials that have gone on keep their place, and the next is the one farthest from those
-  before it (`sweeps.pareto.ranking`). Where nobody has gone on yet, the best on the primary metric is first.
+  before it (`sweeps.pareto.Ranking`). Where nobody has gone on yet, the best on the primary metric is first.
 
 Left out: the paper's parameter s (minimum early-stopping rate): choose `min` instead; brackets.
 
@@ -30,7 +30,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sweeps.pareto import ranking
+from sweeps.pareto import Ranking
 from sweeps.schedulers.base import Decision, RunView, SweepView
 from sweeps.trial import Run
 
@@ -48,20 +48,29 @@ class _Rung:
     beyond: int = 0
     coming: int = 0
     members: dict[int, RunView] = field(default_factory=dict)
-    stale: bool = False
+    fronts: tuple[list[RunView], Ranking] | None = None
 
-    def rank(self, milestone: int) -> None:
-        """Order the members, front by front."""
-        runs = [self.members[order] for order in sorted(self.members)]
-        order = ranking([run.vectors[milestone] for run in runs], [run.target > milestone for run in runs])
-        self.ranked = [(runs[i].values[milestone], runs[i].order, runs[i]) for i in order]
-        self.stale = False
+    def ranking(self, milestone: int) -> tuple[list[RunView], Ranking]:
+        """The members and their order, front by front; made when it is asked for, and kept until a member changes."""
+        if self.fronts is None:
+            runs = [self.members[order] for order in sorted(self.members)]
+            points, kept = [run.vectors[milestone] for run in runs], [run.target > milestone for run in runs]
+            self.fronts = runs, Ranking(points, kept)
+        return self.fronts
 
     def first_ready(self, milestone: int) -> int | None:
         """Place in the ranking of the best run that waits here."""
         if self.members:
-            return next((i for i, (_, _, run) in enumerate(self.ranked) if _waits(run, milestone)), None)
+            runs, ranking = self.ranking(milestone)
+            return ranking.first([_waits(run, milestone) for run in runs])
         return bisect_left(self.ranked, self.ready[0]) if self.ready else None
+
+    def at(self, place: int, milestone: int) -> Run:
+        """The run at a place in the ranking."""
+        if self.members:
+            runs, ranking = self.ranking(milestone)
+            return runs[ranking[place]].run
+        return self.ranked[place][2].run
 
     def place(self, run: RunView, milestone: int) -> int | None:
         """A run's place in the ranking; None where it has none, as it diverged."""
@@ -69,7 +78,9 @@ class _Rung:
         if not math.isfinite(value):
             return None
         if self.members:
-            return next((i for i, (_, order, _) in enumerate(self.ranked) if order == run.order), None)
+            runs, ranking = self.ranking(milestone)
+            index = bisect_left(runs, run.order, key=lambda one: one.order)
+            return ranking.place(index) if index < len(runs) and runs[index].order == run.order else None
         return bisect_left(self.ranked, (value, run.order))
 
 
@@ -99,9 +110,6 @@ class _Table:
             self._places[run.run] = len(self._runs)
             self._runs.append(run)
             self._count(run, 1)
-        for milestone, rung in zip(self._milestones, self.rungs, strict=True):
-            if rung.stale:
-                rung.rank(milestone)
         return self.rungs
 
     def view_of(self, run: Run) -> RunView:
@@ -132,7 +140,7 @@ class _Table:
             if not math.isfinite(value) or lost:
                 continue
             if milestone in run.vectors:
-                rung.stale = True
+                rung.fronts = None
                 if sign > 0:
                     rung.members[run.order] = run
                 else:
@@ -217,7 +225,7 @@ class ASHAScheduler:
             place = self._promotable(rung, milestone, closed)
             if place is not None:
                 closed = False
-                chosen = Decision(rung.ranked[place][2].run, "promote", milestone, self._place(place, rung, milestone))
+                chosen = Decision(rung.at(place, milestone), "promote", milestone, self._place(place, rung, milestone))
         return chosen
 
     def _promotable(self, rung: _Rung, milestone: int, closed: bool) -> int | None:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.pareto import dominates, fronts, hypervolume, ranking, representatives, spread, worst
+from sweeps.pareto import Ranking, dominates, fronts, hypervolume, ranking, representatives, spread, worst
 
 
 def clouds(metrics, count=25):
@@ -95,6 +95,22 @@ def test_a_ranking_goes_front_by_front_and_keeps_those_that_were_chosen():
             marks = [chosen[i] for i in kept if numbers[i] == front]
             assert marks == sorted(marks, reverse=True)
     assert ranking(np.empty((0, 2))) == []
+
+
+def test_what_is_asked_of_a_ranking_is_as_in_the_whole_of_it():
+    rng = np.random.default_rng(3)
+    for n in (1, 2, 7, 60):
+        points = np.round(rng.normal(size=(n, 2)), 1)  # some are equal
+        chosen, wanted = rng.random(n) < 0.3, rng.random(n) < 0.4
+        whole = ranking(points, chosen)
+        for index in rng.permutation(n):
+            assert whole[Ranking(points, chosen).place(int(index))] == index
+        best = Ranking(points, chosen).first(wanted)
+        assert best == next((place for place, index in enumerate(whole) if wanted[index]), None)
+        assert sorted(whole) == list(range(n))
+    assert Ranking(np.empty((0, 2))).first([]) is None
+    with pytest.raises(IndexError):
+        Ranking([[1.0, 2.0]])[1]
 
 
 def test_a_ranking_of_one_metric_is_its_order():
