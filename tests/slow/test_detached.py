@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from cluster.processes import Process, end
 
 pytestmark = pytest.mark.slow
 
@@ -51,35 +53,42 @@ def wait(true: Callable[[], bool]) -> None:
         time.sleep(0.2)
 
 
-def test_a_sweep_goes_on_without_the_command_that_began_it(tmp_path: Path) -> None:
-    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), tmp_path)
-    (tmp_path / "two.yaml").write_text(FILE.replace("FOLDER", str(tmp_path)))
+@pytest.fixture
+def user(tmp_path: Path) -> Iterator[Path]:
+    """A user's folder; no driver of it outlives a test that fails."""
+    yield tmp_path
+    for file in tmp_path.glob("home/.stockpot/jobs/*/running.json"):
+        command, keeper = (Process(*one) for one in json.loads(file.read_text()))
+        end([process.pid for process in (command, keeper) if process.alive])
+
+
+def test_a_sweep_goes_on_without_the_command_that_began_it(user: Path) -> None:
+    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), user)
+    (user / "two.yaml").write_text(FILE.replace("FOLDER", str(user)))
 
     # What refuses a driver, at once or on its cluster, is this command's message, and nothing is left of it.
-    told = run(tmp_path, "submit", "two.yaml", "--set", "resources.cpus=999", "--detach", status=2).stderr
+    told = run(user, "submit", "two.yaml", "--set", "resources.cpus=999", "--detach", status=2).stderr
     assert "this machine did not start it: resources.cpus: 999 is more than any node has" in told
-    assert not (tmp_path / "runs").exists()
+    assert not (user / "runs").exists()
 
-    first = json.loads(run(tmp_path, "submit", "two.yaml", "--detach", "--json").stdout)
-    assert first["folder"] == str(tmp_path / "runs" / "two")
+    first = json.loads(run(user, "submit", "two.yaml", "--detach", "--json").stdout)
+    assert first["folder"] == str(user / "runs" / "two")
 
     def shot() -> dict[str, dict[str, int]]:
-        found: dict[str, dict[str, int]] = json.loads(run(tmp_path, "status", "two", "--json").stdout)
+        found: dict[str, dict[str, int]] = json.loads(run(user, "status", "two", "--json").stdout)
         return found
 
     wait(lambda: shot()["trials"]["finished"] == 2)
-    assert "2 trials at a time" in run(tmp_path, "logs", "two", "--job").stdout
-    assert "is in use" in run(tmp_path, "submit", "two.yaml", "--detach", status=2).stderr
-    assert "stopped; go on with: stockpot resume two" in run(tmp_path, "stop", "two", "--grace", "1").stdout
+    assert "2 trials at a time" in run(user, "logs", "two", "--job").stdout
+    assert "is in use" in run(user, "submit", "two.yaml", "--detach", status=2).stderr
+    assert "stopped; go on with: stockpot resume two" in run(user, "stop", "two", "--grace", "1").stdout
 
-    (tmp_path / "go").touch()
-    second = json.loads(run(tmp_path, "resume", "two", "--detach", "--json").stdout)
+    (user / "go").touch()
+    second = json.loads(run(user, "resume", "two", "--detach", "--json").stdout)
     assert second["job"] != first["job"]
     wait(lambda: str(shot()["state"]) == "finished")
-    wait(
-        lambda: "two: tune/loss (lower is better), 4 trials" in run(tmp_path, "logs", "two", "--job", "-n", "99").stdout
-    )
-    homes = tmp_path / "home" / ".stockpot" / "jobs"
+    wait(lambda: "two: tune/loss (lower is better), 4 trials" in run(user, "logs", "two", "--job", "-n", "99").stdout)
+    homes = user / "home" / ".stockpot" / "jobs"
     assert (homes / first["job"] / "ended").read_text() == "130"
     wait(lambda: (homes / second["job"] / "ended").exists())
     assert (homes / second["job"] / "ended").read_text() == "0"
