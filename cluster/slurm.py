@@ -108,7 +108,8 @@ set -uo pipefail
 ip="$(hostname -I | cut -d' ' -f1)"
 temp="$(mktemp -d /tmp/sp-XXXXXX)"
 resources=(--num-cpus="$SLURM_CPUS_PER_TASK" --num-gpus=@GPUS@ --temp-dir="$temp" --node-ip-address="$ip"
-  --disable-usage-stats --block)
+  --disable-usage-stats --block
+  --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0) # other jobs on the node may have a Ray too
 if [ "$SLURM_PROCID" = 0 ]; then
   port="$(python -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')"
   address="$ip:$port"

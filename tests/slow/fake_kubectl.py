@@ -24,6 +24,13 @@ from typing import Any
 import yaml
 
 MOUNT = "/stockpot"
+TOGETHER = (
+    "--min-worker-port=0",
+    "--max-worker-port=0",
+    "--dashboard-agent-listen-port=0",
+    "--object-store-memory=100000000",
+)
+"""A pod has its own ports and memory; here all nodes, and whatever else runs, share them."""
 JOINED = "import ray; ray.init(address='auto', log_to_driver=False); print(len(ray.nodes()))"
 
 
@@ -123,21 +130,16 @@ def _cluster(job: Path, name: str) -> int | None:
                 if not number
                 else [f"--address={host}:{port}"]
             )
-            words = [
-                "ray",
-                "start",
-                *role,
-                f"--num-cpus={count}",
-                f"--temp-dir={temp}",
-                f"--node-ip-address={host}",
-                "--block",
-            ]
-            started.append(
-                subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            words = ["ray", "start", *role, f"--num-cpus={count}", f"--temp-dir={temp}", f"--node-ip-address={host}"]
+            words += ["--block", *TOGETHER]
+            with (job / f"node-{number}.log").open("ab") as out:
+                started.append(subprocess.Popen(words, env=environment, stdout=out, stderr=out))
+            # One after the other: two that start at once in one temporary folder take each other's places.
+            _await(
+                (lambda: _listens(host, port))
+                if not number
+                else (lambda joined=number + 1: _nodes(environment) == joined)
             )
-            if not number:
-                _await(lambda: _listens(host, port))
-        _await(lambda: _nodes(environment) == len(cpus))
         status(job, jobDeploymentStatus="Running", jobStatus="RUNNING", rayClusterName=name)
         entrypoint = inside(spec(job)["entrypoint"])
         driver = subprocess.Popen(entrypoint, shell=True, cwd=temp, env=environment, stdout=log, stderr=log, start_new_session=True)  # fmt: skip
@@ -149,8 +151,8 @@ def _cluster(job: Path, name: str) -> int | None:
             time.sleep(0.2)
         return driver.returncode
     finally:
+        subprocess.run([sys.executable, "-m", "cluster.processes", *(str(node.pid) for node in started)], check=False)
         for node in started:
-            subprocess.run([sys.executable, "-m", "cluster.processes", str(node.pid)], check=False)
             node.wait()
         log.close()
         shutil.rmtree(temp, ignore_errors=True)
