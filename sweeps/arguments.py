@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from sweeps.cluster_arguments import add_cluster
 from sweeps.convert import CONVERTERS
 from sweeps.options import (
     add_address,
@@ -18,7 +19,6 @@ from sweeps.options import (
     add_machines,
     add_name,
     add_storage,
-    count,
     port,
     positive,
     seconds,
@@ -28,8 +28,6 @@ from sweeps.starter import STARTERS
 from sweeps.starter.base import QUESTION_PARTS
 from sweeps.stopping import GRACE_SECONDS
 
-MANIFESTS = ("kuberay", "slurm", "ray-up")
-"""What `cluster manifest` writes for."""
 MISTAKE = 2
 """Exit status of what the user can mend."""
 
@@ -67,7 +65,7 @@ def parser() -> Parser:
     _add_reading(add)
     _add_models(add)
     _add_memo(add)
-    _add_cluster(add)
+    add_cluster(add("cluster", "clusters to run sweeps on: raise nodes, find faults, write manifests"), Parser)
     return top
 
 
@@ -347,45 +345,6 @@ def _add_judging(add: Add) -> None:
     judging.add_argument("--limit", type=positive, metavar="N", help="first N rows only")
     add_storage(judging)
     add_json(judging)
-
-
-def _add_cluster(add: Add) -> None:
-    cluster = add("cluster", "clusters to run sweeps on: raise nodes, find faults, write manifests")
-    verbs = cluster.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser, required=True)
-    raised = verbs.add_parser(
-        "up", help="nodes on this machine, until Ctrl-C", description="Nodes on this machine, until Ctrl-C."
-    )
-    raised.add_argument("--nodes", type=positive, default=1, metavar="N", help="how many (default 1)")
-    raised.add_argument(
-        "--cpus", type=positive, metavar="N", help="CPU threads of each (default: the machine's, shared)"
-    )
-    raised.add_argument("--gpus", type=count, metavar="N", help="GPUs of each (default 0)")
-    raised.add_argument("--join", metavar="HOST:PORT", help="join the head there instead of raising one here")
-    raised.add_argument("--host", metavar="IP", help="address that other machines know this one by")
-    raised.add_argument("--jobs", type=port, metavar="PORT", help="serve Ray Jobs on loopback here (usually 8265)")
-    doctor = verbs.add_parser(
-        "doctor", help="what is wrong with a cluster", description="What is wrong with a cluster."
-    )
-    doctor.add_argument(
-        "--address", default="auto", metavar="A", help="host:port of its head (default auto: this node's)"
-    )
-    doctor.add_argument("--storage", metavar="FOLDER", help="folder that every node must read and write")
-    add_json(doctor)
-    about = "print what KubeRay, Slurm or Ray's launcher takes to run a sweep on machines that it raises"
-    manifest = verbs.add_parser("manifest", help=about, description=about[0].upper() + about[1:] + ".")
-    manifest.add_argument("backend", metavar="|".join(MANIFESTS), help="whose manifest")
-    add_file(manifest)
-    add_machines(manifest)
-    manifest.add_argument(
-        "--standing", action="store_true", help="kuberay: a RayCluster that stays, for sweeps by --address http://..."
-    )
-    manifest.add_argument("--partition", metavar="P", help="slurm: partition (default: the cluster's)")
-    manifest.add_argument("--hosts", metavar="A,B,...", help="ray-up: your own machines, the head first")
-    manifest.add_argument("--user", metavar="U", help="ray-up: who logs in (default: you, or ubuntu on AWS)")
-    manifest.add_argument("--region", metavar="R", help="ray-up: AWS region")
-    manifest.add_argument("--instance", metavar="T", help="ray-up: AWS instance type")
-    manifest.add_argument("--install", metavar="COMMAND", help="ray-up: what puts Stockpot on a node")
-    manifest.add_argument("-o", "--output", metavar="FILE", help="write it there; default: print it")
 
 
 def _add_memo(add: Add) -> None:

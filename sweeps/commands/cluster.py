@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeps.arguments import MANIFESTS
+from sweeps.cluster_arguments import MANIFESTS
 from sweeps.commands.places import UsageError, sweep_file
 from sweeps.paths import is_remote, storage_folder
 

@@ -59,7 +59,7 @@ def open_job(paths: SweepPaths) -> tuple[Note, Backend, Job] | None:
     if note is None or not note.job:
         return None
     with contextlib.suppress(ClusterError, UsageError):
-        backend = noted_backend(note, insecure=True)  # reads alone
+        backend = noted_backend(note)
         job = backend.status(note.job)
         return None if job.over else (note, backend, job)
     return None
