@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -12,27 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import waiting_sweep
 
 from cluster.processes import Process, end
 
 pytestmark = pytest.mark.slow
 
-FILE = """\
-name: two
-storage: ./runs
-pipeline:
-  type: custom
-  import_path: "toy_pipeline:Toy"
-  total: 4
-  metrics: {loss: minimize}
-  kwargs: {x: 0, wait_at: 0, wait_for: FOLDER/go}
-parameters: {kwargs.x: [0, 1], kwargs.wait_at: [0, 2]}
-method: grid
-metric: loss
-resources: {cpus: 1, gpus: 0}
-max_concurrent_trials: 2
-"""
-"""Two trials end at once, two wait until there is a file `go`."""
 SECONDS = 180
 
 
@@ -63,8 +47,7 @@ def user(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_sweep_goes_on_without_the_command_that_began_it(user: Path) -> None:
-    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), user)
-    (user / "two.yaml").write_text(FILE.replace("FOLDER", str(user)))
+    waiting_sweep.write(user, user / "go", "storage: ./runs\n")
 
     # What refuses a driver, at once or on its cluster, is this command's message, and nothing is left of it.
     told = run(user, "submit", "two.yaml", "--set", "resources.cpus=999", "--detach", status=2).stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,24 +12,10 @@ from pathlib import Path
 
 import fake_kubectl
 import pytest
+import waiting_sweep
 
 pytestmark = pytest.mark.slow
 
-FILE = """\
-name: two
-pipeline:
-  type: custom
-  import_path: "toy_pipeline:Toy"
-  total: 4
-  metrics: {loss: minimize}
-  kwargs: {x: 0, wait_at: 0, wait_for: /stockpot/go}
-parameters: {kwargs.x: [0, 1], kwargs.wait_at: [0, 2]}
-method: grid
-metric: loss
-resources: {cpus: 1, gpus: 0}
-max_concurrent_trials: 2
-"""
-"""Two trials end at once, two wait until there is a file `go` on the volume."""
 SECONDS = 300
 
 
@@ -66,8 +51,7 @@ def wait(true: Callable[[], bool], folder: Path) -> None:
 def test_a_sweep_goes_to_kuberay_and_is_looked_after_from_a_laptop(tmp_path: Path) -> None:
     for place in (tmp_path / "laptop", tmp_path / "kube" / "volume"):
         place.mkdir(parents=True)
-        shutil.copy(Path(__file__).with_name("toy_pipeline.py"), place)
-    (tmp_path / "laptop" / "two.yaml").write_text(FILE)
+        waiting_sweep.write(place, "/stockpot/go")
     fake_kubectl.install(tmp_path / "bin")
     asked = ["stockpot", "submit", "two.yaml", "--address", "kuberay://team", "--detach"]
     assert "--volume: name the volume claim" in run(tmp_path, *asked, status=2).stderr

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 import fake_slurm
 import killing
 import pytest
+import waiting_sweep
 from searching import holding, told
 
 from sweeps.load import load_file
@@ -20,25 +20,12 @@ from sweeps.paths import SweepPaths
 
 pytestmark = pytest.mark.slow
 
-FILE = """\
-name: two
-storage: ./runs
-pipeline:
-  type: custom
-  import_path: "toy_pipeline:Toy"
-  total: 4
-  metrics: {loss: minimize}
-  kwargs: {x: 0, wait_at: 0, wait_for: FOLDER/go, reveal: PLANTED}
-parameters: {kwargs.x: [0, 1], kwargs.wait_at: [0, 2]}
-method: grid
-metric: loss
-resources: {cpus: 1, gpus: 0}
-max_concurrent_trials: 2
-env: {PLANTED: "${PLANTED}"}
-"""
-"""Two trials end at once, two wait until there is a file `go`."""
 PLANTED = "planted-90ce1b-word"
 """A secret in the environment that sbatch is called in: every node's Ray has it from there."""
+MORE = """\
+storage: ./runs
+env: {PLANTED: "${PLANTED}"}
+"""
 SECONDS = 600
 
 
@@ -84,11 +71,9 @@ def await_kind(folder: Path, kind: str, count: int, job: str) -> None:
 
 def prepare(folder: Path) -> Path:
     """A user's folder with a sweep file, and a Slurm; the file."""
-    shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
-    (folder / "two.yaml").write_text(FILE.replace("FOLDER", str(folder)))
     fake_slurm.install(folder / "bin")
     (folder / "jobs").mkdir()
-    return folder / "two.yaml"
+    return waiting_sweep.write(folder, folder / "go", MORE, kwargs=", reveal: PLANTED")
 
 
 def test_jobs_are_submitted_cancelled_stopped_and_gone_on_with(tmp_path: Path) -> None:
