@@ -162,13 +162,12 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
     if found is None:
         raise UsageError(f"{backend.place} could not answer: {told_last(log) or 'it said nothing'}")
     status, out, errors = found
+    if status == MISTAKE and NOT_YET in errors:
+        driver = backend.status(note.job)
+        if driver.state == "failed" or not driver.over:
+            return not_begun(note, backend, driver, arguments)
     sys.stdout.write(out)
     sys.stderr.write(errors)
-    driver = backend.status(note.job) if status == MISTAKE else None
-    if driver is not None and driver.state == "failed":
-        print(f"stockpot: its job {note.job} failed: {last_words(backend, driver)}", file=sys.stderr)
-    elif driver is not None and not driver.over and NOT_YET in errors:
-        print(f"stockpot: its job {note.job} is only just beginning; ask again in a moment", file=sys.stderr)
     if arguments.command == "stop" and status == 0 and note.address.startswith(KUBERAY):
         backend.cancel(note.job)  # it would be answered with a new cluster
     return status
@@ -266,22 +265,24 @@ def _warn_unreadable(storage: str, address: str, name: str) -> None:
     why = unreadable(storage)
     if why is not None:
         print(
-            f"stockpot: {storage} can't be read from here{why}: status, logs, show, stop and resume of {name} will ask {address}, a short "
+            f"stockpot: {storage} {why}: while that is so, status, logs, show, compare and stop of {name} ask {address}, a short "
             "job each time",
             file=sys.stderr,
         )
 
 
 def unreadable(storage: str) -> str | None:
-    """Why this machine can't read a storage, to be put behind it; None where it can."""
+    """Why this machine can't read a storage, to be put behind its name; None where it can."""
     if not is_remote(storage):
-        return None if os.access(storage, os.R_OK) else ""
+        if os.access(storage, os.R_OK):
+            return None
+        return "can't be read from here" if os.path.lexists(storage) else "is not on this machine"
     from sweeps.storage import StorageError, open_storage
 
     try:
         open_storage(storage).folders()
     except StorageError as error:
-        return f" ({error.kind}: {error})"
+        return f"can't be read from here ({error.kind}: {error})"
     return None
 
 

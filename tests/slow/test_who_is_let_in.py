@@ -90,7 +90,9 @@ def test_whoever_says_insecure_is_let_in(opened: OpenHead, folder: Path, kind: s
         folder, "submit", "two.yaml", "--address", address, "--insecure", "--set", f"storage={storage}", "--json"
     )
     assert done.returncode == 0, done.stderr
-    assert ("can't be read from here: status, logs" in done.stderr) == (kind == "jobs"), "the folder was not there yet"
+    assert ("is not on this machine: while that is so" in done.stderr) == (kind == "jobs"), (
+        "the folder was not there yet"
+    )
     shown = stockpot(folder, "show", str(storage / "two"), "--json")
     assert len(json.loads(shown.stdout)["rows"]) == 4
 

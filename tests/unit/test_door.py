@@ -108,7 +108,7 @@ def test_what_a_storage_that_cannot_be_read_here_means_is_said_at_submit(
     assert capsys.readouterr().err == ""
     remote._warn_unreadable("/no/such/mount", "http://head:8265", "orders")
     assert capsys.readouterr().err == (
-        "stockpot: /no/such/mount can't be read from here: status, logs, show, stop and resume of orders will ask "
+        "stockpot: /no/such/mount is not on this machine: while that is so, status, logs, show, compare and stop of orders ask "
         "http://head:8265, a short job each time\n"
     )
 

@@ -256,20 +256,17 @@ class Jobs(Asked):
         raise AssertionError
 
 
-@pytest.mark.parametrize(
-    ("state", "told"),
-    [("running", "job running is only just beginning"), ("failed", "its job failed failed: job failed")],
-)
 def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
-    state: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: Jobs())
-    note, arguments = (
-        Note("det", "http://head:1", "/there", state),
-        argparse.Namespace(insecure=False, command="status"),
-    )
-    assert remote.ask(note, arguments, ["status", "det"]) == 2
-    assert told in capsys.readouterr().err
+    arguments = argparse.Namespace(insecure=False, command="status")
+    assert remote.ask(Note("det", "http://head:1", "/there", "running"), arguments, ["status", "det"]) == 0
+    assert capsys.readouterr().out == "det: not begun\n  job      running on http://head:1 runs\n"
+    with pytest.raises(UsageError, match=r"det never began: its job failed .* failed: job failed"):
+        remote.ask(Note("det", "http://head:1", "/there", "failed"), arguments, ["status", "det"])
+    assert remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, ["status", "det"]) == 2
+    assert capsys.readouterr().err.endswith(f"stockpot: {remote.NOT_YET} 'det'\n"), "it was removed since"
 
 
 class Here(Jobs):
