@@ -171,10 +171,9 @@ def sweep(
 
 
 def orphans(chaos: Chaos) -> list[str]:
-    """Workers that are there though no sweep is."""
-    return [
-        f"left after the sweep's end: {left}" for left in await_none(lambda: [title(p) for p in chaos.town.workers()])
-    ]
+    """Workers, actors and placement groups that are there though no sweep is."""
+    workers = await_none(lambda: [title(process) for process in chaos.town.workers()])
+    return [f"left after the sweep's end: {left}" for left in (*workers, *await_none(chaos.town.held))]
 
 
 def report(

@@ -126,6 +126,16 @@ class Town:
                     found.append(words.replace(b"\0", b" ").decode(errors="replace")[:80])
         return found
 
+    def held(self) -> list[str]:
+        """Actors and placement groups that the cluster has, asked on the head's host."""
+        words = self.command(0, [sys.executable, str(Path(__file__).with_name("chaos_held.py")), self.address])
+        asked = subprocess.run(
+            words, env=self.environment, capture_output=True, text=True, timeout=START_SECONDS, check=False
+        )
+        return (
+            asked.stdout.splitlines() if not asked.returncode else [f"the cluster does not say: {asked.stderr[-500:]}"]
+        )
+
     def fill(self, node: str, seconds: float, refuse: bool, out: Path) -> subprocess.Popen[bytes]:
         """Have a node's object store full for a while; with `refuse`, so that nothing can be spilled. See `chaos_filler.py`."""
         words = [sys.executable, str(Path(__file__).with_name("chaos_filler.py")), self.address, node, str(seconds)]

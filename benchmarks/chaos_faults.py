@@ -143,7 +143,7 @@ class Chaos:
             for fault in ("store", "disk")
             if self.injected[fault] and not self.filled[fault]
         ]
-        if self.meanwhile and not any(self.meanwhile):
+        if self.injected["slow"] and not any(self.meanwhile):
             found.append("nothing went on while a trial was slow")
         return found
 

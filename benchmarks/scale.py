@@ -274,6 +274,8 @@ def main() -> int:
         (f"a report at {first['trials']:.0f} trials, ms", first["report_ms"], MOST_MS),
         ("its CPU time at p99, ms", first["cpu_p99_ms"], MOST_MS),
         ("CPU time of a report, times that of a fourth of the trials", second["cpu_ms"] / half["cpu_ms"], MOST_GROWTH),
+        ("CPU time of a lease, the same", second["ask_cpu_ms"] / half["ask_cpu_ms"], MOST_GROWTH),
+        ("ledger a trial, the same", second["ledger_mb"] / half["ledger_mb"] / 4, MOST_GROWTH),
         (
             "memory for 1,000 more trials, MB",
             (second["memory_mb"] - first["memory_mb"]) * 1000 / arguments.trials,

@@ -20,7 +20,6 @@ from cluster.base import ClusterError
 from cluster.demand import Demand
 from cluster.kuberay import rayjob, secret_name
 
-SCHEME = "kuberay://"
 SUSPEND = '{"spec":{"suspend":true}}'
 _DEPLOYED: dict[str, JobState] = {
     "Running": "running",

@@ -13,7 +13,6 @@ from cluster.base import ClusterError
 from cluster.demand import Demand
 from cluster.slurm import log_name, sbatch
 
-SCHEME = "slurm://"
 INTERRUPTED = 130
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}

@@ -143,12 +143,6 @@ class Ranking:
         return self._ordered[front]
 
 
-def ranking(points: ArrayLike, chosen: Sequence[bool] | None = None) -> list[int]:
-    """Indexes, best first: all of a `Ranking`."""
-    found = Ranking(points, chosen)
-    return [found[place] for place in range(len(found))]
-
-
 def representatives(points: ArrayLike, groups: Sequence[object], most: int | None = None) -> list[int]:
     """Indexes, ascending, of points that nothing dominates: the first of each group, thinned to an even spread.
 

@@ -36,6 +36,8 @@ PLAIN_SECONDS = 15.0
 WAITING = 10_000
 """Texts that wait for a slow reader at most; then the oldest are left out."""
 BAR_WIDTH = 24
+COUNTED = ("running", "unplaced", "waiting", "finished", "stopped", "failed")
+"""The phases of runs that `trials` counts."""
 GOODBYE_SECONDS = 2.0
 """How long the last picture may take on a terminal that does not read."""
 
@@ -101,8 +103,13 @@ def _trials(state: SweepState, loaded: LoadedSweep) -> dict[str, int | None]:
     tried = {run.trial for run in state.runs.values() if _standing(run, loaded) is not None or run.phase == "failed"}
     tried &= state.searched.keys()
     tried |= {trial.id for trial in state.trials.values() if trial.duplicate_of is not None}
-    counted = {phase: phases[phase] for phase in ("running", "unplaced", "waiting", "finished", "stopped", "failed")}
+    counted = {phase: phases[phase] for phase in COUNTED}
     return {"total": loaded.trials, "started": len(state.searched), "tried": len(tried), **counted}
+
+
+def no_trials() -> dict[str, int | None]:
+    """`trials` of a sweep that has a job and no ledger yet."""
+    return {"total": None, "started": 0, "tried": 0, **dict.fromkeys(COUNTED, 0)}
 
 
 def best(state: SweepState, loaded: LoadedSweep) -> dict[str, Any] | None:

@@ -24,9 +24,14 @@ MACHINES = ("nodes", "cpus", "gpus", "memory_gb")
 PODS = ("image", "volume")
 
 
+def is_jobs_address(address: str | None) -> bool:
+    """Whether an address means Ray Jobs."""
+    return (address or "").startswith(("http://", "https://"))
+
+
 def is_elsewhere(address: str | None, *, detach: bool) -> bool:
     """Whether the driver is to run in another process than this one."""
-    return detach or (address or "").startswith(("http://", "https://", *RAISING))
+    return detach or is_jobs_address(address) or (address or "").startswith(RAISING)
 
 
 def refuse_foreign(arguments: argparse.Namespace) -> None:
@@ -48,7 +53,7 @@ def refuse_foreign(arguments: argparse.Namespace) -> None:
 
 def _refuse(arguments: argparse.Namespace, names: tuple[str, ...], why: str) -> None:
     for name in names:
-        if getattr(arguments, name, None) is not None:
+        if getattr(arguments, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} {why}")
 
 
@@ -93,7 +98,7 @@ def open_backend(address: str, machines: Machines | None = None, *, insecure: bo
         ClusterError: if it can't be reached.
         UsageError: where KubeRay's volume is missing.
     """
-    if address.startswith(("http://", "https://")):
+    if is_jobs_address(address):
         from cluster.jobs import RayJobs
 
         return RayJobs(address, insecure=insecure)
@@ -126,13 +131,6 @@ def noted_backend(note: Note, *, insecure: bool = False) -> Backend:
         ClusterError: if it can't be reached.
     """
     return open_backend(note.address, Machines.of(note.machines), insecure=insecure)
-
-
-def machines_of_file(arguments: argparse.Namespace) -> Machines:
-    """For a sweep that is submitted: from its file, and what the command line says of machines."""
-    from sweeps.commands.cluster import demand_of
-
-    return Machines(demand_of(arguments), arguments.volume)
 
 
 def machines_of_sweep(arguments: argparse.Namespace, note: Note) -> Machines:

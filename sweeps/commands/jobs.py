@@ -6,14 +6,16 @@ import argparse
 import contextlib
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 from cluster.backend import Backend, Job, last_line
 from cluster.base import ClusterError
 from sweeps.commands.backends import noted_backend
-from sweeps.commands.places import UsageError
+from sweeps.commands.places import UsageError, holds_sweep
 from sweeps.notes import Note, read_note
-from sweeps.paths import SweepPaths
+from sweeps.paths import SweepPaths, is_remote
+from sweeps.progress import no_trials
 
 STATES = {"waiting": "waits", "running": "runs", "succeeded": "has ended", "failed": "failed", "stopped": "was stopped"}
 
@@ -33,7 +35,8 @@ def not_begun(note: Note, backend: Backend, job: Job, arguments: argparse.Namesp
         print(f"{note.name} had not begun; its job {job.id} ({backend.place}) is cancelled")
         return 0
     if getattr(arguments, "json", False):
-        print(json.dumps({"name": note.name, "state": "waiting", "job": job_record(note, backend, job)}, indent=2))
+        record = {"name": note.name, "state": "not begun", "trials": no_trials(), "job": job_record(note, backend, job)}
+        print(json.dumps(record, indent=2))
         return 0
     print(f"{note.name}: not begun")
     print(f"  job      {in_words(job_record(note, backend, job))}")
@@ -53,13 +56,13 @@ def in_words(record: dict[str, Any]) -> str:
     return f"{record['id']} on {record['place']} {STATES[record['state']]}{why}"
 
 
-def open_job(paths: SweepPaths) -> tuple[Note, Backend, Job] | None:
+def open_job(paths: SweepPaths, *, insecure: bool) -> tuple[Note, Backend, Job] | None:
     """The job that is to drive a sweep and has not ended; None where there is none, or nobody can tell."""
     note = note_of(paths)
     if note is None or not note.job:
         return None
     with contextlib.suppress(ClusterError, UsageError):
-        backend = noted_backend(note)
+        backend = noted_backend(note, insecure=insecure)
         job = backend.status(note.job)
         return None if job.over else (note, backend, job)
     return None
@@ -71,13 +74,22 @@ def note_of(paths: SweepPaths) -> Note | None:
     return note if note is not None and SweepPaths.of(note.storage, note.name).place == paths.place else None
 
 
+def noted(name: str, storage: str) -> Note | None:
+    """The note of the sweep that NAME means; None where another one of its name lies here, or none was submitted from here."""
+    if is_remote(name):
+        return note_of(SweepPaths.of(*name.rstrip("/").rsplit("/", 1)))
+    folder = Path(name).expanduser()
+    here = SweepPaths.of(storage, name) if folder.name == name else SweepPaths(folder.resolve())
+    return note_of(here) if holds_sweep(here) else read_note(name)
+
+
 def job_log(arguments: argparse.Namespace) -> int:
     """What the newest job of a sweep has printed.
 
     Raises:
         UsageError: if there is none.
     """
-    note = read_note(arguments.name.rstrip("/").rpartition("/")[2])
+    note = noted(arguments.name, arguments.storage)
     if note is None:
         raise UsageError(f"'{arguments.name}' was not submitted from here with --detach or to a backend: it has no job")
     backend = noted_backend(note, insecure=arguments.insecure)

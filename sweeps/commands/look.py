@@ -142,7 +142,7 @@ def status(arguments: argparse.Namespace) -> int:
     if shot["driver"] is None:
         from sweeps.commands.jobs import job_record, open_job
 
-        queued = open_job(paths)
+        queued = open_job(paths, insecure=arguments.insecure)
         shot["job"] = None if queued is None else job_record(*queued)
     print(json.dumps(shot, indent=2, allow_nan=False) if arguments.json else describe(shot, paths))
     return 0

@@ -169,20 +169,19 @@ def word_for(paths: SweepPaths) -> str:
 
 
 def go_on(paths: SweepPaths, address: str | None = None, *, insecure: bool = False) -> str:
-    """The command that goes on with a sweep where it ran last: as the Ray job that it was submitted as from here, or at an address.
+    """The command that goes on with a sweep where it ran last: as the job that it was submitted as from here, or at an address.
 
     Args:
         paths: where the sweep lies.
         address: of its last driver's cluster; None where it had a Ray of its own.
         insecure: whether that cluster lets everybody in.
     """
-    flag = " --insecure" * insecure
+    flag = " --insecure" if insecure else ""
     word, note = word_for(paths), read_note(paths.name)
     if note is not None and SweepPaths.of(note.storage, note.name).place == paths.place:
         if "://" in note.address:  # its driver's cluster was the job's own, or is reached through the job's door
             return f"stockpot resume {paths.name}{flag}"
-        if word != paths.name:
-            word = paths.name
+        word = paths.name
     return f"stockpot resume {word}" + (f" --address {address}{flag}" if address else "")
 
 

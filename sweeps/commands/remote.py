@@ -26,12 +26,14 @@ from sweeps.commands.backends import (
     KUBERAY,
     RAISING,
     SLURM,
-    machines_of_file,
+    Machines,
+    is_jobs_address,
     machines_of_sweep,
     noted_backend,
     open_backend,
     refuse_foreign,
 )
+from sweeps.commands.cluster import demand_for
 from sweeps.commands.jobs import STATES, last_words, not_begun, say, told_last
 from sweeps.commands.places import UsageError, holds_sweep, sweep_file
 from sweeps.notes import Note, read_note, write_note
@@ -60,38 +62,38 @@ def submit(arguments: argparse.Namespace) -> int:
     refuse_foreign(arguments)
     file, address = sweep_file(arguments), arguments.address or ""
     loaded = load_file(file, arguments.sets, fetch=False)
-    if not address.startswith(("http", KUBERAY)):
+    if not (is_jobs_address(address) or address.startswith(KUBERAY)):
         _refuse_used(loaded.paths, arguments.or_resume)
-    machines = machines_of_file(arguments) if address.startswith(RAISING) else None
+    machines = None
+    if address.startswith(RAISING):
+        machines = Machines(demand_for(loaded, arguments, file, file.read_text(encoding="utf-8")), arguments.volume)
     backend = open_backend(address, machines, insecure=arguments.insecure)
     storage = _storage_of(loaded, address, file, arguments.sets)
     if isinstance(backend, Asked):
         _warn_unreadable(storage, backend.place, loaded.spec.name)
     with tempfile.TemporaryDirectory(prefix="stockpot-") as folder:
-        errand = _errand(arguments, loaded, storage, backend, Path(folder))
+        errand = _errand(arguments, loaded, file, storage, Path(folder))
         job = backend.submit(errand)
     note = Note(loaded.spec.name, address, storage, job.id, machines.record() if machines else {})
     write_note(note)
     return _submitted(note, backend, arguments, refuse_early_end(backend, job.id, loaded.paths))
 
 
-def _errand(
-    arguments: argparse.Namespace, loaded: LoadedSweep, storage: str, backend: Backend, travelling: Path
-) -> Errand:
+def _errand(arguments: argparse.Namespace, loaded: LoadedSweep, file: Path, storage: str, travelling: Path) -> Errand:
     """The command that drives the sweep on a backend.
 
     Args:
         arguments: as parsed.
         loaded: the sweep.
+        file: the sweep file.
         storage: as the backend's machines see it.
-        backend: where it is to run.
         travelling: an empty folder, for what travels along.
     """
-    name, address, file = _job_name(loaded.spec.name), arguments.address or "", sweep_file(arguments)
+    name, address = _job_name(loaded.spec.name), arguments.address or ""
     restarts = ["--or-resume"] if arguments.or_resume else []
     if address.startswith(RAISING):
         return Errand(name, ())
-    if not address.startswith("http"):
+    if not is_jobs_address(address):
         words = [*_own_words("submit"), os.path.abspath(file), *restarts, *_sets(arguments.sets)]
         return Errand(name, [*words, *_at(address, arguments)])
     from sweeps.shipping import stage
@@ -105,14 +107,13 @@ def _errand(
 
 def resume(arguments: argparse.Namespace, note: Note) -> int:
     """Go on with a sweep where it ran, or at another address, as a new job."""
-    refuse_foreign(arguments)
     paths = SweepPaths.of(note.storage, note.name)
     if note.address.startswith(RAISING) and not note.machines:
         note = replace(note, machines=machines_of_sweep(arguments, note).record())
     backend = noted_backend(note, insecure=arguments.insecure)
     rest = [word for text in arguments.budget for word in ("--budget", text)]
     rest += [] if arguments.priority is None else ["--priority", str(arguments.priority)]
-    if note.address.startswith("http"):
+    if is_jobs_address(note.address):
         words = [*AWAY, "run", "--", "resume", f"{note.storage}/{note.name}", "--address", str(backend.inside)]
         words += [*_at("", arguments), *rest]
     elif isinstance(backend, Asked) or note.address.startswith(SLURM):
@@ -148,8 +149,9 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
         UsageError: if nobody there could answer.
     """
     backend = noted_backend(note, insecure=arguments.insecure)
-    job = backend.status(note.job)
-    if not isinstance(backend, Asked) or (note.address.startswith(KUBERAY) and job.state == "waiting"):
+    if not isinstance(backend, Asked):
+        return not_begun(note, backend, backend.status(note.job), arguments)
+    if note.address.startswith(KUBERAY) and (job := backend.status(note.job)).state == "waiting":
         return not_begun(note, backend, job, arguments)
     there = [f"{note.storage}/{note.name}" if word == note.name else word for word in words]
     print(f"asking {backend.place} (a short job there)", file=sys.stderr)
@@ -246,7 +248,7 @@ def _storage_of(loaded: LoadedSweep, address: str, file: Path, sets: list[str]) 
     from cluster.kuberay import MOUNT
     from sweeps.yaml_source import read
 
-    if not address.startswith(("http", KUBERAY)) or loaded.paths.url:
+    if loaded.paths.url or not (is_jobs_address(address) or address.startswith(KUBERAY)):
         return loaded.spec.storage if loaded.paths.url else str(loaded.paths.root.parent)
     written = next((text.partition("=")[2] for text in reversed(sets) if text.startswith("storage=")), None)
     if written is None:
@@ -261,11 +263,11 @@ def _storage_of(loaded: LoadedSweep, address: str, file: Path, sets: list[str]) 
     return os.path.normpath(loaded.spec.storage)
 
 
-def _warn_unreadable(storage: str, address: str, name: str) -> None:
+def _warn_unreadable(storage: str, place: str, name: str) -> None:
     why = unreadable(storage)
     if why is not None:
         print(
-            f"stockpot: {storage} {why}: while that is so, status, logs, show, compare and stop of {name} ask {address}, a short "
+            f"stockpot: {storage} {why}: while that is so, status, logs, show, compare and stop of {name} ask {place}, a short "
             "job each time",
             file=sys.stderr,
         )

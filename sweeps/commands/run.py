@@ -20,7 +20,7 @@ from sweeps.commands.places import (
     word_for,
 )
 from sweeps.notes import Note
-from sweeps.paths import SweepPaths, is_remote
+from sweeps.paths import SweepPaths
 
 if TYPE_CHECKING:
     from sweeps.progress import ProgressView
@@ -61,8 +61,9 @@ def resume(arguments: argparse.Namespace) -> int:
     """Go on with a sweep whose driver was interrupted, stopped or killed, or with a finished one that is given more."""
     from sweeps.budget import read_settings
     from sweeps.commands.backends import is_elsewhere
+    from sweeps.commands.jobs import noted
 
-    note = _noted(arguments)
+    note = noted(arguments.name, arguments.storage)
     address = arguments.address or (note.address if note is not None else "")
     if is_elsewhere(address, detach=arguments.detach):
         from sweeps.commands.remote import resume as go_on_there
@@ -75,17 +76,6 @@ def resume(arguments: argparse.Namespace) -> int:
     refuse_idle_insecure(arguments)
     paths = find_sweep(arguments.name, arguments.storage, writing=True)
     return _go_on(arguments, paths, read_settings(arguments.budget), arguments.priority)
-
-
-def _noted(arguments: argparse.Namespace) -> Note | None:
-    """The note of the sweep that is meant; None where another one of its name lies here."""
-    from sweeps.commands.jobs import note_of
-    from sweeps.notes import read_note
-
-    if is_remote(arguments.name):
-        return None
-    here = SweepPaths.of(arguments.storage, arguments.name)
-    return note_of(here) if holds_sweep(here) else read_note(arguments.name)
 
 
 def _go_on(
@@ -150,7 +140,7 @@ def stop(arguments: argparse.Namespace) -> int:
     if holder is None:
         from sweeps.commands.jobs import open_job
 
-        queued = open_job(paths)
+        queued = open_job(paths, insecure=arguments.insecure)
         if queued is not None:
             _, backend, job = queued
             backend.cancel(job.id)

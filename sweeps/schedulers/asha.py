@@ -154,7 +154,10 @@ class _Table:
                     del rung.ranked[place]
                 if _waits(run, milestone):
                     place = bisect_left(rung.ready, key)
-                    rung.ready[place : place + (sign < 0)] = [key] if sign > 0 else []
+                    if sign > 0:
+                        rung.ready.insert(place, key)
+                    else:
+                        del rung.ready[place]
 
 
 def _waits(run: RunView, milestone: int) -> bool:

@@ -36,7 +36,7 @@ def run(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProce
 
 
 def finished(folder: Path) -> int:
-    """Trials that have finished, as `status` tells; 0 while there is no sweep yet."""
+    """Trials that have finished, as `status` tells, also while there is no sweep yet; 0 while nobody there can answer."""
     done = call(folder, "stockpot", "status", "two", "--json")
     return int(json.loads(done.stdout)["trials"]["finished"]) if done.returncode == 0 else 0
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cluster.backend import Errand, Job
 from cluster.background import Background
@@ -210,9 +211,14 @@ def test_kuberay_asks_for_secrets_before_a_job(path: Path) -> None:
     assert "the Secret two-secrets lacks A_TOKEN" in str(refused.value)
     assert "kubectl --namespace team create secret generic two-secrets --from-literal=A_TOKEN=" in str(refused.value)
     assert "apply" not in (path / "calls").read_text()
-    program(
-        path, "kubectl", """case "$*" in *secret*) echo '{"data": {"A_TOKEN": "eA=="}}';; *) cat > applied;; esac"""
-    )
+    has = """case "$*" in *secret*) echo '{"data": {"A_TOKEN": "eA=="}}';; *) cat > FOLDER/applied;; esac"""
+    program(path, "kubectl", has.replace("FOLDER", str(path)))
+    job = KubeRayJobs(DEMAND, "data", "team").submit(Errand("x", ()))
+    assert job.state == "waiting"
+    assert job.id.startswith("two-")
+    assert "--namespace team apply -f -" in (path / "calls").read_text()
+    kinds = [part["kind"] for part in yaml.safe_load_all((path / "applied").read_text())]
+    assert kinds == ["ConfigMap", "RayJob", "NetworkPolicy"]
 
 
 def test_a_note_opens_the_same_backend_again() -> None:

@@ -178,7 +178,7 @@ def test_any_text_of_a_sweep_file_is_the_same_in_the_config_map(text: str) -> No
 
 
 @pytest.mark.parametrize("backend", ["slurm", "kuberay", "ray-up"])
-@pytest.mark.parametrize("name", [name for name in NAMES if "/" not in name])
+@pytest.mark.parametrize("name", NAMES)
 def test_the_command_writes_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], backend: str, name: str
 ) -> None:

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from sweeps.pareto import Ranking, dominates, fronts, hypervolume, ranking, representatives, spread, worst
+from sweeps.pareto import Ranking, dominates, fronts, hypervolume, representatives, spread, worst
 
 
 def clouds(metrics, count=25):
@@ -84,17 +84,22 @@ def test_spread_begins_with_the_chosen_and_a_metrics_unit_does_not_matter():
     assert spread([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]) == [0, 1, 2]
 
 
+def ranked(*given):
+    """All of a ranking."""
+    return list(Ranking(*given))
+
+
 def test_a_ranking_goes_front_by_front_and_keeps_those_that_were_chosen():
     for points in clouds(3):
         numbers = fronts(points)
-        order = ranking(points)
+        order = ranked(points)
         assert [numbers[i] for i in order] == sorted(numbers)
         chosen = [i % 3 == 0 for i in range(len(points))]
-        kept = ranking(points, chosen)
+        kept = ranked(points, chosen)
         for front in set(numbers):
             marks = [chosen[i] for i in kept if numbers[i] == front]
             assert marks == sorted(marks, reverse=True)
-    assert ranking(np.empty((0, 2))) == []
+    assert ranked(np.empty((0, 2))) == []
 
 
 def test_what_is_asked_of_a_ranking_is_as_in_the_whole_of_it():
@@ -102,7 +107,7 @@ def test_what_is_asked_of_a_ranking_is_as_in_the_whole_of_it():
     for n in (1, 2, 7, 60):
         points = np.round(rng.normal(size=(n, 2)), 1)  # some are equal
         chosen, wanted = rng.random(n) < 0.3, rng.random(n) < 0.4
-        whole = ranking(points, chosen)
+        whole = ranked(points, chosen)
         for index in rng.permutation(n):
             assert whole[Ranking(points, chosen).place(int(index))] == index
         best = Ranking(points, chosen).first(wanted)
@@ -115,7 +120,7 @@ def test_what_is_asked_of_a_ranking_is_as_in_the_whole_of_it():
 
 def test_a_ranking_of_one_metric_is_its_order():
     values = [3.0, 1.0, 2.0]
-    assert ranking([[v] for v in values]) == [1, 2, 0]
+    assert ranked([[v] for v in values]) == [1, 2, 0]
 
 
 def test_representatives_are_the_front_one_a_group():

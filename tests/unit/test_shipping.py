@@ -263,6 +263,10 @@ def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
     arguments = argparse.Namespace(insecure=False, command="status")
     assert remote.ask(Note("det", "http://head:1", "/there", "running"), arguments, ["status", "det"]) == 0
     assert capsys.readouterr().out == "det: not begun\n  job      running on http://head:1 runs\n"
+    asked = argparse.Namespace(**vars(arguments), json=True)
+    assert remote.ask(Note("det", "http://head:1", "/there", "running"), asked, ["status", "det", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["job"]["state"], told["trials"]["finished"]) == ("not begun", "running", 0)
     with pytest.raises(UsageError, match=r"det never began: its job failed .* failed: job failed"):
         remote.ask(Note("det", "http://head:1", "/there", "failed"), arguments, ["status", "det"])
     assert remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, ["status", "det"]) == 2
