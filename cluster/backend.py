@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from cluster.base import ClusterError
+from cluster.base import ClusterError, last_line
 
 ADDRESS = "\0"
 """Stands in a command for the address of a cluster that is not there yet; the backend's script finds it out."""
@@ -207,8 +207,3 @@ def call(
     if done.returncode:
         raise ClusterError(f"{words[0]}: {last_line(done.stderr) or last_line(done.stdout) or done.returncode}")
     return done.stdout
-
-
-def last_line(text: str) -> str:
-    """The last line that says something."""
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

@@ -190,3 +190,13 @@ def reserve(nodes: Sequence[Node], wanted: Sequence[Node]) -> tuple[Node, ...] |
         gpus, cpus, place = min(fitting)
         left[place] = Node(max(0.0, round(cpus, 4)), max(0.0, round(gpus, 4)))
     return tuple(left)
+
+
+def last_line(text: str) -> str:
+    """The last line that says something."""
+    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
+
+
+def reason(error: BaseException) -> str:
+    """The last line that an error says, or what it is."""
+    return last_line(str(error)) or type(error).__name__

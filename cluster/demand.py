@@ -79,6 +79,19 @@ def wanted_image(demand: Demand) -> str:
     return demand.image
 
 
+def wanted_volume(volume: str | None) -> str:
+    """The volume claim of a cluster of containers.
+
+    Raises:
+        ClusterError: if none was named.
+    """
+    if volume is None:
+        raise ClusterError(
+            "--volume: name the volume claim that holds data and storage; many nodes must be able to write it"
+        )
+    return volume
+
+
 def on_one_line(text: str) -> str:
     """A text for a comment of a manifest, which it must not end: what is no letter, digit, sign or space becomes `?`."""
     return "".join(one if one.isprintable() else "?" for one in text)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cluster.asking import ask_each, asked_of, holds_trials, living, where, why_silent
 from cluster.base import ClusterError
 from cluster.door import Door
-from cluster.packages import not_unpacked
 from cluster.versions import CODE, MEND, Told, compare, own_versions
 
 SKEW_SECONDS = 2.0
@@ -130,24 +130,18 @@ class NodeAnswer:
 def ask_nodes(storage: str | None, probe: str, remote: Proof | None = None) -> list[NodeAnswer]:
     """Every living node's facts, as `facts` takes its arguments; this process is connected."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    task = ray.remote(num_cpus=0, max_retries=0)(facts)
     answers = []
-    for node in [node for node in ray.nodes() if node["Alive"]]:
-        pinned = task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        where, gpus = str(node["NodeManagerAddress"]), float(node["Resources"].get("GPU", 0.0))
+    for node in living():
+        address, gpus = where(node), float(node["Resources"].get("GPU", 0.0))
         try:
-            ray.get(pinned.remote(), timeout=ANSWER_SECONDS)
+            ray.get(asked_of(node, facts), timeout=ANSWER_SECONDS)
             began = time.time()
-            said: Facts = ray.get(pinned.remote(storage, probe, remote), timeout=SEEING_SECONDS)
-            holds = gpus > 0 or node["Resources"].get("CPU", 0.0) > 0
-            answers.append(NodeAnswer(where, gpus, said, began, time.time() - began, holds_trials=holds))
-        except ray.exceptions.RuntimeEnvSetupError as error:
-            answers.append(NodeAnswer(where, gpus, None, error=not_unpacked(str(error))))
+            said: Facts = ray.get(asked_of(node, facts, storage, probe, remote), timeout=SEEING_SECONDS)
+            lag = time.time() - began
+            answers.append(NodeAnswer(address, gpus, said, began, lag, holds_trials=holds_trials(node)))
         except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            answers.append(NodeAnswer(where, gpus, None, error=lines[-1]))
+            answers.append(NodeAnswer(address, gpus, None, error=why_silent(error)))
     return answers
 
 
@@ -155,27 +149,12 @@ def unseen(folder: Path) -> list[str]:
     """What the nodes say that can't read and write a folder as this machine does; empty where all can. This process is connected.
 
     Raises:
-        ClusterError: if the folder can't be written here.
+        ClusterError: if the folder can't be written here, or a node does not answer.
     """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    probe = f".stockpot-probe-{uuid.uuid4().hex[:8]}"
-    task = ray.remote(num_cpus=0, max_retries=0)(_storage)
-    alive = [node for node in ray.nodes() if node["Alive"]]
+    probe, nodes = f".stockpot-probe-{uuid.uuid4().hex[:8]}", living()
     with _left(folder, probe):
-        asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                str(folder), probe
-            )
-            for node in alive
-        ]
-        try:
-            said: list[str] = ray.get(asked, timeout=SEEING_SECONDS)
-        except ray.exceptions.RayError as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise ClusterError(f"a node of the cluster does not say whether it sees {folder}: {lines[-1]}") from error
-    return [f"node {node['NodeManagerAddress']} {text}" for node, text in zip(alive, said, strict=True) if text]
+        said: list[str] = ask_each(nodes, SEEING_SECONDS, _storage, str(folder), probe)
+    return [f"node {where(node)} {text}" for node, text in zip(nodes, said, strict=True) if text]
 
 
 def judge(own: Facts, answers: Sequence[NodeAnswer]) -> list[Finding]:

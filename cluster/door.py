@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.base import ClusterError
-from cluster.token import open_door, reread_environment, token_settings
+from cluster.token import no_token, open_door, reread_environment, token_settings, wrong_token
 from cluster.versions import MEND
 
 ANSWER_SECONDS = 60.0
@@ -111,14 +111,8 @@ def refuse_door(address: str, door: Door, environment: Mapping[str, str], *, ins
     if door.admits:
         return
     if _has_token({**environment, **token_settings(environment)}):
-        raise ClusterError(
-            f"{address} does not take the token that is here; copy the cluster's to ~/.stockpot/ray-token, or set "
-            "RAY_AUTH_TOKEN_PATH to it"
-        )
-    raise ClusterError(
-        f"{address} asks for a token, and there is none here: set RAY_AUTH_TOKEN_PATH, or copy the cluster's to "
-        "~/.stockpot/ray-token"
-    )
+        raise ClusterError(wrong_token(address))
+    raise ClusterError(no_token(address))
 
 
 def refuse_join(address: str, token: Path) -> None:

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.backend import Asked, Errand, Job, JobState
-from cluster.base import ClusterError
+from cluster.base import ClusterError, reason
 from cluster.packages import CODE, code_hash, not_unpacked, pack, stage
-from cluster.token import open_door, read_token
+from cluster.token import no_token, open_door, read_token, wrong_token
 
 LARGEST_BYTES = 90 * 1024**2
 """Of what travels with a job; Ray's dashboard refuses 100 MiB."""
@@ -62,7 +62,7 @@ class RayJobs(Asked):
             headers = {} if token is None else {"Authorization": f"Bearer {token}"}
             self._client = JobSubmissionClient(self.address, headers=headers)
         except (ImportError, RuntimeError, ConnectionError) as error:
-            raise ClusterError(f"can't use Ray Jobs at {self.address}: {_first(error)}") from error
+            raise ClusterError(f"can't use Ray Jobs at {self.address}: {reason(error)}") from error
 
     def submit(self, errand: Errand) -> Job:
         """Start a command on the head, with our packages; see `Backend.submit`."""
@@ -76,7 +76,7 @@ class RayJobs(Asked):
                     entrypoint=shlex.join(errand.words), submission_id=errand.name, runtime_env=runtime
                 )
             except (RuntimeError, ValueError, OSError) as error:
-                raise ClusterError(f"{self.address} refuses the job: {_first(error)}") from error
+                raise ClusterError(f"{self.address} refuses the job: {reason(error)}") from error
         return Job(job, "waiting")
 
     def status(self, job: str) -> Job:
@@ -84,7 +84,7 @@ class RayJobs(Asked):
         try:
             info = self._client.get_job_info(job)
         except (RuntimeError, OSError) as error:
-            raise ClusterError(f"{self.address} says nothing of the job {job}: {_first(error)}") from error
+            raise ClusterError(f"{self.address} says nothing of the job {job}: {reason(error)}") from error
         message = info.message or ""
         if message.startswith("runtime_env setup failed"):
             message = f"the head {not_unpacked(message)}"
@@ -95,7 +95,7 @@ class RayJobs(Asked):
         try:
             text: str = self._client.get_job_logs(job)
         except (RuntimeError, OSError) as error:
-            raise ClusterError(f"{self.address} has no log of the job {job}: {_first(error)}") from error
+            raise ClusterError(f"{self.address} has no log of the job {job}: {reason(error)}") from error
         return text
 
     def cancel(self, job: str) -> None:
@@ -103,7 +103,7 @@ class RayJobs(Asked):
         try:
             self._client.stop_job(job)
         except (RuntimeError, OSError) as error:
-            raise ClusterError(f"{self.address} does not stop the job {job}: {_first(error)}") from error
+            raise ClusterError(f"{self.address} does not stop the job {job}: {reason(error)}") from error
 
     def ask(self, errand: Errand, near: str, seconds: float) -> str:
         """A short job on the head, wherever the other one is; see `Asked.ask`."""
@@ -137,15 +137,10 @@ def refuse_open(address: str, token: str | None, *, insecure: bool) -> None:
             raise ClusterError(open_door(address))
         return
     if token is None:
-        raise ClusterError(
-            f"{address} asks for a token, and there is none here: set RAY_AUTH_TOKEN_PATH, or copy the cluster's to "
-            "~/.stockpot/ray-token"
-        )
+        raise ClusterError(no_token(address))
     status, _ = _get(f"{address}/api/version", token)
     if status in (401, 403):
-        raise ClusterError(
-            f"{address} does not take the token that is here; copy the cluster's to ~/.stockpot/ray-token"
-        )
+        raise ClusterError(wrong_token(address))
     if status != 200:
         raise ClusterError(f"{address} answers {status}; is it the head's dashboard (usually port 8265)?")
 
@@ -167,8 +162,3 @@ def _get(url: str, token: str | None) -> tuple[int, dict[str, Any]]:
         raise ClusterError(
             f"can't reach {url.removesuffix('/api/version')}: {reason}; is it the head's dashboard (usually port 8265)?"
         ) from error
-
-
-def _first(error: BaseException) -> str:
-    lines = [line for line in str(error).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

@@ -20,14 +20,15 @@ import shutil
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cluster.asking import ask_each, holds_trials, living, where
 from cluster.base import ClusterError, Node
 from cluster.door import Door, ask_head, find_address, refuse_door, refuse_versions
 from cluster.machine import Machine, this_machine, unset
-from cluster.packages import has_travelled, not_unpacked, stage
+from cluster.packages import has_travelled, stage
 from cluster.processes import await_end, below
 from cluster.token import reread_environment, token_settings, write_private
 from cluster.versions import MEND, Told, compare, own_versions
@@ -71,10 +72,8 @@ class RayCluster:
     @property
     def nodes(self) -> tuple[Node, ...]:
         """What the living nodes have in all, in use or not."""
-        import ray
-
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return tuple(Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in alive)
+        resources = [node["Resources"] for node in living()]
+        return tuple(Node(float(has.get("CPU", 0.0)), float(has.get("GPU", 0.0))) for has in resources)
 
     def machines(self, seconds: float = 60.0) -> tuple[tuple[Node, Machine], ...]:
         """Every living node with the machine it is on, asked by a task that takes no resources.
@@ -82,10 +81,7 @@ class RayCluster:
         Raises:
             ClusterError: when a node does not answer in time.
         """
-        import ray
-
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        found: list[Machine] = _ask(alive, seconds, this_machine, hidden_gpus=True)
+        found: list[Machine] = ask_each(living(), seconds, this_machine, hidden_gpus=True)
         return tuple(zip(self.nodes, found, strict=True))
 
     def refuse_unset(self, names: Sequence[str], seconds: float = 60.0) -> None:
@@ -94,15 +90,12 @@ class RayCluster:
         Raises:
             ClusterError: saying which are missing where, or that a node does not answer in time.
         """
-        import ray
-
         if not names:
             return
-        alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        lacking = _ask(alive, seconds, unset, names=list(names))
+        holding = [node for node in living() if holds_trials(node)]
+        lacking = ask_each(holding, seconds, unset, list(names))
         if any(lacking):
-            addresses = [str(node["NodeManagerAddress"]) for node in alive]
-            raise ClusterError(_unset_told(list(zip(addresses, lacking, strict=True))))
+            raise ClusterError(_unset_told(list(zip(map(where, holding), lacking, strict=True))))
 
     def differences(self, seconds: float = 120.0) -> tuple[str, ...]:
         """What a person should know of the living nodes' versions; a node may still have to start a worker and to unpack our packages.
@@ -110,13 +103,10 @@ class RayCluster:
         Raises:
             ClusterError: where versions differ that must not, node by node, or a node does not answer in time.
         """
-        import ray
-
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        said: list[Mapping[str, str]] = _ask(alive, seconds, own_versions)
-        holding = [bool(node["Resources"].get("CPU") or node["Resources"].get("GPU")) for node in alive]
-        addresses = [str(node["NodeManagerAddress"]) for node in alive]
-        found = compare(own_versions(), [Told(*one) for one in zip(addresses, said, holding, strict=True)])
+        nodes = living()
+        said: list[Mapping[str, str]] = ask_each(nodes, seconds, own_versions)
+        told = [Told(where(node), own, holds_trials(node)) for node, own in zip(nodes, said, strict=True)]
+        found = compare(own_versions(), told)
         if found.wrong:
             raise ClusterError("\n".join((*found.wrong, MEND)))
         return found.notes
@@ -135,33 +125,6 @@ class RayCluster:
         reread_environment()
         shutil.rmtree(self.folder, ignore_errors=True)
         os.close(self._lock)
-
-
-def _ask(
-    nodes: Sequence[Mapping[str, Any]], seconds: float, function: Callable[..., Any], **arguments: Any
-) -> list[Any]:
-    """What a function returns on each node, in a task that takes no resources.
-
-    Raises:
-        ClusterError: when a node does not answer in time, or can't unpack what travels.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    task = ray.remote(num_cpus=0, max_retries=0)(function)
-    pins = [NodeAffinitySchedulingStrategy(node["NodeID"], soft=False) for node in nodes]
-    asked = [task.options(scheduling_strategy=pin).remote(**arguments) for pin in pins]
-    try:
-        found: list[Any] = ray.get(asked, timeout=seconds)
-    except ray.exceptions.RuntimeEnvSetupError as error:
-        raise ClusterError(f"a node of the cluster {not_unpacked(str(error))}") from error
-    except ray.exceptions.RayError as error:
-        raise ClusterError(f"a node of the cluster does not say what it has: {_last(error)}") from error
-    return found
-
-
-def _last(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _unset_told(lacking: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -204,8 +167,7 @@ def connect(address: str | None = None, cpus: int | None = None, *, insecure: bo
         raise ClusterError("this process is already connected to a Ray cluster")
     door = Door(open=False, admits=True)
     if address is not None:
-        refuse_address(address)
-        address = find_address(address)
+        address = head_address(address)
         refuse_silence(address)
         door = ask_head(address, os.environ)
         refuse_door(address, door, os.environ, insecure=insecure)
@@ -223,15 +185,28 @@ def connect(address: str | None = None, cpus: int | None = None, *, insecure: bo
         settings |= token_settings(os.environ) | {"RAY_OVERRIDE_JOB_RUNTIME_ENV": "1"}
     before = _set(settings)
     cluster = RayCluster(folder, lock, before, address is None, door)
-    try:
-        _start(address, folder, cpus)
-    except Exception as error:  # Ray raises a bare one where its node times out at the start
-        cluster.close()
-        where = f"the Ray cluster at {address}" if address else "Ray on this machine"
-        first = str(error).strip().splitlines() or [type(error).__name__]
-        hint = "; is it running, and is RAY_AUTH_TOKEN_PATH its token file?" if address else ""
-        raise ClusterError(f"can't reach {where}: {first[0]}{hint}") from error
+    with contextlib.ExitStack() as undo:
+        undo.callback(cluster.close)
+        travelling = {} if address is None else _with_packages(folder)
+        try:
+            _start(address, folder, cpus, travelling)
+        except Exception as error:  # Ray raises a bare one where its node times out at the start
+            where = f"the Ray cluster at {address}" if address else "Ray on this machine"
+            first = str(error).strip().splitlines() or [type(error).__name__]
+            hint = "; is it running, and is RAY_AUTH_TOKEN_PATH its token file?" if address else ""
+            raise ClusterError(f"can't reach {where}: {first[0]}{hint}") from error
+        undo.pop_all()
     return cluster
+
+
+def head_address(address: str) -> str:
+    """`host:port` of the head that an address means.
+
+    Raises:
+        ClusterError: as `refuse_address`, and for `auto` if no Ray runs here, or more than one does.
+    """
+    refuse_address(address)
+    return find_address(address)
 
 
 def refuse_address(address: str) -> None:
@@ -274,7 +249,7 @@ def refuse_silence(address: str) -> None:
         ) from error
 
 
-def _start(address: str | None, folder: Path, cpus: int | None) -> None:
+def _start(address: str | None, folder: Path, cpus: int | None, travelling: Mapping[str, Any]) -> None:
     import ray
 
     reread_environment()
@@ -282,7 +257,7 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
     shared: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": True}
     if address is not None:
         with _held_back(folder / "stderr"):
-            ray.init(address=address, job_config=_own_paths_alone(), **_with_packages(folder), **shared)
+            ray.init(address=address, job_config=_own_paths_alone(), **travelling, **shared)
         return
     ray.init(
         address="local",
@@ -295,12 +270,21 @@ def _start(address: str | None, folder: Path, cpus: int | None) -> None:
 
 
 def _with_packages(folder: Path) -> dict[str, Any]:
-    """What has the workers run this process' code, also where their nodes have other or none; nothing in a job that brought it."""
+    """What has the workers run this process' code, also where their nodes have other or none; nothing in a job that brought it.
+
+    Raises:
+        ClusterError: if it can't be copied to where Ray takes it from.
+    """
     given = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR") or "{}").get("runtime_env") or {}
     theirs = given.get("py_modules") or []
     if theirs and has_travelled(os.environ):
         return {}
-    return {"runtime_env": {"py_modules": [*stage(folder / "code"), *theirs]}}
+    try:
+        return {"runtime_env": {"py_modules": [*stage(folder / "code"), *theirs]}}
+    except OSError as error:
+        raise ClusterError(
+            f"can't copy what travels with the sweep to {folder}: {error.strerror}; set TMPDIR to a folder with room"
+        ) from error
 
 
 def _own_paths_alone() -> Any:

@@ -75,6 +75,22 @@ def open_door(address: str) -> str:
     )
 
 
+def no_token(address: str) -> str:
+    """What is said where a cluster asks for a token and there is none."""
+    return (
+        f"{address} asks for a token, and there is none here: set RAY_AUTH_TOKEN_PATH, or copy the cluster's to "
+        "~/.stockpot/ray-token"
+    )
+
+
+def wrong_token(address: str) -> str:
+    """What is said where a cluster does not take the token."""
+    return (
+        f"{address} does not take the token that is here; copy the cluster's to ~/.stockpot/ray-token, or set "
+        "RAY_AUTH_TOKEN_PATH to it"
+    )
+
+
 def read_token(environment: Mapping[str, str], path: Path = TOKEN) -> str | None:
     """The token itself, for requests of our own; None where there is none."""
     if environment.get("RAY_AUTH_TOKEN"):

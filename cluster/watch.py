@@ -9,6 +9,7 @@ import contextlib
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from cluster.base import ClusterError
@@ -108,7 +109,7 @@ class NodeCount:
         self._count = count
         self._every = every
         self._joined = joined
-        self._odd: list[str] = []
+        self._odd: deque[str] = deque()
         self._told = self._there = count()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._look, name="node-count", daemon=True)
@@ -117,7 +118,7 @@ class NodeCount:
     def news(self) -> list[str]:
         """What a person should know of, since the last call."""
         before, self._told = self._told, self._there
-        odd, self._odd = self._odd, []
+        odd = [self._odd.popleft() for _ in range(len(self._odd))]
         if self._told < before:
             return [f"lost {before - self._told} of {before} nodes; what ran there goes again elsewhere", *odd]
         return [f"{self._told} nodes now, {self._told - before} more", *odd] if self._told > before else odd
@@ -129,16 +130,17 @@ class NodeCount:
 
     def _look(self) -> None:
         while not self._closed.wait(self._every):
-            try:
-                before, self._there = self._there, self._count()
-                if self._there > before:
-                    self._odd = list(self._joined())
-            except ClusterError as error:
-                self._odd = str(error).splitlines()
-            except (
-                Exception
-            ):  # Ray raises bare ones where the head is slow or gone: no answer, the next look asks again
-                continue
+            with contextlib.suppress(Exception):  # Ray raises bare ones where the head is slow or gone: ask again
+                there = self._count()
+                odd = self._told_odd() if there > self._there else ()
+                self._there = there
+                self._odd.extend(odd)
+
+    def _told_odd(self) -> Sequence[str]:
+        try:
+            return self._joined()
+        except ClusterError as error:
+            return str(error).splitlines()
 
 
 def answers(address: str, seconds: float = REACH_SECONDS) -> bool:

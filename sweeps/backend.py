@@ -15,7 +15,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.base import ClusterError, ClusterLost, Placement, place
-from cluster.local import RayCluster, connect
+from cluster.local import RayCluster, connect, head_address
 from cluster.meters import Meters, Number
 from cluster.sharing import Claim, Sharing
 from cluster.watch import HeadWatch, NodeCount
@@ -120,11 +120,11 @@ class RayBackend:
 
     def _join(self, address: str | None, *, insecure: bool) -> RayCluster:
         """Connect; a head that dies meanwhile is watched for, as Ray would try to reach it for a quarter of an hour."""
-        host, _, port = (address or "").rpartition(":")
-        if not port.isdigit():
-            return connect(address, insecure=insecure)
+        if address is None:
+            return connect()
+        address = head_address(address)
         self._stderr = os.dup(2)  # what is printed while Ray joins is held back
-        self._watch = HeadWatch(f"{host}:{port}", self._give_up)
+        self._watch = HeadWatch(address, self._give_up)
         try:
             return connect(address, insecure=insecure)
         finally:

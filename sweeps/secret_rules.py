@@ -10,7 +10,8 @@ from sweeps.draft import Draft
 from sweeps.problems import show
 from sweeps.yaml_source import Place
 
-_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
+REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+"""Of a variable of the environment; its name is the group."""
 SECRET_NAME = re.compile(r"(TOKEN(?!IZ)|API_?KEY|ACCESS_?KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)", re.IGNORECASE)
 """Of a variable or a key; `TOKENIZERS_PARALLELISM` is none."""
 SECRET_VALUE = re.compile(
@@ -23,7 +24,7 @@ def check_secrets(draft: Draft) -> None:
     """No value of the file is a secret: the whole file goes into the ledger."""
     env = draft.document.data.get("env")
     for name, value in (env if isinstance(env, Mapping) else {}).items():
-        if not isinstance(value, str) or _REFERENCE.match(value):
+        if not isinstance(value, str) or REFERENCE.fullmatch(value):
             continue
         if SECRET_NAME.search(name) or SECRET_VALUE.search(value):
             draft.wrong(

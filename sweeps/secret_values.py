@@ -14,13 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from pipelines.stage import UserError
-from sweeps.secret_rules import SECRET_NAME, SECRET_VALUE
+from sweeps.secret_rules import REFERENCE, SECRET_NAME, SECRET_VALUE
 
 MASK = "•••"
 SHORTEST_SECRET = 4
 SHORTEST_LINE = 8
 """Of a secret with several lines each line of so many characters is one as well: messages show lines."""
-_REFERENCE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
 _SETTINGS = frozenset({"true", "false", "none", "null", "auto"})
 """Values of variables that have a secret's name and are none: `USE_TOKEN=true`."""
@@ -28,7 +27,7 @@ _SETTINGS = frozenset({"true", "false", "none", "null", "auto"})
 
 def names_of(env: Mapping[str, str]) -> tuple[str, ...]:
     """The variables that the file's `env` takes from the environment, in order."""
-    return tuple(sorted({name for value in env.values() for name in _REFERENCE.findall(value)}))
+    return tuple(sorted({name for value in env.values() for name in REFERENCE.findall(value)}))
 
 
 def absent(env: Mapping[str, str]) -> list[str]:
@@ -43,7 +42,7 @@ def filled_in(env: Mapping[str, str]) -> dict[str, str]:
         UserError: naming every variable that is not there.
     """
     refuse_absent(env)
-    return {key: _REFERENCE.sub(lambda found: os.environ[found[1]], value) for key, value in env.items()}
+    return {key: REFERENCE.sub(lambda found: os.environ[found[1]], value) for key, value in env.items()}
 
 
 def refuse_absent(env: Mapping[str, str]) -> None:

@@ -8,7 +8,6 @@ where the file names one itself; what reads folders passes them over too.
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.jobs import LARGEST_BYTES
+from cluster.packages import hash_files
 from sweeps.commands.places import UsageError
 
 MODULES_AT_MOST = 2000
@@ -112,11 +112,8 @@ def modules(data: Mapping[str, Any], folder: Path) -> set[Path]:
 
 def tree_hash(folder: Path) -> str:
     """SHA-256 (hex, 16 digits) over names and contents of a folder's files."""
-    whole = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix().encode()
-        whole.update(len(name).to_bytes(8, "big") + name + hashlib.sha256(path.read_bytes()).digest())
-    return whole.hexdigest()[:16]
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return hash_files({path.relative_to(folder).as_posix(): path for path in paths})
 
 
 def _texts(value: Any) -> Iterator[str]:

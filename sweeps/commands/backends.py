@@ -115,13 +115,10 @@ def open_backend(address: str, machines: Machines | None = None, *, insecure: bo
         from cluster.slurm_jobs import SlurmJobs
 
         return SlurmJobs(machines.demand, rest)
+    from cluster.demand import wanted_volume
     from cluster.kuberay_jobs import KubeRayJobs
 
-    if machines.volume is None:
-        raise UsageError(
-            "--volume: name the volume claim that holds data and storage; many nodes must be able to write it"
-        )
-    return KubeRayJobs(machines.demand, machines.volume, rest)
+    return KubeRayJobs(machines.demand, wanted_volume(machines.volume), rest)
 
 
 def noted_backend(note: Note, *, insecure: bool = False) -> Backend:

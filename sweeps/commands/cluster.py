@@ -250,13 +250,10 @@ def machines_of(loaded: LoadedSweep, cpus: int | None, gpus: int | None, nodes: 
 
 def _write(arguments: argparse.Namespace, demand: Demand) -> str:
     if arguments.backend == "kuberay":
+        from cluster.demand import wanted_volume
         from cluster.kuberay import raycluster, rayjob
 
-        if arguments.volume is None:
-            raise UsageError(
-                "--volume: name the volume claim that holds data and storage; many nodes must be able to write it"
-            )
-        return raycluster(demand, arguments.volume) if arguments.standing else rayjob(demand, arguments.volume)
+        return (raycluster if arguments.standing else rayjob)(demand, wanted_volume(arguments.volume))
     if arguments.backend == "slurm":
         from cluster.slurm import sbatch
 

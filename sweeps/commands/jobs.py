@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cluster.backend import Backend, Job, last_line
-from cluster.base import ClusterError
+from cluster.backend import Backend, Job
+from cluster.base import ClusterError, last_line
 from sweeps.commands.backends import noted_backend
 from sweeps.commands.places import UsageError, holds_sweep
 from sweeps.notes import Note, read_note

@@ -69,14 +69,14 @@ def _send(entry: TrackConfig, spec: SweepSpec, paths: SweepPaths) -> tuple[int, 
     """How many things were told, and what went wrong, in a line."""
     from sweeps.ledger import Ledger, LedgerError
     from sweeps.lock import LockHeld
-    from sweeps.secret_values import values_of
+    from sweeps.secret_values import Masks, values_of
     from sweeps.trackers import build_tracker
     from sweeps.trackers.sender import Sender, alone, described
 
-    secrets = values_of(spec.env)
+    masks = Masks(values_of(spec.env))
     try:
         with alone(paths, entry.type, 0.0), closing(Ledger.read(paths.root)) as ledger:
-            sender = Sender(paths, entry, build_tracker(entry), secrets)
+            sender = Sender(paths, entry, build_tracker(entry), masks)
             count = sender.send(ledger)
             sender.conclude()
             return count, ""
@@ -85,4 +85,4 @@ def _send(entry: TrackConfig, spec: SweepSpec, paths: SweepPaths) -> tuple[int, 
     except LedgerError:
         raise
     except Exception as error:  # whatever a tracker's package raises is told, not shown as ours
-        return 0, f"failed, and can be tried again: {described(error, secrets)}"
+        return 0, f"failed, and can be tried again: {described(error, masks)}"

@@ -6,12 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from sweeps.secret_rules import SECRET_NAME
+from sweeps.secret_rules import REFERENCE, SECRET_NAME
 from sweeps.secret_values import MASK, by_shape
 
 TEXT = 2000
 """Characters of any one text at most."""
-_REFERENCE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}\Z")
 _COUNTED = re.compile(r"tokens", re.IGNORECASE)
 """`max_new_tokens` and `stop_tokens` are no secrets."""
 
@@ -29,7 +28,7 @@ def redact(value: Any, key: str = "") -> Any:
         return [redact(inner, key) for inner in value]
     if not isinstance(value, str):
         return value
-    if secret_name(key) and not _REFERENCE.match(value):
+    if secret_name(key) and not REFERENCE.fullmatch(value):
         return MASK
     return cut(by_shape(value))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from evaluators.base import Score
@@ -42,16 +42,16 @@ class Feed:
 
     Args:
         folder: the sweep's, absolute.
-        secrets: values that no text may hold.
+        masks: take out what no text may hold.
 
     Attributes:
         state: the fold of the events so far.
     """
 
-    def __init__(self, folder: str, secrets: Collection[str] = ()) -> None:
+    def __init__(self, folder: str, masks: Masks | None = None) -> None:
         self.state = SweepState()
         self._folder = folder
-        self._masks = Masks(secrets)
+        self._masks = masks or Masks()
         self._loaded: LoadedSweep | None = None
         self._ended: set[str] = set()
         self._key = ""

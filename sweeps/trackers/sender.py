@@ -52,15 +52,15 @@ class Sender:
         paths: the sweep's.
         config: the tracker's entry, with its defaults filled in.
         tracker: what to tell.
-        secrets: values that no text may hold.
+        masks: take out what no text may hold.
     """
 
-    def __init__(self, paths: SweepPaths, config: TrackConfig, tracker: Tracker, secrets: tuple[str, ...] = ()) -> None:
+    def __init__(self, paths: SweepPaths, config: TrackConfig, tracker: Tracker, masks: Masks | None = None) -> None:
         self._file = paths.tracker(config.type)
         self._config = config.model_dump(mode="json")
         self._tracker = tracker
-        self._secrets = secrets
-        self._feed = Feed(str(paths.root), secrets)
+        self._masks = masks or Masks()
+        self._feed = Feed(str(paths.root), self._masks)
         self._waiting: deque[tuple[int, Said]] = deque()
         self._opened = False
         record = self._read()
@@ -88,11 +88,11 @@ class Sender:
 
     def describe(self, error: BaseException) -> str:
         """An error in one line without secrets."""
-        return described(error, self._secrets)
+        return described(error, self._masks)
 
     def log(self) -> None:
         """Put the traceback of the error at hand into the log, without secrets."""
-        print(redact(Masks(self._secrets).text(traceback.format_exc())), file=sys.stderr, flush=True)
+        print(redact(self._masks.text(traceback.format_exc())), file=sys.stderr, flush=True)
 
     def conclude(self) -> None:
         """Tell the tracker how the driver ended, and let go; also where a process before this one came no further."""
@@ -140,9 +140,9 @@ class Sender:
         write_aside(self._file, json.dumps(record))
 
 
-def described(error: BaseException, secrets: tuple[str, ...]) -> str:
+def described(error: BaseException, masks: Masks) -> str:
     """An error in one line without secrets."""
-    lines = [line.strip() for line in Masks(secrets).text(str(error)).splitlines() if line.strip()]
+    lines = [line.strip() for line in masks.text(str(error)).splitlines() if line.strip()]
     text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     return cut(str(redact(text)), 300)
 
@@ -240,7 +240,7 @@ def main(folder: str, kind: str) -> int:
     try:
         with alone(paths, kind, PREDECESSOR_SECONDS):
             ledger = Ledger.read(paths.root)
-            sender = Sender(paths, config, build_tracker(config), values_of(spec.env))
+            sender = Sender(paths, config, build_tracker(config), Masks(values_of(spec.env)))
             return 0 if follow(sender, ledger, paths, driver, warn) else 1
     except LockHeld:
         warn("another process is telling it; see `stockpot track`")

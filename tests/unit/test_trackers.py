@@ -21,7 +21,7 @@ from sweeps.ledger import Ledger
 from sweeps.load import LoadedSweep, load_text
 from sweeps.lock import DriverLock
 from sweeps.paths import SweepPaths
-from sweeps.secret_values import MASK, values_of
+from sweeps.secret_values import MASK, Masks, values_of
 from sweeps.state import SweepState
 from sweeps.track_spec import TensorBoardConfig
 from sweeps.trackers import feed, sender
@@ -243,7 +243,7 @@ def test_no_text_holds_a_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "toy.py").write_text("class Toy: ...\n")
     text = FILE.format(trials=2, seeds="[0]") + f"storage: {tmp_path}\nenv: {{A: '${{MY_OWN_WORD}}'}}\n"
     loaded = load_text(text.encode(), tmp_path)
-    feed = Feed("/sweep", values_of(loaded.spec.env))
+    feed = Feed("/sweep", Masks(values_of(loaded.spec.env)))
     trial, run = "0000-aaaaaaaa", "0000-aaaaaaaa/seed-0"
     lies = "planted-word planted-key hf_abcdefghijklmnopqrstuvwxyz https://me:planted@host"
     suggested = {"trial": trial, "order": 0, "config": {}, "choices": {}, "distributions": {}, "attributes": {}}
@@ -303,7 +303,7 @@ def track_of(words: list[str]) -> int:
 
 
 def test_an_error_is_described_in_a_line_without_secrets(paths: SweepPaths, config: Any, capsys: Any) -> None:
-    sending = Sender(paths, config, Told(), ("planted",))
+    sending = Sender(paths, config, Told(), Masks(("planted",)))
     assert sending.describe(ValueError()) == "ValueError"
     assert sending.describe(ValueError("a\nb hf_abcdefghijklmnopqrstuvwxyz")) == "ValueError: a"
     assert sending.describe(ValueError("hf_abcdefghijklmnopqrstuvwxyz")) == f"ValueError: {MASK}"
