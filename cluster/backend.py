@@ -77,11 +77,13 @@ class Backend(abc.ABC):
         place: what people call it.
         inside: the address of the cluster for a command that runs there; None where it raises a Ray of its own.
         every: seconds between two questions while a job is followed; schedulers of many users are asked less often.
+        queues: whether a job may wait there for others to end.
     """
 
     place: str
     inside: str | None
     every: float = 1.0
+    queues: bool = False
 
     @abc.abstractmethod
     def submit(self, errand: Errand) -> Job:

@@ -41,7 +41,7 @@ class KubeRayJobs(Asked):
     """
 
     inside = "auto"
-    every = 5.0
+    every, queues = 5.0, True
 
     def __init__(self, demand: Demand, volume: str, namespace: str = "") -> None:
         self.place = f"KubeRay{f' in {namespace}' if namespace else ''}"

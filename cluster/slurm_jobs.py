@@ -29,7 +29,7 @@ class SlurmJobs(Backend):
 
     place = "Slurm"
     inside = ADDRESS
-    every = 10.0
+    every, queues = 10.0, True
 
     def __init__(self, demand: Demand, partition: str = "") -> None:
         self._demand = demand

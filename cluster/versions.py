@@ -1,4 +1,4 @@
-"""What must be the same on the machines of a sweep, and what is said where it is not: one comparison for drivers, jobs and the doctor.
+"""What must be the same on the machines of a sweep, and what is said where it is not: one comparison for attached drivers and the doctor.
 
 Our own code travels (`cluster.packages`), what it stands on does not. Python and Ray must be the driver's. Trials are compared with
 each other, so what their numbers depend on must be the same wherever trials run; that the driver, which trains nothing, has another

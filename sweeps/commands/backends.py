@@ -95,8 +95,7 @@ def open_backend(address: str, machines: Machines | None = None, *, insecure: bo
         insecure: also where it lets everybody in.
 
     Raises:
-        ClusterError: if it can't be reached.
-        UsageError: where KubeRay's volume is missing.
+        ClusterError: if it can't be reached, or KubeRay's volume is missing.
     """
     if is_jobs_address(address):
         from cluster.jobs import RayJobs

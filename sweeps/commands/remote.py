@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 
 from cluster.backend import Asked, Backend, Errand, Job
 from cluster.background import Background
-from cluster.jobs import RayJobs
 from sweeps.arguments import MISTAKE
 from sweeps.away import VERSIONS, read_answer, versions
 from sweeps.commands.backends import (
@@ -208,13 +207,13 @@ def refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:
         UsageError: with what the job said.
     """
     began, running = time.monotonic(), 0.0
-    here, queues = isinstance(backend, Background), not isinstance(backend, Background | RayJobs)
+    here = isinstance(backend, Background)
     while True:
         found, waited = backend.status(job), time.monotonic() - began
         if found.state == "failed" and not (here and holds_sweep(paths) and found.status != MISTAKE):
             raise UsageError(f"{backend.place} did not start it: {last_words(backend, found)}")
         settled = running >= REFUSAL_SECONDS and (not here or _driven(paths))
-        queued = queues and found.state == "waiting" and waited >= REFUSAL_SECONDS
+        queued = backend.queues and found.state == "waiting" and waited >= REFUSAL_SECONDS
         if found.over or settled or queued or waited >= (OWN_SECONDS if here else START_SECONDS):
             return found
         time.sleep(POLL_SECONDS)
