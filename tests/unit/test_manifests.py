@@ -10,6 +10,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,11 @@ from cluster.ray_up import autoscaler
 from cluster.slurm import sbatch
 from sweeps.cli import main
 
-CRD = Path(__file__).with_name("fixtures") / "rayjob.v1.json.gz"
+FIXTURES = Path(__file__).with_name("fixtures")
+CRD = FIXTURES / "rayjob.v1.json.gz"
 """The schema of ray.io/v1 RayJob, without descriptions, of KubeRay feeaf72fa (2026-08-19, Apache-2.0)."""
+KUBERNETES = FIXTURES / "kubernetes.v1.37.json.gz"
+"""Strict schemas of ConfigMap and NetworkPolicy, without descriptions, of Kubernetes 1.37 as kubernetes-validate 1.37.0 has them (Apache-2.0)."""
 DEMAND = Demand(
     name="GSM8K_lora.v2",
     nodes=3,
@@ -63,6 +67,21 @@ def crd() -> jsonschema.Draft7Validator:
     schema = closed(json.loads(gzip.decompress(CRD.read_bytes())))
     schema["properties"]["metadata"] = {"type": "object"}
     return jsonschema.Draft7Validator(schema)
+
+
+def refusals(document: dict[str, Any]) -> list[str]:
+    """What Kubernetes says against a ConfigMap or a NetworkPolicy."""
+    schemas = json.loads(gzip.decompress(KUBERNETES.read_bytes()))
+    return [error.message for error in jsonschema.Draft7Validator(schemas[document["kind"]]).iter_errors(document)]
+
+
+@pytest.mark.parametrize("write", [rayjob, raycluster])
+def test_what_goes_with_it_is_valid_by_kubernetes_schema(write: Callable[[Demand, str], str]) -> None:
+    parts = [part for part in yaml.safe_load_all(write(DEMAND, "data")) if not part["kind"].startswith("Ray")]
+    assert [part["kind"] for part in parts] == ["ConfigMap", "NetworkPolicy"] if write is rayjob else ["NetworkPolicy"]
+    assert [refusals(part) for part in parts] == [[] for _ in parts]
+    parts[-1]["spec"]["podSelectors"] = {}
+    assert refusals(parts[-1]), "a typo is told, so the schema is closed"
 
 
 def test_the_ray_job_is_valid_by_kuberays_schema(crd: jsonschema.Draft7Validator) -> None:
