@@ -19,7 +19,7 @@ from evaluators.base import Report
 from pipelines.pulse import listened
 from pipelines.stage import Task
 from sweeps.failures import Failure, classify
-from sweeps.trial_log import named
+from sweeps.trial_log import BEGAN, printing, write_record
 
 END_SECONDS = 30.0
 """How long a stopped lease may take to leave its pipeline before its worker is given up."""
@@ -151,7 +151,7 @@ def _refuse_text(name: str, value: Any) -> None:
 def logged(path: str | None, task: Task | None) -> Iterator[None]:
     """Append standard output and error, also of libraries in C, to a file. A file that can't be written is done without.
 
-    With a task, what Python prints becomes records of the trial's log (`sweeps.trial_log`).
+    What Python prints loses the secrets that this process knows. With a task it becomes records of the trial's log (`sweeps.trial_log`).
     """
     try:
         if path is None:
@@ -167,7 +167,7 @@ def logged(path: str | None, task: Task | None) -> Iterator[None]:
         os.dup2(target, stream)
     by_lines()
     try:
-        with contextlib.nullcontext() if task is None else named(target, *_names(path, task)):
+        with printing(target, None if task is None else _begun(target, path, task)):
             yield
     finally:
         os.close(target)
@@ -177,13 +177,15 @@ def logged(path: str | None, task: Task | None) -> Iterator[None]:
             os.close(old)
 
 
-def _names(path: str, task: Task) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What every line of an attempt says of it, and what its first line says besides."""
+def _begun(log: int, path: str, task: Task) -> dict[str, Any]:
+    """Write an attempt's first line; what every line says of it."""
     sweep = Path(path).absolute().parents[1].name
     about: dict[str, Any] = {"sweep": sweep, "trial": task.trial, "seed": task.seed, "attempt": task.attempt}
     if task.rank.size > 1:
         about["worker"] = task.rank.index
-    return about, {"from": task.start_resource, "pid": os.getpid(), "host": socket.gethostname()}
+    began = {"from": task.start_resource, "pid": os.getpid(), "host": socket.gethostname()}
+    write_record(log, {**about, "event": BEGAN, **began})
+    return about
 
 
 def by_lines() -> None:

@@ -4,8 +4,9 @@
      "text": "loss is nan"}
 
 An attempt's first line has `event: began` with `from` (the resource it starts at), `pid` and `host` in place of a text. Lines
-are written at once and straight to the file, so that what a process said before it was killed is there. What a library in C
-writes past Python lands in the file as it is; readers here give it the name of the attempt it stands under.
+are written at once and straight to the file, so that what a process said before it was killed is there, and without the secrets
+that the process knows. What a library in C or a program that was started writes past Python lands in the file as it is; readers
+here give it the name of the attempt it stands under.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
+
+from sweeps.secret_values import masked
 
 LONGEST_LINE = 100_000
 """Characters of a line at most; what is longer goes on in the next one."""
@@ -36,12 +39,12 @@ class NamedStream(io.TextIOBase):
         self._name = name
         self._under: TextIO | None = None
         self._log: int | None = None
-        self._about: Mapping[str, Any] = {}
+        self._about: Mapping[str, Any] | None = None
         self._held = ""
         self._guard = threading.RLock()
 
-    def begin(self, under: TextIO, log: int, about: Mapping[str, Any]) -> None:
-        """Write lines to the descriptor `log`, with `about` on each, until `end`."""
+    def begin(self, under: TextIO, log: int, about: Mapping[str, Any] | None) -> None:
+        """Write lines to the descriptor `log` until `end`: as records with `about` on each, or as they are."""
         with self._guard:
             self._under, self._log, self._about = under, log, about
 
@@ -101,7 +104,10 @@ class NamedStream(io.TextIOBase):
 
     def _line(self, text: str) -> None:
         assert self._log is not None, "only while a log is open"
-        shown = text.rstrip("\r").rpartition("\r")[2]
+        shown = masked(text.rstrip("\r").rpartition("\r")[2])
+        if self._about is None:
+            _write(self._log, shown)
+            return
         for at in range(0, max(1, len(shown)), LONGEST_LINE):
             write_record(self._log, {**self._about, "stream": self._name, "text": shown[at : at + LONGEST_LINE]})
 
@@ -110,15 +116,13 @@ STREAMS = {"stdout": NamedStream("stdout"), "stderr": NamedStream("stderr")}
 
 
 @contextlib.contextmanager
-def named(log: int, about: Mapping[str, Any], began: Mapping[str, Any]) -> Iterator[None]:
-    """Have everything that Python prints go to a log as records.
+def printing(log: int, about: Mapping[str, Any] | None = None) -> Iterator[None]:
+    """Have everything that Python prints go to a log, without secrets.
 
     Args:
         log: the file's descriptor, opened to append.
-        about: names on every line.
-        began: what else the first line says.
+        about: names on every line, which makes it a record.
     """
-    write_record(log, {**about, "event": BEGAN, **began})
     for name, stream in STREAMS.items():
         stream.begin(getattr(sys, name), log, about)
         setattr(sys, name, stream)
@@ -132,7 +136,10 @@ def named(log: int, about: Mapping[str, Any], began: Mapping[str, Any]) -> Itera
 def write_record(log: int, record: Mapping[str, Any]) -> None:
     """One line, in one write. A disk that is full loses the line, not the trial."""
     stamp = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    line = json.dumps({"time": stamp, **record}, ensure_ascii=False)
+    _write(log, json.dumps({"time": stamp, **record}, ensure_ascii=False))
+
+
+def _write(log: int, line: str) -> None:
     with contextlib.suppress(OSError):
         os.write(log, line.encode("utf-8", "backslashreplace") + b"\n")
 

@@ -29,7 +29,7 @@ pipeline:
   import_path: toy_pipeline:Toy
   total: 3
   metrics: {loss: minimize}
-  kwargs: {x: 0.5}
+  kwargs: {x: 0.5, reveal: TOY_TOKEN}
 parameters:
   kwargs.x: {min: 0.0, max: 1.0}
 method: {type: random, seed: 5}
@@ -118,7 +118,10 @@ def test_wandb_has_every_run_offline(sweep: SweepPaths, state: SweepState) -> No
     assert b"kwargs.x" in content
 
 
-def test_no_secret_is_in_any_byte(sweep: SweepPaths) -> None:
+def test_no_secret_is_in_any_byte(sweep: SweepPaths, state: SweepState) -> None:
+    assert all("TOY_TOKEN is •••" in sweep.log(trial).read_text() for trial in state.trials), "it was printed"
+    reports = [report for run in state.runs.values() for report in run.reports.values()]
+    assert {report.telemetry["train/reveal_length"] for report in reports} == {len(SECRET)}
     read = 0
     for file in [*sweep.root.rglob("*"), *sweep.root.parent.glob("mlflow.db*")]:
         if file.is_file():

@@ -27,7 +27,7 @@ class Toy:
         say: text printed at the start.
         wait_at: unit of the resource that it does not get past while `wait_for` is not there.
         wait_for: a file.
-        reveal: a variable of the environment: how long its value is, is telemetry.
+        reveal: a variable of the environment: its value is printed, and how long it is, is telemetry.
         reveal_at: with this `x` the value stands in what is raised, and in what that came of.
     """
 
@@ -91,6 +91,7 @@ class Toy:
         if not self.reveal:
             return {}
         word = os.environ[self.reveal]
+        print(f"{self.reveal} is {word}", flush=True)
         if self.x == self.reveal_at:
             try:
                 raise KeyError(word)

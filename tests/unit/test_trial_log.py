@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from sweeps.lease_thread import logged
+from sweeps.secret_values import MASK, know
 from sweeps.trial_log import NamedStream
 
 
@@ -54,6 +56,20 @@ def test_of_a_line_written_over_the_last_state_counts(log: Log, written: list[st
         log.stream.write(text)
     log.stream.end()
     assert log.texts == texts
+
+
+def test_no_secret_reaches_the_log(log: Log, tmp_path: Path) -> None:
+    know(["planted-4411"])
+    try:
+        for text in ("key pla", "nted-4411\n", "logged in as hf_" + "a" * 30 + "\n"):
+            log.stream.write(text)
+        log.stream.end()
+        with logged(str(tmp_path / "calls.log"), None):
+            print("a call has planted-4411")
+    finally:
+        know([])
+    assert log.texts == [f"key {MASK}", f"logged in as {MASK}"]
+    assert (tmp_path / "calls.log").read_text() == f"a call has {MASK}\n"
 
 
 def test_what_went_to_the_buffer_is_there_after_a_flush(log: Log) -> None:
