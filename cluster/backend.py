@@ -13,6 +13,7 @@ An `Errand` is opaque: a backend never learns what a sweep is.
 from __future__ import annotations
 
 import abc
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,10 @@ CALL_SECONDS = 60.0
 """How long a program of another system (sbatch, kubectl) may take."""
 
 JobState = Literal["waiting", "running", "succeeded", "failed", "stopped"]
+FAILED, STOPPED = 1, 130
+"""Exit statuses of a job that failed, and of one that was stopped."""
+INTERRUPTED = (STOPPED, -signal.SIGINT, -signal.SIGTERM)
+"""How a command ends that was asked to."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Job:
         id: its name there.
         state: how far it is.
         message: what the backend says of it.
-        status: exit status of its command, once it has ended by itself and the backend tells.
+        status: exit status of its command, once it has ended by itself and the backend tells; negative is a signal.
     """
 
     id: str
@@ -47,10 +52,25 @@ class Job:
     message: str = ""
     status: int | None = None
 
+    @classmethod
+    def ended(cls, id: str, status: int, message: str = "") -> Job:
+        """A job whose command has ended, by how it did."""
+        state: JobState = "succeeded" if status == 0 else "stopped" if status in INTERRUPTED else "failed"
+        return cls(id, state, message, status)
+
     @property
     def over(self) -> bool:
         """Whether it has ended."""
         return self.state in ("succeeded", "failed", "stopped")
+
+    @property
+    def exit_status(self) -> int:
+        """What whoever followed it ends with: 0 only where it succeeded, as Slurm has a 0 for what it ended itself."""
+        if self.state == "succeeded":
+            return 0
+        if self.status:
+            return self.status if self.status > 0 else 128 - self.status
+        return STOPPED if self.state == "stopped" else FAILED
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from cluster.processes import Process, process
 
 HOME = Path("~/.stockpot/jobs")
 START_SECONDS = 20.0
-INTERRUPTED = (130, -signal.SIGINT, -signal.SIGTERM)
 _LOG, _RUNNING, _ENDED = "log", "running.json", "ended"
 
 
@@ -74,9 +73,7 @@ class Background(Backend):
             status = int((self._home / job / _ENDED).read_text())
         except (OSError, ValueError):
             return Job(job, "running") if alive else Job(job, "failed", "it was killed, or the machine went down")
-        if status == 0:
-            return Job(job, "succeeded", status=0)
-        return Job(job, "stopped" if status in INTERRUPTED else "failed", f"exit status {status}", status)
+        return Job.ended(job, status, f"exit status {status}" if status else "")
 
     def logs(self, job: str) -> str:
         """See `Backend.logs`."""

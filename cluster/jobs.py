@@ -88,7 +88,9 @@ class RayJobs(Asked):
         message = info.message or ""
         if message.startswith("runtime_env setup failed"):
             message = f"the head {not_unpacked(message)}"
-        return Job(job, _STATES[str(info.status.value)], message, info.driver_exit_code)
+        if info.driver_exit_code is not None:
+            return Job.ended(job, info.driver_exit_code, message)
+        return Job(job, _STATES[str(info.status.value)], message)
 
     def logs(self, job: str) -> str:
         """See `Backend.logs`. Asked for again and again by `follow`: Ray's own stream may end while the job runs (ray#60665)."""
@@ -120,7 +122,7 @@ class RayJobs(Asked):
         except KeyboardInterrupt:
             self.cancel(job.id)
             raise
-        return self.status(job.id).status or 0
+        return self.status(job.id).exit_status
 
 
 def refuse_open(address: str, token: str | None, *, insecure: bool) -> None:

@@ -90,7 +90,7 @@ class KubeRayJobs(Asked):
             assert running.stdout is not None
             for line in running.stdout:
                 say(line)
-        return running.returncode
+        return Job.ended(near, running.returncode).exit_status
 
     def _there(self, job: str) -> list[str]:
         """The words before a command that is to run in the pod of a job's head."""

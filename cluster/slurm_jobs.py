@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from cluster.backend import ADDRESS, Backend, Errand, Job, JobState, call
+from cluster.backend import ADDRESS, STOPPED, Backend, Errand, Job, JobState, call
 from cluster.base import ClusterError
 from cluster.demand import Demand
 from cluster.slurm import log_name, sbatch
 
-INTERRUPTED = 130
 _WAITING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT"}
 _RUNNING = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING", "STAGE_OUT"}
 _ENDED: dict[str, JobState] = {"COMPLETED": "succeeded", "CANCELLED": "stopped"}
@@ -54,7 +53,7 @@ class SlurmJobs(Backend):
             raise ClusterError(f"Slurm knows no job {job}")
         state, _, ended = line.partition("|")
         status = int(ended.partition(":")[0] or 0)
-        found = "stopped" if status == INTERRUPTED else _state(state.partition(" ")[0])
+        found = "stopped" if status == STOPPED else _state(state.partition(" ")[0])
         return Job(job, found, state, status if found in ("succeeded", "failed", "stopped") else None)
 
     def logs(self, job: str) -> str:

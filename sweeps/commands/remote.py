@@ -193,8 +193,7 @@ def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace, job:
     except KeyboardInterrupt:
         print(f"\nit goes on without us: stockpot status {note.name}, stockpot stop {note.name}", file=sys.stderr)
         return 130
-    done = backend.status(note.job)
-    return done.status if done.status is not None else int(done.state != "succeeded")
+    return backend.status(note.job).exit_status
 
 
 def refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:

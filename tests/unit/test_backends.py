@@ -51,6 +51,31 @@ def test_where_the_driver_runs(address: str | None, detach: bool, elsewhere: boo
     assert is_elsewhere(address, detach=detach) is elsewhere
 
 
+@pytest.mark.parametrize(
+    ("job", "status"),
+    [
+        (Job("j", "succeeded"), 0),
+        (Job("j", "succeeded", status=0), 0),
+        (Job("j", "failed", status=3), 3),
+        (Job("j", "failed", status=-signal.SIGKILL), 137),
+        (Job("j", "failed"), 1),
+        (Job("j", "failed", "TIMEOUT", 0), 1),
+        (Job("j", "stopped"), 130),
+        (Job("j", "stopped", "CANCELLED by 1000", 0), 130),
+        (Job("j", "stopped", status=-signal.SIGTERM), 143),
+    ],
+)
+def test_a_job_that_did_not_succeed_has_a_status_that_says_so(job: Job, status: int) -> None:
+    assert job.exit_status == status
+
+
+@pytest.mark.parametrize(
+    ("status", "state"), [(0, "succeeded"), (1, "failed"), (2, "failed"), (130, "stopped"), (-signal.SIGINT, "stopped")]
+)
+def test_how_a_command_ended_tells_how_its_job_is(status: int, state: str) -> None:
+    assert Job.ended("j", status, "why") == Job("j", state, "why", status)  # type: ignore[arg-type]
+
+
 def python(text: str) -> list[str]:
     return [sys.executable, "-c", text]
 
