@@ -151,7 +151,7 @@ class Backend(abc.ABC):
         return found
 
     def follow(self, job: str) -> Iterator[str]:
-        """What its command prints, as it comes, until it has ended.
+        """What its command prints, as it comes in whole lines, until it has ended.
 
         Raises:
             ClusterError: as `status`.
@@ -160,9 +160,10 @@ class Backend(abc.ABC):
         while True:
             over = self.status(job).over
             text = self.logs(job)
-            if len(text) > shown:
-                yield text[shown:]
-                shown = len(text)
+            end = len(text) if over else text.rfind("\n") + 1
+            if end > shown:
+                yield text[shown:end]
+                shown = end
             if over:
                 return
             time.sleep(self.every)
@@ -186,12 +187,12 @@ class Asked(Backend):
 
     @abc.abstractmethod
     def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
-        """Run a command where a job's files are until it ends, or Ctrl-C here ends it; its exit status.
+        """Run a command where a job's files are until it ends, or this call is interrupted; its exit status.
 
         Args:
             errand: the command.
             near: the job.
-            say: gets what it prints, as it comes.
+            say: gets what it prints, as it comes in whole lines.
 
         Raises:
             ClusterError: if nobody is there to run it.

@@ -8,9 +8,11 @@ Source: Ray 2.60's `ray.job_submission`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import re
 import shlex
 import tempfile
 import urllib.error
@@ -27,6 +29,10 @@ from cluster.token import no_token, open_door, read_token, wrong_token
 LARGEST_BYTES = 90 * 1024**2
 """Of what travels with a job; Ray's dashboard refuses 100 MiB."""
 REACH_SECONDS = 10.0
+_PREAMBLE = re.compile(
+    r"(.*\tINFO job_manager\.py:\d+ -- Runtime env is setting up\.\n)?(Running entrypoint for job .*\n)?"
+)
+"""What Ray itself writes at the beginning of a job's log."""
 
 _STATES: dict[str, JobState] = {
     "PENDING": "waiting",
@@ -98,7 +104,7 @@ class RayJobs(Asked):
             text: str = self._client.get_job_logs(job)
         except (RuntimeError, OSError) as error:
             raise ClusterError(f"{self.address} has no log of the job {job}: {reason(error)}") from error
-        return text
+        return _PREAMBLE.sub("", text, count=1)
 
     def cancel(self, job: str) -> None:
         """See `Backend.cancel`."""
@@ -114,13 +120,14 @@ class RayJobs(Asked):
         return self.logs(job.id)
 
     def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
-        """A job on the head that goes on until it ends or nobody watches; see `Asked.attend`."""
+        """A job on the head that goes on until it ends or nobody reads what it says; see `Asked.attend`."""
         job = self.submit(errand)
         try:
             for text in self.follow(job.id):
                 say(text)
-        except KeyboardInterrupt:
-            self.cancel(job.id)
+        except BaseException:
+            with contextlib.suppress(ClusterError):
+                self.cancel(job.id)
             raise
         return self.status(job.id).exit_status
 

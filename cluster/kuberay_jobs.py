@@ -88,8 +88,12 @@ class KubeRayJobs(Asked):
         """A command in the head's pod; see `Asked.attend`."""
         with subprocess.Popen([*self._there(near), *_with(errand)], stdout=subprocess.PIPE, text=True) as running:
             assert running.stdout is not None
-            for line in running.stdout:
-                say(line)
+            try:
+                for line in running.stdout:
+                    say(line)
+            except BaseException:
+                running.terminate()
+                raise
         return Job.ended(near, running.returncode).exit_status
 
     def _there(self, job: str) -> list[str]:

@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
@@ -16,6 +18,7 @@ from cluster.backend import Errand, Job
 from cluster.background import Background
 from cluster.base import ClusterError
 from cluster.demand import Demand
+from cluster.jobs import RayJobs
 from cluster.kuberay_jobs import KubeRayJobs
 from cluster.slurm_jobs import SlurmJobs
 from sweeps.commands import remote
@@ -244,6 +247,67 @@ def test_kuberay_asks_for_secrets_before_a_job(path: Path) -> None:
     assert "--namespace team apply -f -" in (path / "calls").read_text()
     kinds = [part["kind"] for part in yaml.safe_load_all((path / "applied").read_text())]
     assert kinds == ["ConfigMap", "RayJob", "NetworkPolicy"]
+
+
+class Client:
+    """Ray's job client for one job, whose log grows with every look."""
+
+    def __init__(self, state: str, code: int | None, log: list[str]) -> None:
+        self.state, self.code, self.log, self.looks = state, code, log, 0
+        self.stopped: list[str] = []
+
+    def get_job_info(self, job: str) -> Any:
+        over = self.looks >= len(self.log)
+        state, code = (self.state, self.code) if over else ("RUNNING", None)
+        return SimpleNamespace(status=SimpleNamespace(value=state), message=None, driver_exit_code=code)
+
+    def get_job_logs(self, job: str) -> str:
+        self.looks += 1
+        return "".join(self.log[: self.looks])
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+
+def ray_jobs(client: Client, monkeypatch: pytest.MonkeyPatch) -> RayJobs:
+    monkeypatch.setattr(RayJobs, "submit", lambda self, errand: Job(errand.name, "waiting"))
+    monkeypatch.setattr(RayJobs, "every", 0.0)
+    jobs = object.__new__(RayJobs)
+    jobs.address = jobs.place = "http://head:8265"
+    jobs._client = client  # type: ignore[assignment]
+    return jobs
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "expected", "status"),
+    [
+        ("SUCCEEDED", 0, "succeeded", 0),
+        ("FAILED", 3, "failed", 3),
+        ("FAILED", None, "failed", 1),
+        ("FAILED", 130, "stopped", 130),
+        ("STOPPED", None, "stopped", 130),
+    ],
+)
+def test_rays_words_and_the_status_of_a_command_that_was_attended(
+    state: str, code: int | None, expected: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = "2026-11-28 11:19:33,994\tINFO job_manager.py:581 -- Runtime env is setting up.\n"
+    log = [own, "Running entrypoint for job a: python -m x\n", "one\ntw", "o\n", "2026 INFO job_manager.py:1 -- x\nend"]
+    jobs, said = ray_jobs(Client(state, code, log), monkeypatch), list[str]()
+    assert jobs.attend(Errand("a", ("x",)), "near", said.append) == status
+    assert said == ["one\n", "two\n", "2026 INFO job_manager.py:1 -- x\n", "end"], "whole lines, and none of Ray's own"
+    assert jobs.status("a") == Job("a", expected, "", code)  # type: ignore[arg-type]
+
+
+def test_a_command_that_nobody_reads_any_more_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client("SUCCEEDED", 0, ["one\n", "two\n"])
+
+    def closed(text: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        ray_jobs(client, monkeypatch).attend(Errand("a", ("x",)), "near", closed)
+    assert client.stopped == ["a"]
 
 
 def test_a_note_opens_the_same_backend_again() -> None:
