@@ -1,8 +1,9 @@
-"""What a Ray job runs on the cluster's head: `python -m sweeps.away submit|ask|run ... -- WORDS`, started by `sweeps.commands.remote`.
+"""What a Ray job runs on the cluster's head: `python -m sweeps.away submit|ask|follow|run ... -- WORDS`, started by `sweeps.commands.remote`.
 
 `submit` puts what travelled with the job where all nodes see it, under the storage and its own hash, and drives the sweep there.
 `ask` runs a reading command and prints its output, status and errors as one line that the caller can find among Ray's own.
-`run` runs any other command as it is. All three are the code of whoever submitted the job, which travelled with it.
+`follow` runs one that goes on printing, and says nothing and ends with `NOT_BEGUN` where there is no sweep. `run` runs any other
+command as it is. All are the code of whoever submitted the job, which travelled with it.
 """
 
 from __future__ import annotations
@@ -24,6 +25,10 @@ from cluster.packages import CODE, code_hash
 from cluster.versions import minor
 
 MARK = "STOCKPOT-ANSWER "
+NOT_YET = "there is no sweep"
+"""What a command says of a sweep whose folder is not there."""
+NOT_BEGUN = 75
+"""Exit status of a command that was to follow a sweep that is not there; no command of ours has it (EX_TEMPFAIL)."""
 VERSIONS = "STOCKPOT_VERSIONS"
 """Environment variable with the versions of whoever gave the command, JSON."""
 SHIPPED = ".shipped"
@@ -60,14 +65,14 @@ def differing(theirs: Mapping[str, str]) -> str | None:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run one of the three; the exit status."""
+    """Run one of the four; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m sweeps.away")
     verbs = parser.add_subparsers(dest="verb", required=True)
     submit = verbs.add_parser("submit")
     submit.add_argument("--storage", required=True)
     submit.add_argument("--file", required=True)
     submit.add_argument("words", nargs="*")
-    for verb in ("ask", "run"):
+    for verb in ("ask", "follow", "run"):
         verbs.add_parser(verb).add_argument("words", nargs="+")
     arguments = parser.parse_args(words)
     wrong = differing(json.loads(os.environ.get(VERSIONS, "{}")))
@@ -76,7 +81,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     if arguments.verb == "ask":
         return answer(arguments.words)
-    if arguments.verb == "run":
+    if arguments.verb == "follow" and not _there(arguments.words):
+        return NOT_BEGUN
+    if arguments.verb in ("follow", "run"):
         from sweeps.cli import main as stockpot
 
         return stockpot(arguments.words)
@@ -111,6 +118,19 @@ def place(travelled: Path, storage: Path) -> Path:
         if not home.is_dir():
             raise
     return home
+
+
+def _there(words: Sequence[str]) -> bool:
+    """Whether the sweep that a command is about is there."""
+    from sweeps.arguments import parser
+    from sweeps.commands.places import UsageError, find_sweep
+
+    arguments = parser().parse_args(words)
+    try:
+        find_sweep(arguments.name, arguments.storage)
+    except UsageError as error:
+        return NOT_YET not in str(error)
+    return True
 
 
 def answer(words: Sequence[str]) -> int:

@@ -43,6 +43,11 @@ def read_note(name: str) -> Note | None:
         return None
 
 
+def forget_note(name: str) -> None:
+    """As if a sweep had not been submitted from here."""
+    (NOTES.expanduser() / f"{name}.json").unlink(missing_ok=True)
+
+
 def write_note(note: Note) -> None:
     """Note a sweep; an older note of the name is replaced."""
     folder = NOTES.expanduser()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -94,11 +95,11 @@ def job_log(arguments: argparse.Namespace) -> int:
         raise UsageError(f"'{arguments.name}' was not submitted from here with --detach or to a backend: it has no job")
     backend = noted_backend(note, insecure=arguments.insecure)
     if not arguments.follow:
-        lines = backend.logs(note.job).splitlines()
+        lines = as_here(note, backend.logs(note.job)).splitlines()
         print("\n".join(lines[-arguments.lines :]))
         return 0
     for text in backend.follow(note.job):
-        say(text)
+        say(note, text)
     return 0
 
 
@@ -113,7 +114,15 @@ def told_last(log: str) -> str:
     return told[-1] if told else last_line(log)
 
 
-def say(text: str) -> None:
-    """Print at once."""
-    sys.stdout.write(text)
+def say(note: Note, text: str) -> None:
+    """Print at once what was printed where a sweep is."""
+    sys.stdout.write(as_here(note, text))
     sys.stdout.flush()
+
+
+def as_here(note: Note, text: str) -> str:
+    """What was printed where a sweep is, with the commands in it as they are given here: by its name, which is noted here alone."""
+    if "://" not in note.address:
+        return text
+    there = rf"(stockpot [a-z-]+) {re.escape(f'{note.storage}/{note.name}')}(?![\w./-])( --address auto(?![\w:]))?"
+    return re.sub(there, rf"\1 {note.name}", text)

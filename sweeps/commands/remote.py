@@ -7,6 +7,7 @@ storage where this machine sees it, and else is run where the sweep is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -14,13 +15,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.backend import Asked, Backend, Errand, Job
 from cluster.background import Background
+from cluster.base import ClusterError
 from sweeps.arguments import MISTAKE
-from sweeps.away import VERSIONS, read_answer, versions
+from sweeps.away import NOT_BEGUN, NOT_YET, VERSIONS, read_answer, versions
 from sweeps.commands.backends import (
     KUBERAY,
     RAISING,
@@ -33,9 +36,10 @@ from sweeps.commands.backends import (
     refuse_foreign,
 )
 from sweeps.commands.cluster import demand_for
-from sweeps.commands.jobs import STATES, last_words, not_begun, say, told_last
+from sweeps.commands.jobs import STATES, as_here, last_words, not_begun, say, told_last
 from sweeps.commands.places import UsageError, holds_sweep, sweep_file
-from sweeps.notes import Note, read_note, write_note
+from sweeps.commands.watch import leaving
+from sweeps.notes import Note, forget_note, read_note, write_note
 from sweeps.paths import SweepPaths, is_remote
 
 if TYPE_CHECKING:
@@ -48,8 +52,6 @@ START_SECONDS, REFUSAL_SECONDS, POLL_SECONDS = 30.0, 3.0, 0.5
 """A job is watched until it has run so long, or for so long in all, before `--detach` returns."""
 OWN_SECONDS = 60.0
 """A process of this machine is watched until the sweep has begun, or for so long."""
-NOT_YET = "there is no sweep"
-"""What a command says of a sweep whose folder is not there."""
 FOLLOWING = ("watch", "follow")
 """Flags of commands that go on printing."""
 
@@ -74,8 +76,7 @@ def submit(arguments: argparse.Namespace) -> int:
         errand = _errand(arguments, loaded, file, storage, Path(folder))
         job = backend.submit(errand)
     note = Note(loaded.spec.name, address, storage, job.id, machines.record() if machines else {})
-    write_note(note)
-    return _submitted(note, backend, arguments, refuse_early_end(backend, job.id, loaded.paths))
+    return _submitted(note, backend, arguments, _noted(note, backend, loaded.paths, insecure=arguments.insecure))
 
 
 def _errand(arguments: argparse.Namespace, loaded: LoadedSweep, file: Path, storage: str, travelling: Path) -> Errand:
@@ -121,8 +122,8 @@ def resume(arguments: argparse.Namespace, note: Note) -> int:
         words = [*_own_words("resume"), f"{note.storage}/{note.name}", *_at(note.address, arguments), *rest]
     job = backend.submit(Errand(_job_name(note.name), words, None, _environment()))
     note = replace(note, job=job.id)
-    write_note(note)
-    return _submitted(note, backend, arguments, refuse_early_end(backend, job.id, paths))
+    begun = _noted(note, backend, paths, resumed=True, insecure=arguments.insecure)
+    return _submitted(note, backend, arguments, begun)
 
 
 def elsewhere(arguments: argparse.Namespace) -> Note | None:
@@ -154,21 +155,27 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
         return not_begun(note, backend, job, arguments)
     there = [f"{note.storage}/{note.name}" if word == note.name else word for word in words]
     print(f"asking {backend.place} (a short job there)", file=sys.stderr)
-    name = _job_name(f"{note.name}-ask")
-    if any(getattr(arguments, flag, False) for flag in FOLLOWING):
-        return backend.attend(Errand(name, [*AWAY, "run", "--", *there], None, _environment()), note.job, say)
-    errand = Errand(name, [*AWAY, "ask", "--", *there], None, _environment())
-    log = backend.ask(errand, note.job, ASK_SECONDS)
-    found = read_answer(log)
-    if found is None:
-        raise UsageError(f"{backend.place} could not answer: {told_last(log) or 'it said nothing'}")
-    status, out, errors = found
+    following = any(getattr(arguments, flag, False) for flag in FOLLOWING)
+    words = [*AWAY, "follow" if following else "ask", "--", *there]
+    errand = Errand(_job_name(f"{note.name}-ask"), words, None, _environment())
+    if following:
+        with leaving():
+            status = backend.attend(errand, note.job, partial(say, note))
+        out, errors = "", f"stockpot: {NOT_YET} '{note.name}' in {note.storage}\n" if status == NOT_BEGUN else ""
+        status = MISTAKE if status == NOT_BEGUN else status
+    else:
+        longest = arguments.timeout if arguments.command == "stop" else 0.0
+        log = backend.ask(errand, note.job, ASK_SECONDS + longest)
+        found = read_answer(log)
+        if found is None:
+            raise UsageError(f"{backend.place} could not answer: {told_last(log) or 'it said nothing'}")
+        status, out, errors = found
     if status == MISTAKE and NOT_YET in errors:
         driver = backend.status(note.job)
         if driver.state == "failed" or not driver.over:
             return not_begun(note, backend, driver, arguments)
-    sys.stdout.write(out)
-    sys.stderr.write(errors)
+    sys.stdout.write(as_here(note, out))
+    sys.stderr.write(as_here(note, errors))
     if arguments.command == "stop" and status == 0 and note.address.startswith(KUBERAY):
         backend.cancel(note.job)  # it would be answered with a new cluster
     return status
@@ -189,11 +196,42 @@ def _submitted(note: Note, backend: Backend, arguments: argparse.Namespace, job:
     )
     try:
         for text in backend.follow(note.job):
-            say(text)
+            say(note, text)
     except KeyboardInterrupt:
         print(f"\nit goes on without us: stockpot status {note.name}, stockpot stop {note.name}", file=sys.stderr)
         return 130
     return backend.status(note.job).exit_status
+
+
+def _noted(note: Note, backend: Backend, paths: SweepPaths, *, insecure: bool, resumed: bool = False) -> Job:
+    """Note a sweep's new job and see it begin; where it is refused, what was noted of the sweep of this name stands again.
+
+    Args:
+        note: with the new job.
+        backend: that has it.
+        paths: where the sweep lies.
+        insecure: also where it lets everybody in.
+        resumed: whether the sweep was there before; else the refused job is kept where no other one began it, for `status` to tell.
+
+    Raises:
+        UsageError: as `refuse_early_end`.
+    """
+    former = read_note(note.name)
+    write_note(note)
+    try:
+        return refuse_early_end(backend, note.job, paths)
+    except UsageError:
+        if former is not None and (resumed or not _has_failed(former, insecure=insecure)):
+            write_note(former)
+        elif resumed:
+            forget_note(note.name)
+        raise
+
+
+def _has_failed(note: Note, *, insecure: bool) -> bool:
+    with contextlib.suppress(ClusterError, UsageError):
+        return noted_backend(note, insecure=insecure).status(note.job).state == "failed"
+    return False
 
 
 def refuse_early_end(backend: Backend, job: str, paths: SweepPaths) -> Job:

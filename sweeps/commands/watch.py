@@ -111,7 +111,7 @@ def watch(paths: SweepPaths, interval: float, as_json: bool) -> int:
     try:
         if as_json:
             return _lines(follower, pause)
-        with _leaving():
+        with leaving():
             left = _screen(follower, pause)
         print(describe(follower.shot(), paths))
         return INTERRUPTED if left else 0
@@ -153,8 +153,8 @@ def _screen(follower: Follower, pause: float) -> bool:
 
 
 @contextlib.contextmanager
-def _leaving() -> Iterator[None]:
-    """SIGTERM and a terminal that hangs up are a Ctrl-C, so that the screen is put away."""
+def leaving() -> Iterator[None]:
+    """SIGTERM and a terminal that hangs up are a Ctrl-C, so that what was put up is put away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -20,10 +20,13 @@ from cluster.backend import Asked, Errand, Job
 from cluster.base import ClusterError
 from cluster.jobs import refuse_open
 from sweeps import away, shipping
-from sweeps.arguments import parser
+from sweeps.arguments import MISTAKE, parser
 from sweeps.commands import remote
+from sweeps.commands.jobs import as_here
 from sweeps.commands.places import UsageError
+from sweeps.ledger import Ledger
 from sweeps.notes import Note, read_note, write_note
+from sweeps.paths import SweepPaths
 from sweeps.yaml_source import read
 
 CUSTOM = """\
@@ -182,6 +185,17 @@ def test_an_answer_comes_back_whole(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert away.read_answer("nothing here") is None
 
 
+def test_a_command_that_follows_is_run_where_there_is_a_sweep(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(away.VERSIONS, json.dumps(away.versions()))
+    words = ["follow", "--", "logs", str(tmp_path / "own"), "-f"]
+    assert away.main(words) == away.NOT_BEGUN
+    assert capsys.readouterr() == ("", "")
+    Ledger.create(tmp_path / "own").close()
+    assert away.main(words) == 0
+
+
 def test_notes_are_read_back_and_names_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     note = Note("own", "http://h:1", "/s", "job-1")
@@ -235,6 +249,7 @@ class Jobs(Asked):
     """A cluster whose jobs of sweeps are as they are, and whose other jobs say that there is no such sweep."""
 
     place, inside = "http://head:1", "auto"
+    seconds = 0.0
 
     def submit(self, errand: Errand) -> Job:
         raise AssertionError
@@ -249,11 +264,12 @@ class Jobs(Asked):
         raise AssertionError
 
     def ask(self, errand: Errand, near: str, seconds: float) -> str:
+        self.seconds = seconds
         told = {"status": 2, "out": "", "errors": f"stockpot: {remote.NOT_YET} 'det'\n"}
         return away.MARK + base64.b64encode(json.dumps(told).encode()).decode()
 
     def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
-        raise AssertionError
+        return away.NOT_BEGUN
 
 
 def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
@@ -271,6 +287,76 @@ def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
         remote.ask(Note("det", "http://head:1", "/there", "failed"), arguments, ["status", "det"])
     assert remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, ["status", "det"]) == 2
     assert capsys.readouterr().err.endswith(f"stockpot: {remote.NOT_YET} 'det'\n"), "it was removed since"
+
+
+@pytest.mark.parametrize("words", ["status det --watch", "logs det -f"])
+def test_a_sweep_that_is_not_there_yet_can_be_followed_once_it_is(
+    words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: Jobs())
+    arguments = parser().parse_args(words.split())
+    assert remote.ask(Note("det", "http://head:1", "/there", "running"), arguments, words.split()) == 0
+    assert capsys.readouterr().out.startswith("det: not begun\n  job      running on http://head:1 runs\n")
+    with pytest.raises(UsageError, match=r"det never began: its job failed"):
+        remote.ask(Note("det", "http://head:1", "/there", "failed"), arguments, words.split())
+    assert remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, words.split()) == MISTAKE
+    assert capsys.readouterr().err.endswith(f"stockpot: {remote.NOT_YET} 'det' in /there\n")
+
+
+def test_a_stop_is_waited_for_as_long_as_it_was_asked_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Jobs()
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: there)
+    words = ["stop", "det", "--timeout", "900"]
+    remote.ask(Note("det", "http://head:1", "/there", "succeeded"), parser().parse_args(words), words)
+    assert there.seconds > 900
+
+
+@pytest.mark.parametrize(
+    ("there", "here"),
+    [
+        ("go on with: stockpot resume /s/det --address auto\n", "go on with: stockpot resume det\n"),
+        ("(`stockpot status /s/det`)", "(`stockpot status det`)"),
+        ("stockpot resume /s/det --address auto --insecure", "stockpot resume det --insecure"),
+        ("stockpot logs /s/det 0000-x", "stockpot logs det 0000-x"),
+        ("stockpot status /s/det-2", "stockpot status /s/det-2"),
+        ("folder: /s/det", "folder: /s/det"),
+    ],
+)
+def test_what_was_printed_there_names_commands_for_here(there: str, here: str) -> None:
+    assert as_here(Note("det", "http://h:1", "/s", "j"), there) == here
+    assert as_here(Note("det", "host:6379", "/s", "j"), there) == there
+
+
+@pytest.mark.parametrize("former", [None, Note("det", "http://old:1", "/old", "running")])
+def test_a_resume_that_is_refused_leaves_the_job_that_drives_the_sweep(
+    former: Note | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if former is not None:
+        write_note(former)
+    there = Jobs()
+    monkeypatch.setattr(there, "submit", lambda errand: Job("failed", "waiting"))
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: there)
+    note = Note("det", "http://h:1", "/s", "")
+    with pytest.raises(UsageError, match="did not start it"):
+        remote.resume(parser().parse_args(["resume", "det", "--detach"]), note)
+    assert read_note("det") == former
+
+
+@pytest.mark.parametrize(("former", "kept"), [("running", "running"), ("failed", "refused")])
+def test_a_submit_that_is_refused_leaves_the_sweep_that_has_its_name(
+    former: str, kept: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: Jobs())
+    write_note(Note("det", "http://old:1", "/old", former))
+    refuses = Jobs()
+    monkeypatch.setattr(refuses, "status", lambda job: Job(job, "failed"))
+    with pytest.raises(UsageError, match="did not start it"):
+        remote._noted(Note("det", "http://h:1", "/s", "refused"), refuses, SweepPaths.of("/s", "det"), insecure=False)
+    found = read_note("det")
+    assert found is not None
+    assert found.job == kept
 
 
 class Here(Jobs):
