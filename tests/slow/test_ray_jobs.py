@@ -6,20 +6,23 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import killing
 import pytest
+import waiting_sweep
 from searching import holding, told
 from test_cluster_up import environment, stockpot
 
@@ -44,6 +47,8 @@ env: {PLANTED: "${PLANTED}"}
 PLANTED = "planted-7d1f2c"
 """A secret that the file names; the head has it, the submitting machine has not."""
 SECONDS = 600
+ALONE = ("unshare", "--user", "--map-root-user", "--mount")
+"""Begins a command that has mounts of its own; root is not needed where the kernel lets users have them."""
 
 
 def free_port() -> int:
@@ -80,6 +85,7 @@ def place(nodes: LocalNodes) -> tuple[Path, str]:
     folder = nodes.token.parents[2]
     shutil.copy(Path(__file__).with_name("toy_pipeline.py"), folder)
     (folder / "away.yaml").write_text(FILE)
+    (folder / "shared").mkdir()
     (folder / "sweeps").mkdir()
     (folder / "sweeps" / "__init__.py").write_text("raise ImportError('a folder of the user')\n")
     return folder, f"http://127.0.0.1:{nodes.dashboard}"
@@ -121,26 +127,11 @@ def gate(place: tuple[Path, str]) -> Iterator[tuple[str, list[str]]]:
         server.shutdown()
 
 
-def blind(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """The command as on a machine where the storage is not mounted."""
-    script = 'mount -t tmpfs none "$1" && shift && exec "$@"'
-    return subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", str(folder / "shared"), killing.STOCKPOT, *words],
-        cwd=folder,
-        env=environment(folder),
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
-
-
-def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(
+def test_a_detached_sweep_travels_once_and_tells_no_secret(
     place: tuple[Path, str], gate: tuple[str, list[str]]
 ) -> None:
     (folder, _), (address, sent) = place, gate
     shared = folder / "shared"
-    shared.mkdir()
     refused = stockpot(folder, "submit", "away.yaml", "--address", address, "--detach")
     assert (refused.returncode, "absolute folder" in refused.stderr) == (2, True)
     words = ["submit", "away.yaml", "--address", address, "--set", f"storage={shared}"]
@@ -172,11 +163,6 @@ def test_a_detached_sweep_is_followed_from_where_its_files_are_not_seen(
         logs = [path.read_text() for path in (shared / name / "logs").glob("0*.log")]
         assert [("toy 0" in log, "changed toy 0" in log) for log in logs] == [(True, changed)] * trials
     no_secret_is_told(folder, address, [refused, done, twice, other, again])
-    if os.geteuid() == 0:
-        shown = blind(folder, "show", "away", "--json")
-        assert shown.returncode == 0, shown.stderr
-        assert "a short job there" in shown.stderr
-        assert len(json.loads(shown.stdout)["rows"]) == 4
 
 
 def no_secret_is_told(folder: Path, address: str, said: list[subprocess.CompletedProcess[str]]) -> None:
@@ -316,3 +302,107 @@ def kept(nodes: LocalNodes) -> set[str]:
     home = str(nodes.token.parents[1])
     done = subprocess.run(words, env={**os.environ, "HOME": home}, capture_output=True, text=True, check=True)
     return set(done.stdout.split())
+
+
+class Laptop:
+    """Commands where the storage is mounted, or `blind` where it is not: there, in a mount namespace that needs no root.
+
+    Args:
+        folder: the user's.
+        blind: whether the storage is out of sight.
+    """
+
+    def __init__(self, folder: Path, blind: bool) -> None:
+        self.folder, self.blind = folder, blind
+        unmounted = [*ALONE, "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(folder / "shared")]
+        self._words = [*(unmounted if blind else ()), killing.STOCKPOT]
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """A command that goes on."""
+        return subprocess.Popen(
+            [*self._words, *words],
+            cwd=self.folder,
+            env=environment(self.folder),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *words: str, status: int = 0) -> tuple[str, str]:
+        """Output and errors of a command that ends as expected."""
+        return self.end(self.begin(*words), status)
+
+    def end(self, begun: subprocess.Popen[str], status: int = 0) -> tuple[str, str]:
+        """What a command that was begun has said, once it has ended as expected."""
+        try:
+            out, errors = begun.communicate(timeout=SECONDS)
+        finally:
+            begun.kill()
+        assert begun.returncode == status, (begun.args, out, errors)
+        return out, errors
+
+    def state(self, name: str) -> dict[str, Any]:
+        """What `status --json` says, also before the sweep begins."""
+        found: dict[str, Any] = json.loads(self.run("status", name, "--json")[0])
+        return found
+
+
+@pytest.fixture(scope="module")
+def waiting(place: tuple[Path, str]) -> Iterator[str]:
+    """The name of a sweep on the cluster, submitted from here, two of whose trials have finished while two wait."""
+    folder, address = place
+    here = Laptop(folder, blind=False)
+    waiting_sweep.write(folder, folder / "never", f"storage: {folder / 'shared'}\n")
+    here.run("submit", "two.yaml", "--address", address, "--detach")
+    wait(lambda: here.state("two")["trials"]["finished"] == 2)
+    yield "two"
+    here.run("stop", "two", "--grace", "0")
+
+
+@pytest.mark.parametrize("blind", [False, True], ids=["storage seen", "storage not seen"])
+def test_a_sweep_is_looked_after_by_its_name(waiting: str, place: tuple[Path, str], blind: bool) -> None:
+    (folder, address), name = place, waiting
+    hides = [*ALONE, "mount", "-t", "tmpfs", "none", str(folder)]
+    if blind and (shutil.which(ALONE[0]) is None or subprocess.run(hides, check=False).returncode):
+        pytest.skip("users of this machine can't have mounts of their own, which hide a folder from one command")
+    laptop, note = Laptop(folder, blind), folder / "home" / ".stockpot" / "detached" / f"{name}.json"
+    shot, job = laptop.state(name), json.loads(note.read_text())["job"]
+    assert (shot["state"], shot["trials"]["running"]) == ("running", 2)
+    watching = laptop.begin("status", name, "--watch", "--json", "--interval", "0.5")
+    following, left = (laptop.begin("logs", name, "1", "-f") for _ in range(2))
+
+    assert f"sweep {name} is driven by pid" in laptop.run("resume", name, "--detach", status=2)[1]
+    printed = laptop.run("logs", name, "--job", "-n", "99")[0]
+    assert printed.startswith(f"sweep {name} in {folder / 'shared' / name}\n"), "its own job's, and nothing of Ray's"
+    assert "2 trials at a time" in printed
+    shown, errors = laptop.run("show", name, "--json")
+    assert len(json.loads(shown)["rows"]) == 4
+    assert ("a short job there" in errors) is blind
+
+    left.send_signal(signal.SIGINT)
+    laptop.end(left, 130)
+    out, _ = laptop.run("stop", name, "--grace", "1")
+    assert out.splitlines()[-1] == f"stopped; go on with: stockpot resume {name}", "a command for here"
+    shots = [json.loads(line) for line in laptop.end(watching)[0].splitlines()]
+    assert [shots[at]["state"] for at in (0, -1)] == ["running", "stopped"]
+    assert "toy 0001-" in laptop.end(following)[0]
+    asked = asking(folder, address, name)
+    assert (len(asked) > 5) is blind
+    assert "RUNNING" not in asked, "no command goes on there that nobody reads"
+
+    again = json.loads(laptop.run("resume", name, "--detach", "--json")[0])
+    assert again["job"] == json.loads(note.read_text())["job"] != job
+    wait(lambda: laptop.state(name)["trials"]["running"] == 2)
+
+
+def asking(folder: Path, address: str, name: str) -> list[str]:
+    """How the jobs are that answer commands about a sweep."""
+    jobs = json.loads(answer_of(folder, f"{address}/api/jobs/"))
+    return [job["status"] for job in jobs if (job["submission_id"] or "").startswith(f"stockpot-{name}-ask-")]
+
+
+def wait(true: Callable[[], bool]) -> None:
+    until = time.monotonic() + SECONDS
+    while not true():
+        assert time.monotonic() < until
+        time.sleep(0.5)
