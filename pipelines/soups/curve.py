@@ -55,7 +55,8 @@ class Curve:
 
         self.config, self.device = config, device
         adapters = (folders[0] / "adapter_config.json").is_file()
-        loaded = BaseModels(cache).load(config.base_model if adapters else str(folders[0]), device=device)
+        source, code = config.base_model if adapters else str(folders[0]), config.trust_remote_code
+        loaded = BaseModels(cache).load(source, trust_remote_code=code, device=device)
         self.tokenizer = loaded.tokenizer
         self._ends: tuple[Tensors, Tensors] | None = None
         self._owner: Tensors = {}

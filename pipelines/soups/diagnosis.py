@@ -219,7 +219,7 @@ class Diagnosis:
         from pipelines.finetune.data import encode
         from pipelines.soups.similarity import hidden_states, spread
 
-        model, tokenizer = _loaded(side, str(self.cache), self._device)
+        model, tokenizer = _loaded(side, str(self.cache), self._device, self.config.trust_remote_code)
         ids = [encode(row, tokenizer, self.config.sequence_len).ids for row in rows]
         places = spread([len(one) for one in ids])
         return hidden_states(model, ids, places, tokenizer.pad_token_id, self.config.eval_batch_size)
@@ -278,12 +278,12 @@ def halves(rows: Sequence[Example]) -> tuple[tuple[Example, ...], tuple[Example,
     return tuple(parts[0]), tuple(parts[1])
 
 
-def _loaded(side: Side, cache: str, device: str) -> tuple[Any, Any]:
+def _loaded(side: Side, cache: str, device: str, code: bool) -> tuple[Any, Any]:
     """A side's model, in evaluation mode, and its tokenizer."""
     from pipelines.finetune.adapters import attach
     from pipelines.finetune.model import BaseModels
 
-    loaded = BaseModels(cache).load(side.source.base_model, device=device)
+    loaded = BaseModels(cache).load(side.source.base_model, trust_remote_code=code, device=device)
     return (attach(loaded.model, side.folder) if side.adapter else loaded.model), loaded.tokenizer
 
 

@@ -148,9 +148,9 @@ def load_mixture(config: Any, folders: Sequence[Path], per: str, cache: str | No
 
     models = BaseModels(cache)
     if (folders[0] / "adapter_config.json").is_file():
-        loaded = models.load(config.base_model)
+        loaded = models.load(config.base_model, trust_remote_code=config.trust_remote_code)
         return AdapterMixture(loaded.model, loaded.tokenizer, folders, per)
-    loaded = models.load(str(folders[0]))
+    loaded = models.load(str(folders[0]), trust_remote_code=config.trust_remote_code)
     return ModelMixture(loaded.model, loaded.tokenizer, [ModelFiles(folder) for folder in folders], per)
 
 
