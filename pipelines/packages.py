@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from pipelines.stage import UserError
 
@@ -90,6 +92,48 @@ def hub_failures() -> tuple[type[Exception], ...]:
     from huggingface_hub.utils import httpx  # type: ignore[attr-defined]  # whichever it speaks through: httpx, or httpx2
 
     return (HfHubHTTPError, httpx.HTTPError, OSError, ValueError)
+
+
+def own_code(error: BaseException, key: str) -> str | None:
+    """What to say where a library refused a model because Python that comes with it would run; None of other errors.
+
+    Args:
+        error: what the library raised.
+        key: what in the sweep file names the model.
+    """
+    if "trust_remote_code" not in str(error):
+        return None
+    return (
+        "it comes with Python of its own, which runs only where the sweep file says trust_remote_code: true beside "
+        f"{key}; read that code first"
+    )
+
+
+def lacks_code(folder: Path) -> bool:
+    """Whether a model's files name Python beside them that is not there: they were fetched without it."""
+    return any(not (folder / f"{name}.py").is_file() for name in _named_code(folder))
+
+
+def _named_code(folder: Path) -> Iterator[str]:
+    """Modules of a model's own that its files name, as transformers and sentence-transformers do."""
+    classes: list[Any] = []
+    for file in ("config.json", "tokenizer_config.json"):
+        named = _record(folder / file).get("auto_map")
+        for value in named.values() if isinstance(named, dict) else [named]:
+            classes += value if isinstance(value, list) else [value]
+    classes += [part.get("type") for part in _record(folder / "modules.json").get("", []) if isinstance(part, dict)]
+    for name in classes:
+        # `--` stands after the name of another repository; longer paths are those of installed packages.
+        if isinstance(name, str) and name.count(".") == 1 and "--" not in name:
+            yield name.partition(".")[0]
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """A JSON file's object, a list under an empty key; empty where there is none."""
+    found: Any = None
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(path.read_text(encoding="utf-8"))
+    return found if isinstance(found, dict) else {"": found} if isinstance(found, list) else {}
 
 
 def first_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from pipelines.finetune.adapters import attach
 from pipelines.finetune.layers import cut
 from pipelines.hashes import kept_hash, record_hash
 from pipelines.once import made_once
-from pipelines.packages import PACKAGE, first_line, hub_snapshot, named_path
+from pipelines.packages import PACKAGE, first_line, hub_snapshot, lacks_code, named_path, own_code
 from pipelines.stage import UserError
 from pipelines.weights import content_hash
 
@@ -174,7 +174,8 @@ def load_folder(
             **how,
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"base_model: {folder} can't be loaded: {first_line(error)}. {_ALTERNATIVES}") from error
+        told = own_code(error, "base_model") or f"{first_line(error)}. {_ALTERNATIVES}"
+        raise UserError(f"base_model: {folder} can't be loaded: {told}") from error
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise UserError(f"base_model: the tokenizer of {folder} has no end-of-text token, so rows can't be ended")
@@ -249,9 +250,10 @@ def _from_gguf(path: Path, cache: Path) -> Path:
 
     def convert(folder: Path) -> None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+            how = {"gguf_file": path.name, "local_files_only": True}
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, trust_remote_code=False, **how)
             model = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, local_files_only=True
+                path.parent, dtype=torch.float32, trust_remote_code=False, **how
             )
         except ImportError as error:
             raise UserError(
@@ -316,7 +318,8 @@ def _from_hub(source: str, trust_remote_code: bool) -> Path:
     """A snapshot of a hub repository."""
 
     def whole(local: Path) -> bool:
-        return (local / "config.json").is_file() and any(local.glob("*.safetensors"))
+        there = (local / "config.json").is_file() and any(local.glob("*.safetensors"))
+        return there and not (trust_remote_code and lacks_code(local))
 
     files = [*_HUB_FILES, *(["*.py"] if trust_remote_code else [])]
     return hub_snapshot(source, "base_model", files, whole, _ALTERNATIVES)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 from pipelines.calls import Answers, Identity, Role
 from pipelines.extras import needs
 from pipelines.memo import Cost
+from pipelines.packages import first_line, own_code
 from pipelines.rag.embed import vector_bytes
 from pipelines.rag.model_folder import find_model, folder_hash
 from pipelines.stage import Devices, Services, UserError
@@ -108,9 +109,8 @@ def load_model(name: str, spec: Mapping[str, Any], devices: Devices, setting: st
             model_kwargs={"use_safetensors": True},
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"{setting}: {spec['model']} can't be loaded by sentence-transformers: {lines[0].rstrip('.')}; it needs a folder "
-            "with config.json, a tokenizer and safetensors"
-        ) from error
+        told = own_code(error, "model") or (
+            f"{first_line(error)}; it needs a folder with config.json, a tokenizer and safetensors"
+        )
+        raise UserError(f"{setting}: {spec['model']} can't be loaded by sentence-transformers: {told}") from error
     return model.eval()

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from pipelines.hashes import kept_hash, list_hash
-from pipelines.packages import hub_snapshot, named_path
+from pipelines.packages import hub_snapshot, lacks_code, named_path
 from pipelines.stage import UserError
 
 SUFFIXES = (".json", ".txt", ".model", ".jinja", ".safetensors", ".py")
@@ -31,7 +31,11 @@ def find_model(source: str, setting: str, *, code: bool = False) -> Path:
     if not _HUB_ID.fullmatch(source):
         raise UserError(f"{setting}: {source}: there is no folder {folder}")
     wanted = [f"*{suffix}" for suffix in SUFFIXES if code or suffix != ".py"]
-    return hub_snapshot(source, setting, wanted, lambda local: any(local.rglob("*.safetensors")), _ALTERNATIVES)
+
+    def whole(local: Path) -> bool:
+        return any(local.rglob("*.safetensors")) and not (code and lacks_code(local))
+
+    return hub_snapshot(source, setting, wanted, whole, _ALTERNATIVES)
 
 
 def folder_hash(folder: Path) -> str:
