@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from evaluators.base import Score
 from pipelines.soups.base import Blend
+from sweeps.markdown import code, escaped, row
 from sweeps.state import SoupState, SweepState
 
 if TYPE_CHECKING:
@@ -113,28 +116,26 @@ def model_card(record: Mapping[str, Any]) -> str:
     """A short `README.md` for the soup's folder."""
     adapter = record["weights"]["kind"] == "adapter"
     kind = f"a LoRA adapter of rank {record['weights']['rank']}" if adapter else "a whole model"
+    head = {"library_name": "peft" if adapter else "transformers", "tags": ["model-soup", "stockpot"]}
     score, rows = record["chose"], []
     for entry in record["ingredients"]:
         single = (entry["select"] or {}).get("value")
-        rows.append(f"| {entry['run']} | {shown(single)} | {entry['decision']} | {entry['weight']:.4g} |")
+        rows.append(row([entry["run"], shown(single), entry["decision"], f"{entry['weight']:.4g}"]))
     return "\n".join(
         [
-            "---",
-            f"library_name: {'peft' if adapter else 'transformers'}",
-            "tags: [model-soup, stockpot]",
-            "---",
+            f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
             "",
-            f"# {record['sweep']}: {record['soup']}",
+            f"# {escaped(record['sweep'])}: {escaped(record['soup'])}",
             "",
-            f"A {record['method']} soup, {kind} for `{record['base_model']}`, made by Stockpot from "
+            f"A {escaped(record['method'])} soup, {kind} for {code(str(record['base_model']))}, made by Stockpot from "
             f"{sum(1 for entry in record['ingredients'] if entry['weight'])} of {len(record['ingredients'])} runs of one "
-            f"sweep. {record['metric']} chose it: {shown(score['value'])} ± {shown(score['se'])} (n={score['n']}), a number "
-            "that flatters it for that reason. What it is worth on rows that chose nothing, `stockpot show "
-            f"{record['sweep']}` tells. `soup.json` holds every ingredient's hash, score and decision.",
+            f"sweep. {escaped(record['metric'])} chose it: {shown(score['value'])} ± {shown(score['se'])} (n={score['n']}), "
+            "a number that flatters it for that reason. What it is worth on rows that chose nothing, "
+            f"{code('stockpot show ' + record['sweep'])} tells. `soup.json` holds every ingredient's hash, score and decision.",
             "",
             *usage(record, adapter),
             "",
-            f"| run | {record['metric']} alone | decision | weight |",
+            row(["run", f"{record['metric']} alone", "decision", "weight"]),
             "|---|---|---|---|",
             *rows,
             "",
@@ -149,13 +150,13 @@ def _alike(alike: Mapping[str, Any]) -> list[str]:
         return []
     names = [run.partition("-")[0] for run in alike["runs"]]
     rows = [
-        f"| {run} | {shown(norm)} | {' | '.join('?' if value is None else f'{value:.2f}' for value in cosines)} |"
+        row([run, shown(norm), *("?" if value is None else f"{value:.2f}" for value in cosines)])
         for run, norm, cosines in zip(alike["runs"], alike["norms"], alike["cosines"], strict=True)
     ]
     return [
         "How alike the ingredients' changes of the base are (cosines of Δ = θ - θ₀):",
         "",
-        f"| run | ‖Δ‖ | {' | '.join(names)} |",
+        row(["run", "‖Δ‖", *names]),
         f"|---|---|{'---|' * len(names)}",
         *rows,
         "",
@@ -168,7 +169,7 @@ def usage(record: Mapping[str, Any], adapter: bool) -> list[str]:
         return ["```python", "model = AutoModelForCausalLM.from_pretrained(FOLDER)", "```"]
     return [
         "```python",
-        f'model = AutoModelForCausalLM.from_pretrained("{record["base_model"]}")',
+        f"model = AutoModelForCausalLM.from_pretrained({record['base_model']!r})",
         "model = PeftModel.from_pretrained(model, FOLDER)",
         "```",
         "",

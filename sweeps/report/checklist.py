@@ -13,6 +13,7 @@ from typing import Any
 from sweeps.board import Leaderboard
 from sweeps.board_text import score_text
 from sweeps.commands.story import role, tuned_after
+from sweeps.markdown import escaped
 from sweeps.report.source import Source, spec_of
 
 Answer = tuple[str, str]
@@ -68,12 +69,16 @@ def checklist(
 
 def to_markdown(name: str, items: Sequence[Mapping[str, str]]) -> str:
     """The checklist as a Markdown text."""
-    lines = [f"# Reproducibility checklist of the sweep {name}", "", f"After {SOURCE}; filled in from the ledger."]
+    lines = [
+        f"# Reproducibility checklist of the sweep {escaped(name)}",
+        "",
+        f"After {SOURCE}; filled in from the ledger.",
+    ]
     for group in dict.fromkeys(item["group"] for item in items):
         lines += ["", f"## {group}", ""]
         for item in (one for one in items if one["group"] == group):
             mark = {"yes": "x", "no": " "}.get(item["answer"], "~")
-            lines.append(f"- [{mark}] **{item['item']}** {item['answer']}: {' '.join(item['said'].split())}")
+            lines.append(f"- [{mark}] **{item['item']}** {item['answer']}: {escaped(item['said'])}")
     return "\n".join(lines) + "\n"
 
 
