@@ -15,7 +15,7 @@ from pipelines.extras import needs
 from pipelines.memo import Cost
 from pipelines.packages import first_line, own_code
 from pipelines.rag.embed import vector_bytes
-from pipelines.rag.model_folder import find_model, folder_hash
+from pipelines.rag.model_folder import find_model, folder_hash, pickled_weights
 from pipelines.stage import Devices, Services, UserError
 from pipelines.versions import library_versions
 
@@ -100,9 +100,14 @@ def load_model(name: str, spec: Mapping[str, Any], devices: Devices, setting: st
     """
     library = needs("sentence_transformers", f"{setting}: {spec['model']}")
     code = bool(spec.get("trust_remote_code"))
+    folder = find_model(spec["model"], setting, code=code)
+    where = f"{setting}: {spec['model']} can't be loaded by sentence-transformers"
+    pickled = pickled_weights(folder)
+    if pickled is not None:
+        raise UserError(f"{where}: {pickled.relative_to(folder)} is a pickle; save the model anew as safetensors")
     try:
         model = getattr(library, name)(
-            str(find_model(spec["model"], setting, code=code)),
+            str(folder),
             device="cuda" if devices.gpus else "cpu",
             trust_remote_code=code,
             local_files_only=True,
@@ -112,5 +117,5 @@ def load_model(name: str, spec: Mapping[str, Any], devices: Devices, setting: st
         told = own_code(error, "model") or (
             f"{first_line(error)}; it needs a folder with config.json, a tokenizer and safetensors"
         )
-        raise UserError(f"{setting}: {spec['model']} can't be loaded by sentence-transformers: {told}") from error
+        raise UserError(f"{where}: {told}") from error
     return model.eval()

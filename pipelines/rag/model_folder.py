@@ -43,3 +43,9 @@ def folder_hash(folder: Path) -> str:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in SUFFIXES)
     names = {path.relative_to(folder).as_posix(): path for path in files if not path.name.startswith(".")}
     return list_hash((name, kept_hash(path)) for name, path in names.items())
+
+
+def pickled_weights(folder: Path) -> Path | None:
+    """A file of weights that the library would unpickle, there being no safetensors beside it; it is in no `folder_hash`."""
+    found = sorted(folder.rglob("pytorch_model.bin"))
+    return next((path for path in found if not any(path.parent.glob("*.safetensors"))), None)

