@@ -320,7 +320,7 @@ class Watch:
 @pytest.fixture
 def backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ray_backend.RayBackend]:
     cluster = FakeCluster(tmp_path)
-    monkeypatch.setattr(ray_backend, "connect", lambda address, insecure: cluster)
+    monkeypatch.setattr(ray_backend, "connect", lambda: cluster)
     monkeypatch.setattr(ray_backend, "Residents", Recorder)
     monkeypatch.setattr(ray_backend, "HeadWatch", lambda head, give_up: Watch())
     monkeypatch.setattr(Recorder, "events", [])
