@@ -153,10 +153,16 @@ class _Computing:
 
     def computed(self, calls: Mapping[str, Call]) -> dict[str, Settled]:
         """Compute and store what was claimed; claims that got no value, for whatever reason, are given back."""
-        keys, found = list(calls), dict[str, Settled]()
+        keys, found, failed = list(calls), dict[str, Settled](), threading.Event()
 
         def one(part: Sequence[str]) -> None:
-            found.update(self._stored({key: calls[key] for key in part}))
+            if failed.is_set():  # a thread is here before the others are told; what failed is raised by its own call
+                return
+            try:
+                found.update(self._stored({key: calls[key] for key in part}))
+            except BaseException:
+                failed.set()
+                raise
 
         try:
             with _renewing(self.memo, keys, self.owner):

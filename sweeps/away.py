@@ -110,7 +110,7 @@ def place(travelled: Path, storage: Path) -> Path:
         return home
     home.parent.mkdir(parents=True, exist_ok=True)
     aside = home.with_name(f".{home.name}.{uuid.uuid4().hex[:8]}.tmp")
-    shutil.copytree(travelled, aside)
+    shutil.copytree(travelled, aside, ignore=shutil.ignore_patterns("__pycache__"))
     try:
         aside.rename(home)
     except OSError:

@@ -111,9 +111,9 @@ def modules(data: Mapping[str, Any], folder: Path) -> set[Path]:
 
 
 def tree_hash(folder: Path) -> str:
-    """SHA-256 (hex, 16 digits) over names and contents of a folder's files."""
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    return hash_files({path.relative_to(folder).as_posix(): path for path in paths})
+    """SHA-256 (hex, 16 digits) over names and contents of a folder's files, without what running them leaves there."""
+    files = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file())
+    return hash_files({path.as_posix(): folder / path for path in files if "__pycache__" not in path.parts})
 
 
 def _texts(value: Any) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pipelines import calls
+from pipelines import calls, computing
 from pipelines.calls import Answers, Calls, Identity, NoAnswer, Role
 from pipelines.memo import Cost, LocalMemo, Unanswered
 
@@ -194,6 +194,27 @@ def test_what_an_endpoint_answered_is_kept_where_a_neighbour_failed(memo: LocalM
     assert ["a"] not in host.asked
 
 
+def test_once_the_memo_is_gone_nothing_more_is_paid_for(memo: LocalMemo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed driver takes it along; its workers live on for a moment."""
+    met, host, awaited = threading.Barrier(4, timeout=10), FakeHost(), computing.wait
+
+    def gone(entries: object, owner: str) -> None:
+        met.wait()
+        raise ConnectionError("the memo is gone")
+
+    def late(*asked: Any, **how: Any) -> Any:
+        found = awaited(*asked, **how)
+        time.sleep(0.1)
+        return found
+
+    monkeypatch.setattr(memo, "fulfil", gone)
+    monkeypatch.setattr(computing, "wait", late)
+    spec = {"kind": "elsewhere", "name": "m", "concurrency": 4}
+    with pytest.raises(ConnectionError):
+        Calls(host, memo, "me").ask("generate", spec, "generate", list("abcdefghijklmnopqrstuvwxyz"))
+    assert len(host.asked) == 4, "what was on its way"
+
+
 def test_a_failure_waits_for_what_is_on_its_way_before_it_gives_claims_back(memo: LocalMemo) -> None:
     """Else another caller would pay for the same answer meanwhile."""
     failed, spec = threading.Event(), {"kind": "elsewhere", "name": "m", "concurrency": 2}
@@ -237,7 +258,7 @@ def test_lists_asked_by_many_threads_are_computed_once(memo: LocalMemo) -> None:
 
 WORKER = """
 import sys, time
-from pipelines import calls
+from pipelines import calls, computing
 from pipelines.calls import Calls
 from pipelines.memo import Cost, LocalMemo
 sys.path.insert(0, {tests!r})

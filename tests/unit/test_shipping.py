@@ -153,6 +153,8 @@ def test_a_job_places_its_files_once(tmp_path: Path) -> None:
     (tmp_path / "job" / "own.yaml").write_text("x")
     first = away.place(tmp_path / "job", tmp_path / "storage")
     (first / "mark").touch()
+    (tmp_path / "job" / "__pycache__").mkdir()
+    (tmp_path / "job" / "__pycache__" / "own.pyc").write_text("a job before this one, of the same files, ran them")
     assert away.place(tmp_path / "job", tmp_path / "storage") == first
     assert (first / "mark").exists()
     assert [path.name for path in (tmp_path / "storage" / away.SHIPPED).iterdir()] == [first.name]
