@@ -52,6 +52,8 @@ class HeadWatch:
         self._failed = 0
         self._since = 0.0
         self._closed = threading.Event()
+        self.severed = False
+        """Whether this process's own node has ended, so that nothing of Ray's answers any more."""
         threading.Thread(target=self._look, name="head-watch", daemon=True).start()
 
     @property
@@ -62,7 +64,7 @@ class HeadWatch:
     @property
     def lost(self) -> bool:
         """Whether it is gone. A process that could not look for a while, as the machine was busy or slept, has seen nothing."""
-        return self._failed >= FEWEST_LOOKS and self.silent > self._patience
+        return self.severed or (self._failed >= FEWEST_LOOKS and self.silent > self._patience)
 
     def close(self) -> None:
         """Ask no more."""

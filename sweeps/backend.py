@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ class RayBackend:
         self._paths = paths
         self._say = on_message or (lambda text: None)
         self._began = time.time()
-        self._callers = Callers(self._new_caller, lambda: self.slots, self._check_call)
+        self._callers = Callers(self._new_caller, lambda: self.slots, self._check_call, self._attached)
         self._spared: dict[str, float] = {}
         self._meters = Meters()
         if address is None:
@@ -197,7 +198,7 @@ class RayBackend:
         self._callers.close()  # leases need what idle workers of calls hold
         self._open_memo()
         interrupts = Interrupts()
-        with interrupts.caught():
+        with interrupts.caught(), self._attached():
             controller = LeaseController(loop, self.placement, self._spawn, str(self._cluster.folder / "tune"))
             ticked, asked, overdue = 0.0, False, math.inf
             while not controller.is_finished() and time.monotonic() < overdue + KILL_SECONDS:
@@ -319,6 +320,17 @@ class RayBackend:
             self._watch.close()  # it would end the process while the end is written and shown
             raise self._lost()
 
+    @contextlib.contextmanager
+    def _attached(self) -> Iterator[None]:
+        """Raise ClusterLost where this process's own node has ended, which Ray says by an OSError without a number."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            self._watch.severed = True
+            self._refuse_lost()
+
     def _give_up(self) -> None:
         """End this process, which hangs in a call to a head that is gone; the ledger is as whole as after a kill -9."""
         told = threading.Thread(target=self._tell_hang, name="last-words", daemon=True)
@@ -334,6 +346,9 @@ class RayBackend:
 
     def _lost(self) -> ClusterLost:
         silence = f"has not answered for {self._watch.silent:.0f} s"
+        if self._watch.severed and not self._embedded:
+            node = f"this machine's node of the Ray cluster ({self._watch.address}) has ended"
+            return ClusterLost(node, "start it, or the cluster, again, then resume the sweep")
         if self._embedded:
             return ClusterLost(f"Ray, which this command had started here, {silence}: something ended it")
         head = f"the head of the Ray cluster ({self._watch.address}) {silence}"

@@ -6,8 +6,10 @@ call that failed is not made again here: `sweeps.scoring.call` decides that, as 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,10 +115,17 @@ class Callers:
         make: a process with the number of a worker.
         most: workers at once at most.
         check: called while a worker or a result is waited for; what it raises ends the wait.
+        attached: stands around what asks Ray, and knows its errors that are no call's.
     """
 
-    def __init__(self, make: Callable[[int], CallActor], most: Callable[[], int], check: Callable[[], None]) -> None:
-        self._make, self._most, self.check = make, most, check
+    def __init__(
+        self,
+        make: Callable[[int], CallActor],
+        most: Callable[[], int],
+        check: Callable[[], None],
+        attached: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
+    ) -> None:
+        self._make, self._most, self.check, self.attached = make, most, check, attached
         self._all: list[Caller] = []
 
     def start(self, function: str, payload: Mapping[str, Any]) -> Pending:
@@ -129,12 +138,13 @@ class Callers:
 
     def begin(self, function: str, payload: Mapping[str, Any]) -> Caller:
         """A worker that is at a call now; raises as `start`, and CallFailed where the payload can't be handed over."""
-        caller = self._free()
-        try:
-            caller.begin(function, payload)
-        except ray.exceptions.RayError as error:  # a large one goes through the object store, which may be full
-            raise CallFailed(classify(error)) from error
-        return caller
+        with self.attached():
+            caller = self._free()
+            try:
+                caller.begin(function, payload)
+            except ray.exceptions.RayError as error:  # a large one goes through the object store, which may be full
+                raise CallFailed(classify(error)) from error
+            return caller
 
     def make_room(self, caller: Caller) -> None:
         """End a worker that is at no call, where this one has waited for a place: one more each `ROOM_SECONDS`."""
@@ -201,7 +211,8 @@ class Call:
     def result(self, on_progress: Callable[[str], None] | None = None) -> Any:
         """See `Pending`; after a failure the worker is ended, and the next call gets a fresh one."""
         try:
-            answer, failure = self._await(on_progress)
+            with self._callers.attached():
+                answer, failure = self._await(on_progress)
         except ray.exceptions.RayError as error:
             answer, failure = None, classify(error)
         self._caller.claimed = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import pickle
 import sys
 import threading
@@ -22,7 +23,7 @@ from pipelines.calls import Answers, Identity, Role
 from pipelines.memo import Claim, Cost, Entry, Unanswered
 from pipelines.stage import Devices, OutOfMemory, Services, UserError
 from sweeps import backend as ray_backend
-from sweeps import resident_clients, residents, secret_values
+from sweeps import callers, resident_clients, residents, secret_values
 from sweeps.failures import Failure
 from sweeps.host_plan import SHARED, HostPlan
 from sweeps.load import LoadedSweep, load_text
@@ -307,7 +308,7 @@ class Recorder:
 class Watch:
     """A watch of a head that answers, until somebody says otherwise."""
 
-    address, silent, lost, closed = "here:1", 0.0, False, False
+    address, silent, lost, severed, closed = "here:1", 0.0, False, False, False
 
     def close(self) -> None:
         self.closed = True
@@ -372,6 +373,30 @@ def test_a_lost_head_is_watched_no_longer_once_it_is_told(
         made._refuse_lost()
     assert lost.value.mend.startswith("raise one again")
     assert watch.closed  # type: ignore[attr-defined]
+    made.close()
+
+
+def test_a_node_that_ended_under_the_driver_is_told_from_a_disk_that_is_full(
+    backend: Callable[[str], ray_backend.RayBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = backend(CUSTOM.replace("ASKS", ""))
+    monkeypatch.setattr(made, "_embedded", False)
+    monkeypatch.setattr(Watch, "lost", property(lambda watch: watch.severed))
+    with pytest.raises(OSError, match="No space left"), made._attached():
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert not made._watch.lost
+
+    def wait(*asked: object, **how: object) -> None:
+        raise OSError("Broken pipe")  # as Ray's check_status does
+
+    monkeypatch.setattr(callers.ray, "wait", wait)
+    monkeypatch.setattr(callers.Caller, "begin", lambda *call: None)
+    monkeypatch.setattr(callers.Callers, "_free", lambda own: callers.Caller(callers.CallActor(None), 0))
+    pending = made.start("math:sqrt", {})
+    with pytest.raises(ClusterLost, match=r"this machine's node of the Ray cluster \(here:1\) has ended") as lost:
+        pending.result()
+    assert lost.value.mend == "start it, or the cluster, again, then resume the sweep"
+    assert made._watch.lost
     made.close()
 
 
