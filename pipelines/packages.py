@@ -118,22 +118,23 @@ def _named_code(folder: Path) -> Iterator[str]:
     """Modules of a model's own that its files name, as transformers and sentence-transformers do."""
     classes: list[Any] = []
     for file in ("config.json", "tokenizer_config.json"):
-        named = _record(folder / file).get("auto_map")
+        record = _read(folder / file)
+        named = record.get("auto_map") if isinstance(record, dict) else None
         for value in named.values() if isinstance(named, dict) else [named]:
             classes += value if isinstance(value, list) else [value]
-    classes += [part.get("type") for part in _record(folder / "modules.json").get("", []) if isinstance(part, dict)]
+    parts = _read(folder / "modules.json")
+    classes += [part.get("type") for part in (parts if isinstance(parts, list) else []) if isinstance(part, dict)]
     for name in classes:
         # `--` stands after the name of another repository; longer paths are those of installed packages.
         if isinstance(name, str) and name.count(".") == 1 and "--" not in name:
             yield name.partition(".")[0]
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """A JSON file's object, a list under an empty key; empty where there is none."""
-    found: Any = None
+def _read(path: Path) -> Any:
+    """What a JSON file holds; None where there is none."""
     with contextlib.suppress(OSError, ValueError):
-        found = json.loads(path.read_text(encoding="utf-8"))
-    return found if isinstance(found, dict) else {"": found} if isinstance(found, list) else {}
+        return json.loads(path.read_text(encoding="utf-8"))
+    return None
 
 
 def first_line(error: BaseException) -> str:

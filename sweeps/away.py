@@ -2,8 +2,8 @@
 
 `submit` puts what travelled with the job where all nodes see it, under the storage and its own hash, and drives the sweep there.
 `ask` runs a reading command and prints its output, status and errors as one line that the caller can find among Ray's own.
-`follow` runs one that goes on printing, and says nothing and ends with `NOT_BEGUN` where there is no sweep. `run` runs any other
-command as it is. All are the code of whoever submitted the job, which travelled with it.
+`follow` runs one that goes on printing. Both say nothing, with the status `NOT_BEGUN`, where the sweep is not there. `run` runs any
+other command as it is. All are the code of whoever submitted the job, which travelled with it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,8 @@ from cluster.packages import CODE, code_hash
 from cluster.versions import minor
 
 MARK = "STOCKPOT-ANSWER "
-NOT_YET = "there is no sweep"
-"""What a command says of a sweep whose folder is not there."""
 NOT_BEGUN = 75
-"""Exit status of a command that was to follow a sweep that is not there; no command of ours has it (EX_TEMPFAIL)."""
+"""Status of a command about a sweep that is not there; no command of ours has it (EX_TEMPFAIL)."""
 VERSIONS = "STOCKPOT_VERSIONS"
 """Environment variable with the versions of whoever gave the command, JSON."""
 SHIPPED = ".shipped"
@@ -72,16 +70,19 @@ def main(words: Sequence[str] | None = None) -> int:
     submit.add_argument("--storage", required=True)
     submit.add_argument("--file", required=True)
     submit.add_argument("words", nargs="*")
-    for verb in ("ask", "follow", "run"):
-        verbs.add_parser(verb).add_argument("words", nargs="+")
+    for verb in ("ask", "follow"):
+        about = verbs.add_parser(verb)
+        about.add_argument("--sweep", required=True)
+        about.add_argument("words", nargs="+")
+    verbs.add_parser("run").add_argument("words", nargs="+")
     arguments = parser.parse_args(words)
     wrong = differing(json.loads(os.environ.get(VERSIONS, "{}")))
     if wrong is not None:
         print(f"stockpot: {wrong}", file=sys.stderr)
         return 2
     if arguments.verb == "ask":
-        return answer(arguments.words)
-    if arguments.verb == "follow" and not _there(arguments.words):
+        return answer(arguments.sweep, arguments.words)
+    if arguments.verb == "follow" and not _is_there(arguments.sweep):
         return NOT_BEGUN
     if arguments.verb in ("follow", "run"):
         from sweeps.cli import main as stockpot
@@ -120,26 +121,26 @@ def place(travelled: Path, storage: Path) -> Path:
     return home
 
 
-def _there(words: Sequence[str]) -> bool:
-    """Whether the sweep that a command is about is there."""
-    from sweeps.arguments import parser
-    from sweeps.commands.places import UsageError, find_sweep
+def _is_there(sweep: str) -> bool:
+    """Whether a sweep is in the folder, or at the address."""
+    from sweeps.commands.places import NoSuchSweep, UsageError, find_sweep
 
-    arguments = parser().parse_args(words)
     try:
-        find_sweep(arguments.name, arguments.storage)
-    except UsageError as error:
-        return NOT_YET not in str(error)
+        find_sweep(sweep, os.curdir)
+    except NoSuchSweep:
+        return False
+    except UsageError:  # the command itself says what is wrong
+        return True
     return True
 
 
-def answer(words: Sequence[str]) -> int:
-    """Run a command and print what it said on one line."""
+def answer(sweep: str, words: Sequence[str]) -> int:
+    """Run a command about a sweep and print what it said on one line."""
     from sweeps.cli import main as stockpot
 
     out, errors = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
-        status = stockpot(words)
+        status = stockpot(words) if _is_there(sweep) else NOT_BEGUN
     told = json.dumps({"status": status, "out": out.getvalue(), "errors": errors.getvalue()})
     print(MARK + base64.b64encode(told.encode()).decode(), flush=True)
     return 0

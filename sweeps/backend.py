@@ -322,11 +322,14 @@ class RayBackend:
 
     @contextlib.contextmanager
     def _attached(self) -> Iterator[None]:
-        """Raise ClusterLost where this process's own node has ended, which Ray says by an OSError without a number."""
+        """Raise ClusterLost where this process's own node has ended. Ray says so by a plain OSError without a number.
+
+        Those of the system have one, and those of libraries and of tasks that failed are of classes of their own.
+        """
         try:
             yield
         except OSError as error:
-            if error.errno is not None:
+            if type(error) is not OSError or error.errno is not None:
                 raise
             self._watch.severed = True
             self._refuse_lost()

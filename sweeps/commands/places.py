@@ -15,6 +15,10 @@ class UsageError(RuntimeError):
     """The user's mistake on the command line, as one readable message; exit status 2."""
 
 
+class NoSuchSweep(UsageError):
+    """There is no sweep of a name."""
+
+
 def holds_sweep(paths: SweepPaths) -> bool:
     """Whether a sweep's ledger is there, live or as segments."""
     return paths.ledger.is_file() or (paths.segments.is_dir() and any(paths.segments.iterdir()))
@@ -62,7 +66,8 @@ def find_sweep(name: str, storage: str, *, writing: bool = False) -> SweepPaths:
         writing: whether its driver, its working folder, is meant; else what of remote storage is newest is read.
 
     Raises:
-        UsageError: when there is none, naming the nearest one that exists.
+        NoSuchSweep: when there is none, naming the nearest one that exists.
+        UsageError: when NAME is no name, or means several.
     """
     if not name.strip():
         raise UsageError(f"an empty NAME means no sweep. {_existing(name, storage)}")
@@ -90,7 +95,7 @@ def find_sweep(name: str, storage: str, *, writing: bool = False) -> SweepPaths:
         stem = Path(name).stem
         raise UsageError(f"'{name}' is a sweep file; give the sweep's name or its folder. {_existing(stem, storage)}")
     where = Path(storage).expanduser().resolve()
-    raise UsageError(f"there is no sweep '{name}', under {where} or as a folder. {_existing(name, storage)}")
+    raise NoSuchSweep(f"there is no sweep '{name}', under {where} or as a folder. {_existing(name, storage)}")
 
 
 def worked_on(name: str) -> list[str]:
@@ -114,7 +119,7 @@ def _in_storage(name: str, storage: str, writing: bool) -> SweepPaths:
     """A sweep in remote storage: its working folder where a driver is at work here or is meant, else what is newer.
 
     Raises:
-        UsageError: when there is none, or the storage can't be read and nothing lies here either.
+        UsageError: when there is none (`NoSuchSweep`), or the storage can't be read and nothing lies here either.
     """
     from sweeps.schemes import problem
 
@@ -123,7 +128,7 @@ def _in_storage(name: str, storage: str, writing: bool) -> SweepPaths:
         raise UsageError(f"{storage}: {wrong}")
     found = _newest(SweepPaths.of(storage, name), writing)
     if found is None:
-        raise UsageError(f"there is no sweep '{name}' in {storage}. {_existing(name, storage)}")
+        raise NoSuchSweep(f"there is no sweep '{name}' in {storage}. {_existing(name, storage)}")
     return found
 
 

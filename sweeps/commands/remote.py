@@ -23,7 +23,7 @@ from cluster.backend import Asked, Backend, Errand, Job
 from cluster.background import Background
 from cluster.base import ClusterError
 from sweeps.arguments import MISTAKE
-from sweeps.away import NOT_BEGUN, NOT_YET, VERSIONS, read_answer, versions
+from sweeps.away import NOT_BEGUN, VERSIONS, read_answer, versions
 from sweeps.commands.backends import (
     KUBERAY,
     RAISING,
@@ -146,23 +146,23 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
         words: as given.
 
     Raises:
-        UsageError: if nobody there could answer.
+        UsageError: if nobody there could answer, or the sweep is gone.
     """
     backend = noted_backend(note, insecure=arguments.insecure)
     if not isinstance(backend, Asked):
         return not_begun(note, backend, backend.status(note.job), arguments)
     if note.address.startswith(KUBERAY) and (job := backend.status(note.job)).state == "waiting":
         return not_begun(note, backend, job, arguments)
-    there = [f"{note.storage}/{note.name}" if word == note.name else word for word in words]
+    sweep = f"{note.storage}/{note.name}"
+    there = [sweep if word == note.name else word for word in words]
     print(f"asking {backend.place} (a short job there)", file=sys.stderr)
     following = any(getattr(arguments, flag, False) for flag in FOLLOWING)
-    words = [*AWAY, "follow" if following else "ask", "--", *there]
+    words = [*AWAY, "follow" if following else "ask", "--sweep", sweep, "--", *there]
     errand = Errand(_job_name(f"{note.name}-ask"), words, None, _environment())
+    out = errors = ""
     if following:
         with leaving():
             status = backend.attend(errand, note.job, partial(say, note))
-        out, errors = "", f"stockpot: {NOT_YET} '{note.name}' in {note.storage}\n" if status == NOT_BEGUN else ""
-        status = MISTAKE if status == NOT_BEGUN else status
     else:
         longest = arguments.timeout if arguments.command == "stop" else 0.0
         log = backend.ask(errand, note.job, ASK_SECONDS + longest)
@@ -170,10 +170,11 @@ def ask(note: Note, arguments: argparse.Namespace, words: Sequence[str]) -> int:
         if found is None:
             raise UsageError(f"{backend.place} could not answer: {told_last(log) or 'it said nothing'}")
         status, out, errors = found
-    if status == MISTAKE and NOT_YET in errors:
+    if status == NOT_BEGUN:
         driver = backend.status(note.job)
         if driver.state == "failed" or not driver.over:
             return not_begun(note, backend, driver, arguments)
+        raise UsageError(f"there is no sweep '{note.name}' in {note.storage} any more")
     sys.stdout.write(as_here(note, out))
     sys.stderr.write(as_here(note, errors))
     if arguments.command == "stop" and status == 0 and note.address.startswith(KUBERAY):

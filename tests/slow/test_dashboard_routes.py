@@ -17,7 +17,7 @@ from pathlib import Path
 
 import killing
 import pytest
-from open_head import free_port
+from awaiting import free_port
 from test_cluster_up import SECONDS, environment, stockpot
 
 pytestmark = pytest.mark.slow

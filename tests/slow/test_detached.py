@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import waiting_sweep
+from awaiting import await_that
 
 from cluster.processes import Process, end
 
@@ -29,13 +29,6 @@ def run(folder: Path, *words: str, status: int = 0) -> subprocess.CompletedProce
     )
     assert done.returncode == status, (words, done.stdout, done.stderr)
     return done
-
-
-def wait(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.2)
 
 
 @pytest.fixture
@@ -62,7 +55,7 @@ def test_a_sweep_goes_on_without_the_command_that_began_it(user: Path) -> None:
         found: dict[str, Any] = json.loads(run(user, "status", "two", "--json").stdout)
         return found
 
-    wait(lambda: shot()["trials"]["finished"] == 2)
+    await_that(lambda: shot()["trials"]["finished"] == 2, SECONDS)
     assert "2 trials at a time" in run(user, "logs", "two", "--job").stdout
     assert "is in use" in run(user, "submit", "two.yaml", "--detach", status=2).stderr
     assert "stopped; go on with: stockpot resume two" in run(user, "stop", "two", "--grace", "1").stdout
@@ -70,9 +63,12 @@ def test_a_sweep_goes_on_without_the_command_that_began_it(user: Path) -> None:
     (user / "go").touch()
     second = json.loads(run(user, "resume", "two", "--detach", "--json").stdout)
     assert second["job"] != first["job"]
-    wait(lambda: shot()["state"] == "finished")
-    wait(lambda: "two: tune/loss (lower is better), 4 trials" in run(user, "logs", "two", "--job", "-n", "99").stdout)
+    await_that(lambda: shot()["state"] == "finished", SECONDS)
+    await_that(
+        lambda: "two: tune/loss (lower is better), 4 trials" in run(user, "logs", "two", "--job", "-n", "99").stdout,
+        SECONDS,
+    )
     homes = user / "home" / ".stockpot" / "jobs"
     assert (homes / first["job"] / "ended").read_text() == "130"
-    wait(lambda: (homes / second["job"] / "ended").exists())
+    await_that(lambda: (homes / second["job"] / "ended").exists(), SECONDS)
     assert (homes / second["job"] / "ended").read_text() == "0"

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import fake_kubectl
 import pytest
 import waiting_sweep
+from awaiting import await_that
 
 pytestmark = pytest.mark.slow
 
@@ -42,10 +42,9 @@ def finished(folder: Path) -> int:
 
 
 def wait(true: Callable[[], bool], folder: Path) -> None:
-    until = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < until, [log.read_text()[-3000:] for log in (folder / "kube" / "jobs").glob("*/log")]
-        time.sleep(0.5)
+    """Ask until it is so; else what the jobs have said."""
+    logs = folder / "kube" / "jobs"
+    await_that(true, SECONDS, lambda: [log.read_text()[-3000:] for log in logs.glob("*/log")])
 
 
 def test_a_sweep_goes_to_kuberay_and_is_looked_after_from_a_laptop(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from urllib.parse import urlsplit
 import killing
 import pytest
 import waiting_sweep
+from awaiting import await_that, free_port
 from searching import holding, told
 from test_cluster_up import environment, stockpot
 
@@ -49,14 +50,6 @@ PLANTED = "planted-7d1f2c"
 SECONDS = 600
 ALONE = ("unshare", "--user", "--map-root-user", "--mount")
 """Begins a command that has mounts of its own; root is not needed where the kernel lets users have them."""
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -354,7 +347,7 @@ def waiting(place: tuple[Path, str]) -> Iterator[str]:
     here = Laptop(folder, blind=False)
     waiting_sweep.write(folder, folder / "never", f"storage: {folder / 'shared'}\n")
     here.run("submit", "two.yaml", "--address", address, "--detach")
-    wait(lambda: here.state("two")["trials"]["finished"] == 2)
+    await_that(lambda: here.state("two")["trials"]["finished"] == 2, SECONDS)
     yield "two"
     here.run("stop", "two", "--grace", "0")
 
@@ -392,17 +385,10 @@ def test_a_sweep_is_looked_after_by_its_name(waiting: str, place: tuple[Path, st
 
     again = json.loads(laptop.run("resume", name, "--detach", "--json")[0])
     assert again["job"] == json.loads(note.read_text())["job"] != job
-    wait(lambda: laptop.state(name)["trials"]["running"] == 2)
+    await_that(lambda: laptop.state(name)["trials"]["running"] == 2, SECONDS)
 
 
 def asking(folder: Path, address: str, name: str) -> list[str]:
     """How the jobs are that answer commands about a sweep."""
     jobs = json.loads(answer_of(folder, f"{address}/api/jobs/"))
     return [job["status"] for job in jobs if (job["submission_id"] or "").startswith(f"stockpot-{name}-ask-")]
-
-
-def wait(true: Callable[[], bool]) -> None:
-    until = time.monotonic() + SECONDS
-    while not true():
-        assert time.monotonic() < until
-        time.sleep(0.5)

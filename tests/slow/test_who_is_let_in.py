@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from open_head import OpenHead, free_port, open_head
+from awaiting import free_port
+from open_head import OpenHead, open_head
 from test_cluster_up import FILE, environment, stockpot
 
 from cluster.base import ClusterError

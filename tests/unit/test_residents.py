@@ -382,8 +382,11 @@ def test_a_node_that_ended_under_the_driver_is_told_from_a_disk_that_is_full(
     made = backend(CUSTOM.replace("ASKS", ""))
     monkeypatch.setattr(made, "_embedded", False)
     monkeypatch.setattr(Watch, "lost", property(lambda watch: watch.severed))
-    with pytest.raises(OSError, match="No space left"), made._attached():
-        raise OSError(errno.ENOSPC, "No space left on device")
+    task = callers.ray.exceptions.RayTaskError("f", "", OSError("of a task")).as_instanceof_cause()
+    for other in (OSError(errno.ENOSPC, "No space left on device"), FileNotFoundError("of a library"), task):
+        assert isinstance(other, OSError)
+        with pytest.raises(type(other)), made._attached():
+            raise other
     assert not made._watch.lost
 
     def wait(*asked: object, **how: object) -> None:

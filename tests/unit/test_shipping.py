@@ -20,7 +20,7 @@ from cluster.backend import Asked, Errand, Job
 from cluster.base import ClusterError
 from cluster.jobs import refuse_open
 from sweeps import away, shipping
-from sweeps.arguments import MISTAKE, parser
+from sweeps.arguments import parser
 from sweeps.commands import remote
 from sweeps.commands.jobs import as_here
 from sweeps.commands.places import UsageError
@@ -164,8 +164,8 @@ def test_other_versions_are_named_on_both_sides(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(away.VERSIONS, json.dumps({**away.versions(), "ray": "9.9"}))
-    for verb in ("ask", "run"):
-        assert away.main([verb, "--", "list"]) == 2
+    for words in (["ask", "--sweep", "x"], ["follow", "--sweep", "x"], ["run"]):
+        assert away.main([*words, "--", "list"]) == 2
         told = capsys.readouterr().err
         assert f"ray is {away.versions()['ray']} on the cluster and 9.9 where the command was given" in told
 
@@ -178,12 +178,19 @@ def test_a_command_that_runs_on_is_run_as_it_is(
     assert capsys.readouterr().err.startswith("stockpot: there is no sweep")
 
 
-def test_an_answer_comes_back_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_answer_comes_back_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     monkeypatch.setenv(away.VERSIONS, json.dumps(away.versions()))
-    assert away.main(["ask", "--", "status", "no such sweep"]) == 0
+    sweep = str(tmp_path / "own")
+    words = ["ask", "--sweep", sweep, "--", "logs", sweep, "0007"]
+    assert away.main(words) == 0
+    assert away.read_answer(capsys.readouterr().out) == (away.NOT_BEGUN, "", "")
+    Ledger.create(tmp_path / "own").close()
+    assert away.main(words) == 0
     found = away.read_answer("2026 INFO something\n" + capsys.readouterr().out + "more\n")
     assert found is not None
-    assert (found[0], found[1], "there is no sweep" in found[2]) == (2, "", True)
+    assert (found[0], found[1], "0007" in found[2]) == (2, "", True)
     assert away.read_answer("nothing here") is None
 
 
@@ -191,7 +198,7 @@ def test_a_command_that_follows_is_run_where_there_is_a_sweep(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setenv(away.VERSIONS, json.dumps(away.versions()))
-    words = ["follow", "--", "logs", str(tmp_path / "own"), "-f"]
+    words = ["follow", "--sweep", str(tmp_path / "own"), "--", "logs", str(tmp_path / "own"), "-f"]
     assert away.main(words) == away.NOT_BEGUN
     assert capsys.readouterr() == ("", "")
     Ledger.create(tmp_path / "own").close()
@@ -267,7 +274,7 @@ class Jobs(Asked):
 
     def ask(self, errand: Errand, near: str, seconds: float) -> str:
         self.seconds = seconds
-        told = {"status": 2, "out": "", "errors": f"stockpot: {remote.NOT_YET} 'det'\n"}
+        told = {"status": away.NOT_BEGUN, "out": "", "errors": ""}
         return away.MARK + base64.b64encode(json.dumps(told).encode()).decode()
 
     def attend(self, errand: Errand, near: str, say: Callable[[str], None]) -> int:
@@ -287,8 +294,8 @@ def test_a_sweep_that_is_not_there_yet_is_told_from_one_that_failed(
     assert (told["state"], told["job"]["state"], told["trials"]["finished"]) == ("not begun", "running", 0)
     with pytest.raises(UsageError, match=r"det never began: its job failed .* failed: job failed"):
         remote.ask(Note("det", "http://head:1", "/there", "failed"), arguments, ["status", "det"])
-    assert remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, ["status", "det"]) == 2
-    assert capsys.readouterr().err.endswith(f"stockpot: {remote.NOT_YET} 'det'\n"), "it was removed since"
+    with pytest.raises(UsageError, match="there is no sweep 'det' in /there any more"):
+        remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, ["status", "det"])
 
 
 @pytest.mark.parametrize("words", ["status det --watch", "logs det -f"])
@@ -301,15 +308,16 @@ def test_a_sweep_that_is_not_there_yet_can_be_followed_once_it_is(
     assert capsys.readouterr().out.startswith("det: not begun\n  job      running on http://head:1 runs\n")
     with pytest.raises(UsageError, match=r"det never began: its job failed"):
         remote.ask(Note("det", "http://head:1", "/there", "failed"), arguments, words.split())
-    assert remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, words.split()) == MISTAKE
-    assert capsys.readouterr().err.endswith(f"stockpot: {remote.NOT_YET} 'det' in /there\n")
+    with pytest.raises(UsageError, match="there is no sweep 'det' in /there any more"):
+        remote.ask(Note("det", "http://head:1", "/there", "succeeded"), arguments, words.split())
 
 
 def test_a_stop_is_waited_for_as_long_as_it_was_asked_to_take(monkeypatch: pytest.MonkeyPatch) -> None:
     there = Jobs()
     monkeypatch.setattr(remote, "noted_backend", lambda note, insecure: there)
     words = ["stop", "det", "--timeout", "900"]
-    remote.ask(Note("det", "http://head:1", "/there", "succeeded"), parser().parse_args(words), words)
+    with pytest.raises(UsageError, match="any more"):
+        remote.ask(Note("det", "http://head:1", "/there", "succeeded"), parser().parse_args(words), words)
     assert there.seconds > 900
 
 
