@@ -29,7 +29,7 @@ from urllib.parse import urlsplit, urlunsplit
 import httpx
 
 from pipelines.memo import Unanswered
-from pipelines.stage import Services, UserError
+from pipelines.stage import Abandoned, Services, UserError
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 60.0
@@ -81,6 +81,7 @@ class EndpointClient:
         retries: times a request is sent again.
         requests_per_minute: of all threads together, retries included; None for no limit.
         concurrency: requests in flight at once.
+        abandoned: whether nobody is left to store an answer, which may have to be paid for.
         pause: waits so many seconds; for tests.
     """
 
@@ -95,6 +96,7 @@ class EndpointClient:
         retries: int = 5,
         requests_per_minute: float | None = None,
         concurrency: int = 8,
+        abandoned: Callable[[], bool] | None = None,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self.model = model
@@ -107,6 +109,7 @@ class EndpointClient:
         self._key, self._key_name = key, key_name
         self._timeout = timeout
         self._retries = retries
+        self._abandoned = abandoned
         self._pause = pause
         self._pace = Pace(requests_per_minute)
         self._concurrency = concurrency
@@ -136,7 +139,8 @@ class EndpointClient:
             for field in ("timeout", "retries", "requests_per_minute", "concurrency")
             if field in spec
         }
-        return cls(spec["base_url"], spec["model"], key=read_key(name, services), key_name=name, **settings)
+        key, abandoned = read_key(name, services), services.abandoned
+        return cls(spec["base_url"], spec["model"], key=key, key_name=name, abandoned=abandoned, **settings)
 
     def post(self, path: str, body: Mapping[str, Any], read: Callable[[Any], T]) -> Reply[T]:
         """Send `body` (the model's name is added) and read the JSON that comes back.
@@ -149,6 +153,7 @@ class EndpointClient:
 
         Raises:
             UserError: when the address, the key or the model's name is wrong.
+            Abandoned: when nobody is left to store the answer; nothing was sent.
         """
         tries = 1 if self._failed_in_a_row >= TIRED_AFTER else 1 + self._retries
         sent = {"model": self.model, **body}
@@ -203,6 +208,8 @@ class EndpointClient:
         """One request within the rate limit and the bound: its JSON, and the seconds it took."""
         with self._room:
             self._pace.wait(self._pause)
+            if self._abandoned is not None and self._abandoned():
+                raise Abandoned(f"{self.address} was not asked: nobody is left to store the answer")
             started = time.monotonic()
             try:
                 with self._http.stream("POST", f"{self._url}/{path}", json=dict(body)) as answer:

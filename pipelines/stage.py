@@ -77,12 +77,15 @@ class Services:
         hosts: opens the client of resident models (`pipelines.calls.Host`); None keeps them in this process.
         secret: reads a secret by its name from the environment of the worker; raises KeyError when it is not there.
         cache: folder for converted models and folded adapters, shared by trials of one machine.
+        abandoned: whether nobody is left to store an answer; no request to an endpoint begins then. None where the
+            process ends with its caller.
     """
 
     memo: Callable[[], Any] | None = None
     hosts: Callable[[], Any] | None = None
     secret: Callable[[str], str] | None = None
     cache: str | None = None
+    abandoned: Callable[[], bool] | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +187,10 @@ class OutOfMemory(RuntimeError):
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite, or passed the allowed multiple of its first value; says which, and at which resource."""
+
+
+class Abandoned(RuntimeError):
+    """A request was not sent, as nobody is left to store its answer."""
 
 
 class WorkerLost(RuntimeError):

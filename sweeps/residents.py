@@ -13,6 +13,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from cluster.base import ClusterError
 from pipelines.computing import RENEW_SECONDS
 from pipelines.hosts import LocalHost
 from pipelines.memo import Cost, Entry, LocalMemo
-from pipelines.stage import Devices
+from pipelines.stage import Abandoned, Devices
 from sweeps.failures import Failure, classify
 from sweeps.host_plan import SHARED, HostPlan, HostProcess
 from sweeps.lease_thread import by_lines
@@ -89,7 +90,9 @@ class HostActor:
         if Path(log).parent.is_dir():  # started again: the sweep has begun
             write_to(log)
         enter(setup)
-        self._host = LocalHost(setup.devices, services(setup))
+        node = os.getppid()
+        given = replace(services(setup), abandoned=lambda: os.getppid() != node)
+        self._host = LocalHost(setup.devices, given)
 
     async def log_to(self, log: str) -> None:
         """Write standard output and error there from now on."""
@@ -106,6 +109,8 @@ class HostActor:
         try:
             answers = await asyncio.wrap_future(self._host.submit(spec, method, items, parameters))
             return [answer_row(answer) for answer in answers], None
+        except Abandoned:  # the node has ended, and Ray ends its processes next: who asks sees that, and asks again
+            return await asyncio.get_running_loop().create_future()
         except Exception as error:  # typed for the trial that asked
             return [], _told(error)
 

@@ -17,7 +17,7 @@ from pipelines.chat import ChatEndpoint, read_completion, unpack
 from pipelines.endpoint import EndpointClient, Pace, public_address, read_embeddings, read_key, retry_after
 from pipelines.hosts import LocalHost
 from pipelines.memo import Cost, Unanswered
-from pipelines.stage import Devices, Services, UserError
+from pipelines.stage import Abandoned, Devices, Services, UserError
 
 KEY = "sk-very-secret-0123456789"
 HELLO = {"messages": [{"role": "user", "content": "hello"}]}
@@ -187,6 +187,33 @@ def test_an_endpoint_that_went_down_is_not_asked_six_times_for_each_item(server:
     assert hello(asked) == "HELLO"
     server.troubles = [500, 500]
     assert hello(asked) == "HELLO"
+
+
+def test_nothing_is_asked_once_nobody_is_left_to_store_the_answer(server: FakeEndpoint) -> None:
+    left = threading.Event()
+    services = Services(abandoned=left.is_set)
+    asked = EndpointClient.of({"base_url": server.address, "model": "fake", "concurrency": 1}, services)
+    server.hold = threading.Event()
+    answers: list[Any] = []
+
+    def ask() -> None:
+        try:
+            answers.append(hello(asked))
+        except Abandoned as error:
+            answers.append(str(error))
+
+    callers = [threading.Thread(target=ask) for _ in range(3)]
+    for caller in callers:
+        caller.start()
+    while not server.asked:
+        time.sleep(0.001)
+    left.set()
+    server.hold.set()
+    for caller in callers:
+        caller.join(10)
+    unasked = f"{server.address} was not asked: nobody is left to store the answer"
+    assert sorted(answers) == sorted(["HELLO", unasked, unasked])
+    assert len(server.asked) == 1
 
 
 def test_requests_in_flight_are_bounded_over_all_callers(server: FakeEndpoint) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import pickle
 import sys
 import threading
@@ -120,6 +121,25 @@ def test_answers_and_their_lack_cross_the_wire() -> None:
 
 def test_a_host_writes_no_file_before_it_is_told_to(actor: HostActor, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_host_whose_node_has_ended_asks_no_endpoint_and_leaves_the_answer_to_its_successor(
+    actor: HostActor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = os.getppid()
+
+    def asked(address: str) -> Any:
+        spec = {"kind": "openai_chat", "base_url": address, "model": "fake"}
+        return asyncio.run(asyncio.wait_for(actor.ask(spec, "generate", [{"prompt": "hello"}], {}), 1.0))
+
+    with FakeEndpoint().serving() as server:
+        monkeypatch.setattr(os, "getppid", lambda: 1)
+        with pytest.raises(TimeoutError):
+            asked(server.address)
+        assert server.asked == []
+        monkeypatch.setattr(os, "getppid", lambda: node)
+        assert asked(server.address)[1] is None
+        assert len(server.asked) == 1
 
 
 def test_endpoints_are_checked(actor: HostActor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
