@@ -171,7 +171,8 @@ def sweep(
 
 
 def orphans(chaos: Chaos) -> list[str]:
-    """Workers, actors and placement groups that are there though no sweep is."""
+    """Workers, actors and placement groups that are there though no sweep is, with all hosts in sight again."""
+    chaos.heal()
     workers = await_none(lambda: [title(process) for process in chaos.town.workers()])
     return [f"left after the sweep's end: {left}" for left in (*workers, *await_none(chaos.town.held))]
 

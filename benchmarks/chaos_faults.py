@@ -110,10 +110,7 @@ class Chaos:
     def go_on(self, everything: bool = False) -> None:
         """Let stragglers go on, and heal hosts, whose time has come; look whether a store was full."""
         now = time.monotonic()
-        for until, number in list(self.cut):
-            if self.town.hosts is not None and (everything or now >= until):
-                self.cut.remove((until, number))
-                self.town.hosts.heal(number)
+        self.heal(None if everything else now)
         for one in list(self.stopped):
             if everything or now >= one.until:
                 self.stopped.remove(one)
@@ -122,6 +119,13 @@ class Chaos:
                     self.meanwhile.append(self.told - one.told)
         if self.filler is not None:
             self._look_at_filler(everything)
+
+    def heal(self, now: float | None = None) -> None:
+        """Let hosts that were cut off be reached again, all or those whose time has come."""
+        for until, number in list(self.cut):
+            if self.town.hosts is not None and (now is None or now >= until):
+                self.cut.remove((until, number))
+                self.town.hosts.heal(number)
 
     def _look_at_filler(self, end: bool) -> None:
         assert self.filler is not None, "there must be a filler to look at"
